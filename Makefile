@@ -1,0 +1,86 @@
+# `make` lists the targets. Every target installs what it needs into $(VENV); a second call finds it there.
+
+VENV ?= .venv
+PYTHON ?= python3
+# More arguments for the script or tool behind a target: make test ARGS="-m slow"
+ARGS ?=
+
+python := $(VENV)/bin/python
+pip := $(python) -m pip install --constraint constraints.txt
+torch := $(shell grep '^torch==' constraints.txt)
+
+# Handed to the recipe through the environment and never expanded by make,
+# so that a prompt may hold quotes, dollars and spaces.
+override PROMPT := $(value PROMPT)
+override IMAGE := $(value IMAGE)
+export PROMPT IMAGE
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two installs into one environment at the same time break it.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# A stamp is written only after the install before it has succeeded.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "The pinned versions need Python 3.11 or newer; $(PYTHON) is %d.%d. Try make PYTHON=python3.12." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.torch: constraints.txt $(VENV)/.created
+	$(pip) $(torch)
+	touch $@
+
+$(VENV)/.extra-%: setup.cfg pyproject.toml $(VENV)/.torch
+	$(pip) --editable '.[$*]'
+	touch $@
+
+.PHONY: demo
+demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draws, PROMPT="..."
+	@set --; \
+	if [ -n "$$IMAGE" ]; then set -- "$$@" "--image=$$IMAGE"; fi; \
+	if [ -n "$$PROMPT" ]; then set -- "$$@" "--prompt=$$PROMPT"; fi; \
+	$(python) examples/demo.py "$$@"
+
+.PHONY: nano
+nano: $(VENV)/.extra-train ## train dps-nano from nothing
+	$(python) examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
+	$(python) examples/train_vision_tower.py --config examples/recipes/nano_vision_tower.yaml
+	$(python) examples/train.py --config examples/recipes/nano.yaml
+
+.PHONY: evaluate
+evaluate: $(VENV)/.extra-train ## score dps-nano
+	$(python) examples/evaluate.py $(ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.extra-train ## time generation
+	$(python) examples/benchmarks/generation.py $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.extra-test ## run the tests; ARGS="-m slow" for the slow ones
+	$(python) -m pytest $(ARGS)
+
+.PHONY: style
+style: $(VENV)/.extra-dev ## format the code and fix what can be fixed
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+.PHONY: quality
+quality: $(VENV)/.extra-dev ## check format and lint
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+.PHONY: types
+types: $(VENV)/.extra-dev ## check the types
+	$(python) -m mypy dps_hf
+
+.PHONY: layers
+layers: $(VENV)/.extra-dev ## check that imports run one way
+	$(VENV)/bin/lint-imports
+
+.PHONY: clean
+clean: ## remove the environment and the tools' caches
+	rm -rf $(VENV) build dist *.egg-info .coverage htmlcov .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,21 @@
+"""Built-in training data: every task is a function `(rng, split) -> Record`."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dps_hf.data.emoji import emoji_i2t, emoji_t2i
+from dps_hf.data.facts import facts
+from dps_hf.data.record import Record, record, validate
+from dps_hf.data.scenes import scenes_cot, scenes_i2t, scenes_t2i
+
+TASKS: dict[str, Callable[[np.random.Generator, str], Record]] = {
+    "scenes_t2i": scenes_t2i,
+    "scenes_i2t": scenes_i2t,
+    "scenes_cot": scenes_cot,
+    "emoji_t2i": emoji_t2i,
+    "emoji_i2t": emoji_i2t,
+    "facts": facts,
+}
+
+__all__ = ["TASKS", "Record", "record", "validate"]

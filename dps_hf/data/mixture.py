@@ -1,0 +1,84 @@
+"""A weighted mixture of the tasks that is never written down."""
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dps_hf.data import TASKS
+from dps_hf.data.record import Record
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+class Mixture:
+    """A map-style dataset whose i-th record depends on `(seed, i)` alone: training resumes anywhere, exactly.
+
+    Args:
+        weights: task to weight, the tasks being those of `dps_hf.data.TASKS`; weights need not sum to 1.
+        seed: two seeds give two different sequences.
+        length: of `len()` and of the sequence protocol. `stream` has no end.
+        split: "train" or "validation".
+        block: this many consecutive records share a task, so that a batch of `block` has sequences of similar length.
+
+    Raises:
+        ValueError: an unknown task, a negative weight, no positive weight, `block` or `length` below 1, unknown split.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        seed: int = 0,
+        length: int = 1_000_000,
+        split: str = "train",
+        block: int = 1,
+    ) -> None:
+        if unknown := sorted(set(weights) - set(TASKS)):
+            raise ValueError(f"weights name unknown task(s) {', '.join(unknown)}. Choose from {', '.join(TASKS)}.")
+        for task, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weights[{task!r}] must be 0 or more and finite; got {weight}.")
+        if not any(weights.values()):
+            raise ValueError(f"weights must give at least one task more than 0; got {dict(weights)}.")
+        if block < 1 or length < 1:
+            raise ValueError(f"block and length must be at least 1; got {block} and {length}.")
+        if split not in ("train", "validation"):
+            raise ValueError(f"split must be 'train' or 'validation'; got {split!r}.")
+        self.weights, self.seed, self.length, self.split, self.block = dict(weights), seed, length, split, block
+        self._tasks = [task for task, weight in weights.items() if weight]
+        shares = np.cumsum([weights[task] for task in self._tasks])
+        self._bounds = shares / shares[-1]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def task(self, index: int) -> str:
+        """Which task the record at `index` belongs to."""
+        # Three numbers: this draw and that of the record must be independent.
+        draw = np.random.default_rng([self.seed, index // self.block, 0x7A5C]).random()
+        return self._tasks[int(np.searchsorted(self._bounds, draw, side="right"))]
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self.length:
+            raise IndexError(f"index must be in [0, {self.length}); got {index}.")
+        return self._at(index)
+
+    def _at(self, index: int) -> Record:
+        return TASKS[self.task(index)](np.random.default_rng([self.seed, index]), self.split)
+
+    def stream(self, start: int = 0) -> Iterator[Record]:
+        """Records `start`, `start + 1`, ... without end."""
+        return map(self._at, count(start))
+
+    def as_dataset(self) -> "IterableDataset":
+        """The `length` records as a `datasets.IterableDataset`, as trl's trainers take it."""
+        from datasets import IterableDataset
+
+        return IterableDataset.from_generator(_records, gen_kwargs={"mixture": self})
+
+
+def _records(mixture: Mixture) -> Iterator[Record]:
+    for index in range(len(mixture)):
+        yield mixture[index]

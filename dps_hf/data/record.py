@@ -1,0 +1,99 @@
+"""The one shape every example has, whichever task it comes from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+
+import numpy as np
+from PIL import Image
+
+ROLES = ("system", "user", "assistant")
+
+T = TypeVar("T")
+
+
+class Message(TypedDict):
+    """One turn: `content` is a list of `{"type": "text", "text": str}` and `{"type": "image"}`."""
+
+    role: str
+    content: list[dict[str, str]]
+
+
+class Record(TypedDict):
+    """One conversation.
+
+    The i-th `{"type": "image"}` of the conversation, whichever role it belongs to, is `images[i]`. A drawing to learn is
+    an assistant message whose content is `[{"type": "image"}]`. Reasoning lives in the assistant's text, as
+    `<think>steps</think>answer`.
+    """
+
+    messages: list[Message]
+    images: list[Image.Image]
+    task: str
+
+
+def record(task: str, prompt: Sequence[str | Image.Image], answer: Sequence[str | Image.Image]) -> Record:
+    """One question and one answer, each a sequence of texts and pictures in reading order."""
+    return {
+        "messages": [
+            {"role": "user", "content": [_part(part) for part in prompt]},
+            {"role": "assistant", "content": [_part(part) for part in answer]},
+        ],
+        "images": [part for part in (*prompt, *answer) if not isinstance(part, str)],
+        "task": task,
+    }
+
+
+def _part(part: str | Image.Image) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+
+
+def validate(example: Mapping[str, Any]) -> None:
+    """Checks a record, typically one that a user wrote.
+
+    Raises:
+        ValueError: names the first field that is wrong, what it holds and how to put it right.
+    """
+    if "image" in example:
+        raise ValueError("A record has no field 'image'. Rename it to 'images' and make it a list of pictures.")
+    for field in ("messages", "images"):
+        if field not in example:
+            raise ValueError(f"The record lacks '{field}'; it has {sorted(example)}. Add '{field}' as a list.")
+        if not isinstance(example[field], (list, tuple)):
+            raise ValueError(f"'{field}' must be a list; got {type(example[field]).__name__}.")
+    if not example["messages"]:
+        raise ValueError("'messages' is empty. Give at least one user and one assistant message.")
+
+    image_parts = 0
+    for i, message in enumerate(example["messages"]):
+        image_parts += _validate_message(f"messages[{i}]", message)
+    if image_parts != len(example["images"]):
+        raise ValueError(
+            f"'messages' mention {image_parts} image(s) but 'images' holds {len(example['images'])}. "
+            'Put one {"type": "image"} part where each picture belongs.'
+        )
+
+
+def _validate_message(where: str, message: Mapping[str, Any]) -> int:
+    """Returns how many image parts the message has."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f'{where} must be {{"role": ..., "content": [...]}}; got {message!r}.')
+    if message.get("role") not in ROLES:
+        raise ValueError(f"{where}['role'] must be one of {', '.join(ROLES)}; got {message.get('role')!r}.")
+    content = message.get("content")
+    if not isinstance(content, (list, tuple)) or not content:
+        raise ValueError(
+            f'{where}[\'content\'] must be a list with at least one part such as {{"type": "text", "text": "Hello"}}; '
+            f"got {content!r}."
+        )
+    for j, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in ("text", "image"):
+            raise ValueError(f"{where}['content'][{j}]['type'] must be 'text' or 'image'; got {part!r}.")
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise ValueError(f"{where}['content'][{j}]['text'] must be a string; got {part.get('text')!r}.")
+    return sum(part["type"] == "image" for part in content)
+
+
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of `options`. Several times faster than `rng.choice`, and returns the object itself, no NumPy scalar."""
+    return options[int(rng.integers(len(options)))]

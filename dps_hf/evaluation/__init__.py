@@ -1,0 +1,1 @@
+"""Exact checks of drawings and answers."""

@@ -1,0 +1,167 @@
+"""Reads the things off a picture of a scene, so that drawings can be marked right or wrong without a person.
+
+It shares the names and the palette with the scenes, but no drawing code: a fault of the renderer would show up here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from dps_hf.data.scenes import COLOURS, SHAPES, Kind, Scene
+
+INK = 60.0  # a pixel further than this from white, in RGB, belongs to a thing
+SPECK = 25  # a thing has at least this many pixels
+BIG = 20  # a thing is big when the side of its box is at least this long, in pixels
+MISFIT = 0.5  # a shape differs from its outline by less than this share of the outline's area
+NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
+GRID = 24  # side of the box in which outlines are compared
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Detected:
+    """`shape` may also be "unknown"; `x` and `y` are the middle of the box, in pixels."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+
+
+def detect(image: Image.Image) -> list[Detected]:
+    """The things in a picture on a white ground, left to right.
+
+    Forgives noise, blur and compression. A blob that looks like none of the shapes is reported as "unknown", so that a
+    failed drawing is never taken for a good one.
+    """
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    palette = np.array(list(COLOURS.values()), dtype=np.float32)
+    colour_of = _colour_map(pixels, palette)
+    components = _components(colour_of)
+    found = []
+    for label, area in zip(*np.unique(components, return_counts=True), strict=True):
+        if label == 0 or area < SPECK:
+            continue
+        blob = components == label
+        index = colour_of[blob][0]
+        towards = 255 - palette[index]
+        # How much of each pixel is covered: 0 for white, 1 for the full colour.
+        coverage = np.where(blob, (255 - pixels) @ towards / (towards @ towards), 0).clip(0, 1)
+        shape, side, x, y = _fit(coverage)
+        found.append(Detected(shape, tuple(COLOURS)[index], "big" if side >= BIG else "small", x, y))
+    return sorted(found, key=lambda thing: (thing.x, thing.y))
+
+
+def _colour_map(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Index of each pixel's colour in the palette, -1 for the ground: `(height, width)`."""
+    ink = 255 - pixels
+    # Along its outline a thing fades to white and comes near other colours (purple fades through pink), but the direction
+    # in which it leaves white stays. Summed over 5x5 pixels, the strong ones inside outvote the stray ones outside.
+    around = sum(_shifted(ink, 0, dx) for dx in range(-2, 3))
+    around = sum(_shifted(around, dy, 0) for dy in range(-2, 3))
+    directions = (255 - palette) / np.linalg.norm(255 - palette, axis=-1, keepdims=True)
+    return np.where(np.linalg.norm(ink, axis=-1) > INK, (around @ directions.T).argmax(-1), -1)
+
+
+def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """The array moved up by `dy` and left by `dx`, at most 2 each; zeros come in."""
+    height, width = array.shape[:2]
+    padded = np.pad(array, [(2, 2), (2, 2), *[(0, 0)] * (array.ndim - 2)])
+    return padded[2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width]
+
+
+def _components(colour_of: np.ndarray) -> np.ndarray:
+    """Numbers the connected parts of one colour, corners not connecting, 0 being the ground: `(height, width)`."""
+    ink = colour_of >= 0
+    labels = np.where(ink, np.arange(1, ink.size + 1).reshape(ink.shape), 0)
+    same = [(dy, dx, ink & (_shifted(colour_of + 1, dy, dx) == colour_of + 1)) for dy, dx in NEIGHBOURS]
+    while True:
+        spread = labels
+        for dy, dx, joined in same:
+            spread = np.maximum(spread, _shifted(spread, dy, dx) * joined)
+        spread = np.append(0, spread)[spread]  # a label is also a position: jump to where that one has got to
+        if np.array_equal(spread, labels):
+            return labels
+        labels = spread
+
+
+def _fit(coverage: np.ndarray) -> tuple[str, float, float, float]:
+    """The shape that fits best, or "unknown"; the side and the middle of its box.
+
+    Area and centre of gravity say where the box of each shape would have to be. Unlike the extreme pixels, they hardly
+    change with noise and blur.
+    """
+    area = coverage.sum()
+    y, x = np.mgrid[0 : coverage.shape[0], 0 : coverage.shape[1]] + 0.5
+    centre_x, centre_y = (coverage * x).sum() / area, (coverage * y).sum() / area
+    image = Image.fromarray(coverage.astype(np.float32))
+    fits = []
+    for shape, outline in _outlines().items():
+        side = float(np.sqrt(area / outline.sum()) * GRID)
+        left = centre_x - side / 2
+        upper = centre_y - (outline.sum(1) @ (np.arange(2 * GRID) + 0.5) / outline.sum() - GRID / 2) * side / GRID
+        scale = side / GRID
+        window = (scale, 0, left - side / 2, 0, scale, upper - side / 2)  # the box and as much again around it
+        patch = np.asarray(
+            image.transform((2 * GRID, 2 * GRID), Image.Transform.AFFINE, window, Image.Resampling.BILINEAR)
+        )
+        misfit = float(np.square(patch - outline).sum() / outline.sum())
+        fits.append((misfit, shape, side, left + side / 2, upper + side / 2))
+    misfit, shape, side, x, y = min(fits)
+    return shape if misfit < MISFIT else UNKNOWN, side, float(x), float(y)
+
+
+@lru_cache(maxsize=1)
+def _outlines() -> dict[str, np.ndarray]:
+    """Each shape as the formula of its outline, its box in the middle half: `(2 * GRID, 2 * GRID)` in [0, 1]."""
+    fine = 4 * 2 * GRID
+    y, x = (np.mgrid[0:fine, 0:fine] + 0.5) / fine * 4 - 2  # the box runs from -1 to 1, y downwards
+    inside = {
+        "circle": x**2 + y**2 <= 1,
+        "square": np.maximum(np.abs(x), np.abs(y)) <= 1,
+        "triangle": (np.abs(x) <= (y + 1) / 2) & (y <= 1),
+        "star": _star(x, y),
+        "cross": (np.minimum(np.abs(x), np.abs(y)) <= 0.32) & (np.maximum(np.abs(x), np.abs(y)) <= 1),
+        "heart": _heart(x, y),
+    }
+    assert set(inside) == set(SHAPES)
+    return {name: mask.reshape(2 * GRID, 4, 2 * GRID, 4).mean((1, 3), dtype=np.float32) for name, mask in inside.items()}
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A point is in a five-pointed star when at most one of the five lines between the tips shuts it out."""
+    tips = np.deg2rad(90 + 72 * np.arange(5))
+    top, bottom = 1.0, -np.cos(np.deg2rad(36))
+    u, v = x * np.cos(np.deg2rad(18)), bottom + (1 - y) / 2 * (top - bottom)  # box to circle of radius 1, v upwards
+    distance = np.stack([u * np.cos(t) + v * np.sin(t) for t in tips])
+    return (distance <= np.cos(np.deg2rad(72)) + 0.03).sum(0) >= 4
+
+
+def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The curve (u² + v² - 1)³ = u² v³, scaled to the box."""
+    u, v = x * 1.14, 1.24 - (y + 1) / 2 * 2.24
+    return (u**2 + v**2 - 1) ** 3 <= u**2 * v**3
+
+
+def same_things(found: Iterable[Detected], wanted: Scene | Counter[Kind]) -> bool:
+    """Whether exactly the wanted things were found, as many of each, wherever they stand.
+
+    `wanted` is a scene, or kinds as `parse_caption` returns them; a size of None stands for any size.
+    """
+    if isinstance(wanted, Scene):
+        wanted = Counter((t.size, t.colour, t.shape) for t in wanted.things)
+    left = Counter((t.size, t.colour, t.shape) for t in found)
+    # Sizes that are said come first: what remains is free for those that are not.
+    for size, colour, shape in sorted(wanted.elements(), key=lambda kind: kind[0] is None):
+        options = (size,) if size else ("small", "big")
+        match = next((s for s in options if left[s, colour, shape]), None)
+        if match is None:
+            return False
+        left[match, colour, shape] -= 1
+    return not any(left.values())

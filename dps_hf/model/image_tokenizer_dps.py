@@ -1,0 +1,146 @@
+"""Image tokenizer of DPS: pixels to codes and back, by finite scalar quantisation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_dps import DPSImageTokenizerConfig
+
+
+@dataclass
+class DPSImageTokenizerOutput(ModelOutput):
+    """
+    loss (`torch.FloatTensor` of shape `(1,)`): mean squared plus mean absolute error of the reconstruction.
+    reconstruction (`torch.FloatTensor` of shape `(batch, channels, image_size, image_size)`): pixels in [-1, 1].
+    image_tokens (`torch.LongTensor` of shape `(batch, grid_size * grid_size)`): codes in `[0, codebook_size)`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    image_tokens: torch.LongTensor | None = None
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Rounds each latent channel to one of a few levels; the code is the mixed-radix number of the channels.
+
+    There is no codebook that could collapse. https://huggingface.co/papers/2309.15505, section 3.1.
+
+    Shapes:
+        latents: `(..., len(levels))`, any real numbers
+        returns: quantised latents of the same shape in [-1, 1], and int64 codes `(...)` in `[0, prod(levels))`
+    """
+
+    def __init__(self, levels: list[int] | tuple[int, ...]):
+        super().__init__()
+        self.levels = tuple(levels)
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        levels = torch.tensor(self.levels, device=latents.device)
+        # float32: the rounding must not fall on another side on a device with coarser arithmetic
+        dtype, latents = latents.dtype, latents.float()
+        half_width = (levels - 1) * 1.001 / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels has no middle one
+        bounded = torch.tanh(latents + torch.atanh(offset / half_width)) * half_width - offset
+        rounded = bounded + (bounded.round() - bounded).detach()  # straight-through gradient
+        codes = ((rounded.detach().round().long() + levels // 2) * self._radix(latents.device)).sum(-1)
+        return (rounded / (levels // 2)).to(dtype), codes
+
+    def dequantize(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes `(...)` to the quantised latents `(..., len(levels))` in [-1, 1], float32."""
+        levels = torch.tensor(self.levels, device=codes.device)
+        digits = codes.unsqueeze(-1) // self._radix(codes.device) % levels
+        return (digits - levels // 2) / (levels // 2)
+
+    def _radix(self, device: torch.device) -> torch.Tensor:
+        return torch.cumprod(torch.tensor((1, *self.levels[:-1]), device=device), dim=0)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.conv2(F.silu(self.conv1(F.silu(self.norm(hidden_states)))))
+
+
+class DPSImageTokenizer(PreTrainedModel):
+    """Turns pixels into codes and back.
+
+    A convolutional encoder and decoder around [`FiniteScalarQuantizer`]. Patches are folded into channels first
+    (`pixel_unshuffle`), so that no convolution runs at full resolution.
+
+    Args:
+        config ([`DPSImageTokenizerConfig`]): supplies geometry, widths and `levels`, one per latent channel.
+    """
+
+    config_class = DPSImageTokenizerConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["ResidualBlock"]
+
+    def __init__(self, config: DPSImageTokenizerConfig):
+        super().__init__(config)
+        widths, patch, blocks = config.hidden_sizes, config.patch_size, config.num_res_blocks
+        encoder: list[nn.Module] = [
+            nn.PixelUnshuffle(patch),
+            nn.Conv2d(config.num_channels * patch**2, widths[0], 3, padding=1),
+        ]
+        for index, width in enumerate(widths):
+            if index > 0:
+                encoder.append(nn.Conv2d(widths[index - 1], width, 4, stride=2, padding=1))
+            encoder += [ResidualBlock(width) for _ in range(blocks)]
+        encoder += [nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], len(config.levels), 1)]
+        self.encoder = nn.Sequential(*encoder)
+
+        self.quantizer = FiniteScalarQuantizer(config.levels)
+
+        decoder: list[nn.Module] = [nn.Conv2d(len(config.levels), widths[-1], 3, padding=1)]
+        for index, width in reversed(list(enumerate(widths))):
+            decoder += [ResidualBlock(width) for _ in range(blocks)]
+            if index > 0:
+                decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(width, widths[index - 1], 3, padding=1)]
+        decoder += [
+            nn.GroupNorm(8, widths[0]),
+            nn.SiLU(),
+            nn.Conv2d(widths[0], config.num_channels * patch**2, 3, padding=1),
+            nn.PixelShuffle(patch),
+        ]
+        self.decoder = nn.Sequential(*decoder)
+        self.post_init()
+
+    def encode(self, pixel_values: torch.Tensor) -> DPSImageTokenizerOutput:
+        """`pixel_values` of shape `(batch, channels, image_size, image_size)` in [-1, 1] to `image_tokens`."""
+        return DPSImageTokenizerOutput(image_tokens=self._quantize(pixel_values)[1].flatten(1))
+
+    def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Codes `(batch, grid_size * grid_size)` to pixels `(batch, channels, image_size, image_size)` in [-1, 1]."""
+        grid = self.config.grid_size
+        latents = self.quantizer.dequantize(image_tokens.view(-1, grid, grid)).to(self.dtype)
+        return self._render(latents)
+
+    def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> DPSImageTokenizerOutput:
+        """Encodes and decodes; `loss` is what training minimises."""
+        latents, codes = self._quantize(pixel_values)
+        reconstruction = self._render(latents)
+        loss = None
+        if return_loss:
+            loss = F.mse_loss(reconstruction, pixel_values) + 0.1 * F.l1_loss(reconstruction, pixel_values)
+        return DPSImageTokenizerOutput(loss=loss, reconstruction=reconstruction, image_tokens=codes.flatten(1))
+
+    def _quantize(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.quantizer(self.encoder(pixel_values.to(self.dtype)).permute(0, 2, 3, 1))
+
+    def _render(self, latents: torch.Tensor) -> torch.Tensor:
+        pixels = self.decoder(latents.permute(0, 3, 1, 2))
+        # Pixels beyond white and black are cut at inference only: in training they must keep their gradient.
+        return pixels if self.training else pixels.clamp(-1, 1)
+
+
+__all__ = ["DPSImageTokenizer", "DPSImageTokenizerOutput"]

@@ -1,0 +1,73 @@
+"""Trains the image tokenizer of DPS from nothing, on emoji and scenes.
+
+python examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
+accelerate launch examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
+
+Killed at any moment, the same command goes on from the last checkpoint to the same losses.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
+from trl import TrlParser
+
+from dps_hf.data.mixture import Mixture
+from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
+from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
+from dps_hf.training import Curves, Pictures, last_checkpoint
+
+
+@dataclass
+class ScriptArguments:
+    """
+    tasks: task to weight; the first picture of each record is trained on.
+    evaluation_tasks: the same for evaluation, on held-out pictures.
+    num_evaluation_pictures: how many of them.
+    model: fields of `DPSImageTokenizerConfig`.
+    """
+
+    tasks: dict = field(default_factory=lambda: {"emoji_t2i": 0.85, "scenes_t2i": 0.15})
+    evaluation_tasks: dict = field(default_factory=lambda: {"emoji_t2i": 1.0})
+    num_evaluation_pictures: int = 500
+    model: dict = field(default_factory=dict)
+
+
+def psnr(prediction: EvalPrediction) -> dict[str, float]:
+    """Mean over pictures of the peak signal-to-noise ratio; pixels in [-1, 1] have a peak of 2."""
+    error = np.mean((prediction.predictions[0] - prediction.label_ids) ** 2, axis=(1, 2, 3))
+    codes = prediction.predictions[1]
+    return {"psnr_db": float(np.mean(10 * np.log10(4 / error))), "codes_used": float(len(np.unique(codes)))}
+
+
+def main(script: ScriptArguments, training: TrainingArguments) -> None:
+    set_seed(training.seed)
+    # Model
+    model = DPSImageTokenizer(DPSImageTokenizerConfig(**script.model))
+    model = model.to(memory_format=torch.channels_last)
+    print(f"{model.num_parameters():,} parameters, {model.config.codebook_size} codes")
+
+    # Dataset
+    length = training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    train = Pictures(Mixture(script.tasks, seed=training.seed, length=length))
+    held_out = Mixture(script.evaluation_tasks, length=script.num_evaluation_pictures, split="validation")
+
+    # Training
+    training.label_names = ["pixel_values"]
+    trainer = Trainer(
+        model=model,
+        args=training,
+        train_dataset=train,
+        eval_dataset=Pictures(held_out),
+        compute_metrics=psnr,
+        callbacks=[Curves()],
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.save_model()
+    trainer.save_state()
+    print(trainer.evaluate())
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, TrainingArguments)).parse_args_and_config())
