@@ -1,12 +1,16 @@
-"""What the training scripts share: resuming, curves as a plot, pictures as batches."""
+"""What the training scripts share: resuming, curves as a plot, records as batches."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dps_hf.data import Record
 from dps_hf.data.mixture import Mixture
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
 
 # The files that `Trainer` writes into a checkpoint; the state comes last but one, so that a kill leaves them incomplete.
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -58,8 +62,13 @@ def plot_curves(log_history: list[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """An RGB picture as `(3, height, width)` float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+
+
 class Pictures(torch.utils.data.Dataset):
-    """The pictures of a [`Mixture`] as `{"pixel_values": (3, 64, 64) float32 in [-1, 1]}`."""
+    """The first picture of each record of a [`Mixture`], as `{"pixel_values": (3, 64, 64) float32 in [-1, 1]}`."""
 
     def __init__(self, mixture: Mixture):
         self.mixture = mixture
@@ -68,5 +77,84 @@ class Pictures(torch.utils.data.Dataset):
         return len(self.mixture)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        pixels = torch.from_numpy(np.array(self.mixture[index]["images"][0]))
-        return {"pixel_values": pixels.permute(2, 0, 1).float() / 127.5 - 1}
+        return {"pixel_values": to_pixels(self.mixture[index]["images"][0])}
+
+
+class ShuffledWords(torch.utils.data.Dataset):
+    """The records of a mixture of drawings, each with the words of the next one.
+
+    A model that listens to words loses here against the right ones; one that only continues pictures does not.
+    """
+
+    def __init__(self, mixture: Mixture):
+        self.mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> Record:
+        record, other = self.mixture[index], self.mixture[(index + 1) % len(self)]
+        return {**record, "messages": [*other["messages"][:-1], record["messages"][-1]]}
+
+
+class RecordCollator:
+    """Records to a padded batch; the loss is on the last answer alone.
+
+    Pictures in answers become their codes, pictures in prompts pixels. Padding is on the left, so that all answers end
+    in the same place and logits are due for the last `logits_to_keep` positions only. A `<think>` that begins an answer
+    belongs to the prompt: it is how thinking is asked for.
+
+    Args:
+        prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
+    """
+
+    def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor, prompt_dropout: float = 0.0):
+        self.model, self.processor, self.prompt_dropout = model, processor, prompt_dropout
+
+    def __call__(self, records: list[Record]) -> dict:
+        prompts, texts, pictures = [], [], []
+        drawings = iter(self._drawings(records))
+        for record in records:
+            images = iter(record["images"])
+            messages = []
+            for message in record["messages"]:
+                parts = []
+                for part in message["content"]:
+                    image = next(images) if part["type"] == "image" else None
+                    if image is not None and message["role"] == "assistant":
+                        part = {"type": "text", "text": self.processor.drawing_text(next(drawings))}
+                    elif image is not None:
+                        pictures.append(image)
+                    parts.append(part)
+                messages.append({"role": message["role"], "content": parts})
+            answer = messages[-1]["content"][0].get("text") or ""
+            chat = {"tokenize": False, "enable_thinking": answer.startswith("<think>")}
+            prompts.append(self.processor.apply_chat_template(messages[:-1], add_generation_prompt=True, **chat))
+            texts.append(self.processor.apply_chat_template(messages, **chat).removesuffix("\n"))
+
+        batch = self.processor(
+            text=texts, images=pictures or None, padding=True, padding_side="left", return_tensors="pt"
+        )
+        # Without pictures: the answer holds none, so that its length is the same.
+        lengths = [[len(ids) for ids in self.processor.tokenizer(side)["input_ids"]] for side in (texts, prompts)]
+        labels = batch["input_ids"].clone()
+        for row, (length, prompt_length) in enumerate(zip(*lengths, strict=True)):
+            answer_length = length - prompt_length
+            labels[row, :-answer_length] = -100
+            draws = labels[row, -answer_length] == self.model.config.boi_token_id
+            if draws and self.model.training and torch.rand(()) < self.prompt_dropout:
+                # What the unguided half of a guided batch sees: begin-of-image and nothing before.
+                batch["attention_mask"][row, :-answer_length] = 0
+                labels[row, -answer_length] = -100
+        kept = int((labels != -100).any(0).float().argmax())
+        return {**batch, "labels": labels, "logits_to_keep": labels.shape[1] - kept + 1}
+
+    def _drawings(self, records: list[Record]) -> list[torch.Tensor]:
+        targets = []
+        for record in records:
+            roles = [m["role"] for m in record["messages"] for part in m["content"] if part["type"] == "image"]
+            targets += [image for image, role in zip(record["images"], roles, strict=True) if role == "assistant"]
+        if not targets:
+            return []
+        pixels = self.processor.image_processor(targets, return_tensors="pt")["pixel_values"]
+        return list(self.model.encode_image(pixels.to(self.model.device)).cpu())

@@ -9,6 +9,7 @@ from dps_hf.data.facts import facts
 from dps_hf.data.record import Record, record, validate
 from dps_hf.data.scenes import scenes_cot, scenes_i2t, scenes_t2i
 
+
 TASKS: dict[str, Callable[[np.random.Generator, str], Record]] = {
     "scenes_t2i": scenes_t2i,
     "scenes_i2t": scenes_i2t,

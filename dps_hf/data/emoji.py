@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dps_hf.data.record import Record, pick, record
+
 
 STYLES = {
     "noto": "noto",
@@ -40,7 +42,7 @@ QUESTIONS = {
     "sw": ("Hii ni nini?", "Hii ni emoji gani?"),
     "fi": ("Mikä tämä on?", "Mikä emoji tämä on?"),
 }
-"""Language, and ways of asking in it for an emoji's name. No question is shared: each tells the language to answer in."""
+"""Language, and ways of asking in it for an emoji's name. No two share a question: it tells the answer's language."""
 
 OTHER_LANGUAGES = tuple(language for language in QUESTIONS if language != "en")
 
@@ -82,10 +84,12 @@ def all_pairs() -> tuple[Pair, ...]:
 
 
 @lru_cache(maxsize=1)
-def _table():  # type: ignore[no-untyped-def]  # pyarrow has no stubs
-    import pyarrow.parquet  # here, for whoever never touches an emoji
-
-    return pyarrow.parquet.read_table(BytesIO(files("dps_hf.data").joinpath("files/emoji64.parquet").read_bytes()))
+def _table() -> Any:
+    try:
+        from pyarrow import parquet  # here, for whoever never touches an emoji
+    except ImportError as error:
+        raise ImportError("Reading the emoji needs pyarrow. Install it with `pip install dps_hf[data]`.") from error
+    return parquet.read_table(BytesIO(files("dps_hf.data").joinpath("files/emoji64.parquet").read_bytes()))
 
 
 # Split
@@ -94,8 +98,8 @@ def _table():  # type: ignore[no-untyped-def]  # pyarrow has no stubs
 def held_out_style(codepoints: str, styles: Collection[str]) -> str | None:
     """Which of an emoji's styles is kept out of training, if any.
 
-    At most one, and only where three or more exist: the model has then seen the emoji in two other styles, and the style
-    on other emoji. About 8 % of all pairs.
+    At most one, and only where three or more exist: the model has then seen the emoji in two other styles, and the
+    style on other emoji. About 8 % of all pairs.
     """
     if len(styles) < 3:
         return None
@@ -166,7 +170,7 @@ def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
     pair = pick(rng, pairs(split))
     language = "en" if rng.random() < 0.6 else pick(rng, OTHER_LANGUAGES)
     image = picture(pair)
-    if split == "train":
+    if split == "train" and rng.random() < 0.3:  # most stay where they are: a drawing should be in the middle
         image = augment(image, rng, pair.may_mirror)
     return record("emoji_t2i", [f"{pair.names[language]}, {STYLES[pair.style]} style"], [image])
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from dps_hf.data.record import Record, pick, record
 
+
 CAPITALS = {
     "Afghanistan": "Kabul", "Albania": "Tirana", "Algeria": "Algiers", "Andorra": "Andorra la Vella",
     "Angola": "Luanda", "Antigua and Barbuda": "Saint John's", "Argentina": "Buenos Aires", "Armenia": "Yerevan",

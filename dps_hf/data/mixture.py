@@ -9,6 +9,7 @@ import numpy as np
 from dps_hf.data import TASKS
 from dps_hf.data.record import Record
 
+
 if TYPE_CHECKING:
     from datasets import IterableDataset
 

@@ -6,6 +6,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 from PIL import Image
 
+
 ROLES = ("system", "user", "assistant")
 
 T = TypeVar("T")
@@ -21,8 +22,8 @@ class Message(TypedDict):
 class Record(TypedDict):
     """One conversation.
 
-    The i-th `{"type": "image"}` of the conversation, whichever role it belongs to, is `images[i]`. A drawing to learn is
-    an assistant message whose content is `[{"type": "image"}]`. Reasoning lives in the assistant's text, as
+    The i-th `{"type": "image"}` of the conversation, whichever role it belongs to, is `images[i]`. A drawing to learn
+    is an assistant message whose content is `[{"type": "image"}]`. Reasoning lives in the assistant's text, as
     `<think>steps</think>answer`.
     """
 

@@ -5,12 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from dps_hf.data.record import Record, pick, record
+
 
 IMAGE_SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
@@ -103,7 +104,7 @@ def render(scene: Scene) -> Image.Image:
     return image
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mask(shape: str, side: int) -> Image.Image:
     """Coverage of each pixel, drawn 8 times larger and reduced."""
     scale = 8
@@ -222,7 +223,9 @@ def scenes_cot(rng: np.random.Generator, split: str) -> Record:
 
 def ask(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
     """A question about the scene, the steps to its answer, and the answer."""
-    kinds = [_exists, _count, _attribute] if len(scene.things) == 1 else [_exists, _count, _compare, _relate, _attribute]
+    kinds = (
+        [_exists, _count, _attribute] if len(scene.things) == 1 else [_exists, _count, _compare, _relate, _attribute]
+    )
     while True:
         asked = pick(rng, kinds)(rng, scene)
         if asked is not None:
@@ -240,7 +243,7 @@ def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, int]:
         seen = pick(rng, scene.things)
         colour = seen.colour if wanted else pick(rng, tuple(COLOURS))
         # A wrong description shares a word with the scene, else a glance at either word would do.
-        shape = seen.shape if wanted or by_colour and rng.random() < 0.5 else pick(rng, SHAPES)
+        shape = seen.shape if wanted or (by_colour and rng.random() < 0.5) else pick(rng, SHAPES)
         if not wanted and by_shape and rng.random() < 0.25:
             colour = seen.colour
         number = sum(

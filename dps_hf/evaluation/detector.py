@@ -13,11 +13,15 @@ from PIL import Image
 
 from dps_hf.data.scenes import COLOURS, SHAPES, Kind, Scene
 
+
 INK = 60.0  # a pixel further than this from white, in RGB, belongs to a thing
 SPECK = 25  # a thing has at least this many pixels
 BIG = 20  # a thing is big when the side of its box is at least this long, in pixels
-MISFIT = 0.5  # a shape differs from its outline by less than this share of the outline's area
+MISFIT = (
+    0.14  # squared difference from the outline, as a share of its area; good shapes stay below 0.07, ellipses do not
+)
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
+SOFTNESS = 3  # outlines are smoothed over 2 * 3 + 1 cells of the grid
 GRID = 24  # side of the box in which outlines are compared
 
 UNKNOWN = "unknown"
@@ -61,19 +65,27 @@ def detect(image: Image.Image) -> list[Detected]:
 def _colour_map(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Index of each pixel's colour in the palette, -1 for the ground: `(height, width)`."""
     ink = 255 - pixels
-    # Along its outline a thing fades to white and comes near other colours (purple fades through pink), but the direction
-    # in which it leaves white stays. Summed over 5x5 pixels, the strong ones inside outvote the stray ones outside.
-    around = sum(_shifted(ink, 0, dx) for dx in range(-2, 3))
-    around = sum(_shifted(around, dy, 0) for dy in range(-2, 3))
+    strength = np.linalg.norm(ink, axis=-1)
+    # Along its outline a thing fades to white and comes near other colours (purple fades through pink), but it keeps
+    # the direction in which it leaves white. Over 5x5 pixels, strong ones inside outvote stray ones outside.
     directions = (255 - palette) / np.linalg.norm(255 - palette, axis=-1, keepdims=True)
-    return np.where(np.linalg.norm(ink, axis=-1) > INK, (around @ directions.T).argmax(-1), -1)
+    votes = np.eye(len(palette))[(ink @ directions.T).argmax(-1)] * strength[..., None]
+    return np.where(strength > INK, _box_sum(votes, 2).argmax(-1), -1)
+
+
+def _box_sum(array: np.ndarray, radius: int) -> np.ndarray:
+    """Each value becomes the sum of the values up to `radius` away in both directions."""
+    steps = range(-radius, radius + 1)
+    rows = np.sum([_shifted(array, dy, 0) for dy in steps], axis=0)
+    return np.sum([_shifted(rows, 0, dx) for dx in steps], axis=0)
 
 
 def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """The array moved up by `dy` and left by `dx`, at most 2 each; zeros come in."""
+    """The array moved up by `dy` and left by `dx`; zeros come in."""
     height, width = array.shape[:2]
-    padded = np.pad(array, [(2, 2), (2, 2), *[(0, 0)] * (array.ndim - 2)])
-    return padded[2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width]
+    margin = max(abs(dy), abs(dx))
+    padded = np.pad(array, [(margin, margin), (margin, margin), *[(0, 0)] * (array.ndim - 2)])
+    return padded[margin + dy : margin + dy + height, margin + dx : margin + dx + width]
 
 
 def _components(colour_of: np.ndarray) -> np.ndarray:
@@ -131,7 +143,9 @@ def _outlines() -> dict[str, np.ndarray]:
         "heart": _heart(x, y),
     }
     assert set(inside) == set(SHAPES)
-    return {name: mask.reshape(2 * GRID, 4, 2 * GRID, 4).mean((1, 3), dtype=np.float32) for name, mask in inside.items()}
+    # A little soft, as the pictures to be read are: a sharp star is unlike a blurred one.
+    soft = {name: _box_sum(mask.astype(np.float32), SOFTNESS * 2) for name, mask in inside.items()}
+    return {name: mask.reshape(2 * GRID, 4, 2 * GRID, 4).mean((1, 3)) / mask.max() for name, mask in soft.items()}
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:

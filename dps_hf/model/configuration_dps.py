@@ -5,6 +5,8 @@ from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers.models.auto import modeling_auto
+
 
 _FOR_GENERATION = "modeling_dps.DPSForConditionalGeneration"
 AUTO_MAP = {
@@ -16,6 +18,9 @@ AUTO_MAP = {
     "AutoImageProcessor": "image_processing_dps.DPSImageProcessor",
     "AutoProcessor": "processing_dps.DPSProcessor",
 }
+# `transformers serve` and trl look the name of a model's class up here, that of remote code too.
+for _names in (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+    _names.setdefault("dps", "DPSForConditionalGeneration")
 
 
 def _divides(owner: str, image_size: int, unit_name: str, unit: int) -> None:

@@ -182,35 +182,41 @@ class DPSGenerationMixin(GenerationMixin):
             ValueError: an unknown mode, no tokens to continue, or guidance with a way of decoding other than greedy
                 and sampling.
         """
-        defaults = generation_config if generation_config is not None else self.generation_config
-        mode = generation_mode or getattr(defaults, "generation_mode", None) or "text"
+        def setting(name):
+            """By the library's precedence: arguments, then the given config, then the model's own."""
+            sources = (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None))
+            return next((value for value in sources if value is not None), None)
+
+        mode = generation_mode or setting("generation_mode") or "text"
         if mode not in GENERATION_MODES:
             raise ValueError(f"generation_mode must be one of {', '.join(GENERATION_MODES)}; got {mode!r}.")
         if guidance_scale is None:
-            guidance_scale = defaults.guidance_scale
+            guidance_scale = setting("guidance_scale")
         input_ids = kwargs.pop("input_ids", None)
         input_ids = inputs if input_ids is None else input_ids
 
         if mode == "image":
             input_ids = self._begin_drawing(input_ids, kwargs)
-        if input_ids is not None and input_ids.shape[1] == 0:
+            if setting("pad_token_id") is None:
+                kwargs["pad_token_id"] = self.config.eoi_token_id
+        if input_ids is not None and input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
             raise ValueError("input_ids are empty. Give a prompt, or apply the chat template to a message without text.")
-        if mode == "interleaved" and not any(
-            value is not None for value in (kwargs.get("max_new_tokens"), kwargs.get("max_length"), defaults.max_new_tokens)
-        ):
-            kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 256
-        max_new_tokens = kwargs.get("max_new_tokens", defaults.max_new_tokens)
         max_length = None
-        if mode == "interleaved" and max_new_tokens is not None and input_ids is not None:
-            max_length = input_ids.shape[1] + max_new_tokens
+        if mode == "interleaved" and input_ids is not None:
+            if setting("max_new_tokens") is None and setting("max_length") is None:
+                kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 256
+            max_new_tokens = setting("max_new_tokens")
+            max_length = setting("max_length") if max_new_tokens is None else input_ids.shape[1] + max_new_tokens
         logits_processor = LogitsProcessorList(logits_processor or [])
         logits_processor.append(DrawingLogitsProcessor(self.config, mode != "text", max_length))
 
         if mode != "text" and guidance_scale is not None and guidance_scale != 1:
-            if kwargs.get("num_beams", defaults.num_beams) not in (None, 1) or kwargs.get("assistant_model") is not None:
+            names = ("assistant_model", "prompt_lookup_num_tokens", "inputs_embeds", "past_key_values")
+            refused = [name for name in names if setting(name) is not None]
+            if refused or setting("num_beams") not in (None, 1):
                 raise ValueError(
-                    "guidance_scale needs greedy decoding or sampling; got beams or an assistant model. "
-                    "Set num_beams=1 or guidance_scale=1."
+                    f"guidance_scale needs greedy decoding or sampling from input_ids; got {' and '.join(refused) or 'num_beams > 1'}. "
+                    "Leave it out, or set guidance_scale=1."
                 )
             streamer = kwargs.pop("streamer", None)
             if streamer is not None:
@@ -245,12 +251,10 @@ class DPSGenerationMixin(GenerationMixin):
             input_ids = torch.where(begun, moved, longer)
             mask = torch.where(begun, moved_mask, longer_mask)
         kwargs["attention_mask"] = mask
-        for name in ("max_length", "min_length", "min_new_tokens"):
-            kwargs.pop(name, None)
+        # None also where the model's own generation config sets a value.
+        kwargs.update(max_length=None, min_length=None, min_new_tokens=None)
         kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 1
         kwargs["eos_token_id"] = self.config.eoi_token_id
-        if kwargs.get("pad_token_id") is None and self.generation_config.pad_token_id is None:
-            kwargs["pad_token_id"] = self.config.eoi_token_id
         return input_ids
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):

@@ -84,6 +84,11 @@ class DPSImageTokenizer(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["ResidualBlock"]
+    # It has no attention, so a model that holds it may choose any for its other parts.
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     def __init__(self, config: DPSImageTokenizerConfig):
         super().__init__(config)

@@ -86,6 +86,14 @@ class DPSPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in the library, which hands every loaded weight back as trainable: those of the image tokenizer are not."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_model.image_tokenizer.requires_grad_(False)
+        return loaded
+
 
 class DPSModel(DPSPreTrainedModel):
     """The tower, the connector, the decoder without its head, and the image tokenizer, which stays frozen."""
@@ -134,6 +142,8 @@ class DPSModel(DPSPreTrainedModel):
     ) -> tuple | BaseModelOutputWithPooling:
         """Text to embeddings: `pooler_output` of shape `(batch, hidden_size)` is the mean over the text's tokens."""
         kwargs["return_dict"] = True
+        if attention_mask is not None:  # the first word is at position 0, whatever the padding
+            kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp(min=0))
         outputs = self.language_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
         hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden_size)
         weights = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -174,7 +184,8 @@ class DPSModel(DPSPreTrainedModel):
         """
         start, count = self.config.image_code_start_id, self.config.grid_size**2
         is_code = (image_tokens >= start) & (image_tokens < start + self.config.codebook_size)
-        if image_tokens.shape[1] != count or bool(is_code.all()):
+        # Codes lie below `codebook_size`; where token ids of codes may lie there too, a bare drawing is taken for codes.
+        if image_tokens.shape[1] != count or bool((image_tokens >= self.config.codebook_size).any()):
             if (found := is_code.sum(1).min().item()) < count:
                 raise ValueError(
                     f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds {found}. "

@@ -1,0 +1,169 @@
+"""Tiny models and processors, built in memory: nothing here needs the network."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from dps_hf.model.configuration_dps import DPSConfig, DPSImageTokenizerConfig
+from dps_hf.model.image_processing_dps import DPSImageProcessor
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
+
+
+LEVELS = (4, 4)
+CODEBOOK_SIZE = 16
+# 256 bytes, then these, then the codes: the ids of the tokenizer are those of the config.
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<row_end>"]
+IMAGE_TOKENS = ["<image>", "<begin_of_image>", "<end_of_image>"]
+CODE_TOKENS = [f"<img_{code}>" for code in range(CODEBOOK_SIZE)]
+TOKENS = [*CONTROL_TOKENS, *IMAGE_TOKENS, *CODE_TOKENS]
+TOKEN_IDS = {token: 256 + index for index, token in enumerate(TOKENS)}
+VOCAB_SIZE = 256 + len(TOKENS)
+
+
+@pytest.fixture(scope="session")
+def make_text_config():
+    """Builds a two-layer Llama config with the tiny vocabulary; keyword arguments override its fields."""
+
+    def make(config_class=LlamaConfig, **overrides):
+        fields = {
+            "vocab_size": VOCAB_SIZE,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.5,  # large, so that logits differ by more than rounding does
+            "bos_token_id": None,
+            "eos_token_id": TOKEN_IDS["<|im_end|>"],
+            "pad_token_id": TOKEN_IDS["<|endoftext|>"],
+        }
+        return config_class(**(fields | overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_decoder_config(make_text_config):
+    """Builds the config of another decoder by its model type."""
+
+    def make(name: str):
+        if name == "gpt2":
+            sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+            ids = {"bos_token_id": None, "eos_token_id": TOKEN_IDS["<|im_end|>"], "pad_token_id": TOKEN_IDS["<|endoftext|>"]}
+            return GPT2Config(vocab_size=VOCAB_SIZE, initializer_range=0.5, **sizes, **ids)
+        if name == "qwen2":
+            return make_text_config(Qwen2Config)
+        # A window shorter than the prompts, so that it is not idle.
+        layers = {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+        return make_text_config({"gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}[name], **layers)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_config(make_text_config):
+    """Builds a DPSConfig: pictures of 16 pixels, 4 placeholders for one, drawings of 2 x 2 codes out of 16."""
+
+    def make(row_end: bool = False, **overrides) -> DPSConfig:
+        fields = {
+            "text_config": make_text_config(),
+            "vision_config": SiglipVisionConfig(
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=16,
+                patch_size=8,
+            ),
+            "image_tokenizer_config": DPSImageTokenizerConfig(
+                image_size=16, patch_size=4, hidden_sizes=(8, 16), num_res_blocks=1, levels=LEVELS
+            ),
+            "image_token_id": TOKEN_IDS["<image>"],
+            "boi_token_id": TOKEN_IDS["<begin_of_image>"],
+            "eoi_token_id": TOKEN_IDS["<end_of_image>"],
+            "row_end_token_id": TOKEN_IDS["<row_end>"] if row_end else None,
+            "image_code_start_id": TOKEN_IDS["<img_0>"],
+        }
+        return DPSConfig(**(fields | overrides))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_config):
+    """Builds a fresh model of fixed random weights, for tests that change it."""
+
+    def make(config: DPSConfig | None = None, **overrides) -> DPSForConditionalGeneration:
+        torch.manual_seed(0)
+        model = DPSForConditionalGeneration(config or make_config(**overrides)).eval()
+        # The connector's default weights are small: pictures should matter as much as words do.
+        torch.nn.init.normal_(model.model.connector.linear_2.weight, std=0.5)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_config(make_config) -> DPSConfig:
+    """Read only; `make_config` builds one of your own."""
+    return make_config()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_model) -> DPSForConditionalGeneration:
+    """Read only; `make_model` builds one of your own."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    # `skip_special_tokens` must not drop <think> nor codes.
+    for token in TOKENS:
+        (tokenizer.add_tokens if token in ("<think>", "</think>", *CODE_TOKENS) else tokenizer.add_special_tokens)([token])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(tiny_tokenizer, tiny_config) -> DPSProcessor:
+    """Speaks to `tiny_model`: same ids, same picture size, same drawings."""
+    return DPSProcessor(
+        DPSImageProcessor(size={"height": 16, "width": 16}),
+        tiny_tokenizer,
+        num_image_tokens=tiny_config.num_image_tokens,
+        grid_size=tiny_config.grid_size,
+    )
+
+
+@pytest.fixture(scope="session")
+def token_ids() -> dict[str, int]:
+    """Ids of the tokens that are not bytes, by name."""
+    return TOKEN_IDS
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    """Three different pictures, `(3, 3, 16, 16)` in [-1, 1]."""
+    return torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture
+def text_ids() -> torch.Tensor:
+    """Two texts, `(2, 7)`."""
+    return torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(1))

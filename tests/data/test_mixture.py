@@ -1,0 +1,94 @@
+import pickle
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from dps_hf.data import TASKS, validate
+from dps_hf.data.mixture import Mixture
+
+
+def same(a, b) -> bool:
+    return (
+        a["messages"] == b["messages"]
+        and a["task"] == b["task"]
+        and [image.tobytes() for image in a["images"]] == [image.tobytes() for image in b["images"]]
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_every_task_gives_valid_records_under_its_own_name(task, split):
+    for example in islice(Mixture({task: 1}, split=split).stream(), 5):
+        validate(example)
+        assert example["task"] == task
+
+
+def test_a_record_depends_on_seed_and_index_alone():
+    weights = {"scenes_t2i": 1, "scenes_cot": 2, "facts": 1}
+    forwards, again = Mixture(weights, seed=5), Mixture(weights, seed=5, length=50)
+    records = [forwards[i] for i in range(20)]
+    assert all(same(again[i], records[i]) for i in reversed(range(20)))
+    assert not all(same(Mixture(weights, seed=6)[i], records[i]) for i in range(20))
+
+
+def test_a_stream_resumes_anywhere():
+    mixture = Mixture({"scenes_t2i": 1, "facts": 1})
+    for i, example in enumerate(islice(mixture.stream(start=1000), 10)):
+        assert same(example, mixture[1000 + i])
+
+
+def test_tasks_come_as_often_as_their_weights_say():
+    mixture = Mixture({"scenes_t2i": 3, "facts": 1, "emoji_t2i": 0})
+    counts = Counter(mixture.task(i) for i in range(2000))
+    assert counts["scenes_t2i"] / 2000 == pytest.approx(0.75, abs=0.04)
+    assert counts["facts"] / 2000 == pytest.approx(0.25, abs=0.04)
+
+
+def test_a_block_shares_a_task_but_no_record():
+    mixture = Mixture({"scenes_i2t": 1, "facts": 1}, block=8)
+    blocks = [{mixture.task(i) for i in range(start, start + 8)} for start in range(0, 160, 8)]
+    assert all(len(block) == 1 for block in blocks)
+    assert len(set.union(*blocks)) == 2
+    start = 8 * blocks.index({"facts"})
+    assert len({str(mixture[i]["messages"]) for i in range(start, start + 8)}) > 4
+
+
+def test_it_is_a_sequence():
+    mixture = Mixture({"facts": 1}, length=3)
+    assert len(mixture) == 3
+    assert len(list(mixture)) == 3
+    with pytest.raises(IndexError, match=r"index must be in \[0, 3\); got 3"):
+        mixture[3]
+
+
+def test_it_travels_to_worker_processes():
+    mixture = Mixture({"facts": 1, "scenes_i2t": 1}, seed=4)
+    assert same(pickle.loads(pickle.dumps(mixture))[7], mixture[7])
+
+
+def test_it_becomes_a_dataset_for_trainers():
+    pytest.importorskip("datasets")
+    mixture = Mixture({"scenes_t2i": 1, "facts": 1}, length=6)
+    examples = list(mixture.as_dataset())
+    assert len(examples) == 6
+    assert all(same(example, mixture[i]) for i, example in enumerate(examples))
+    assert len(list(mixture.as_dataset().skip(4))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"weights": {"scenes": 1}}, "unknown task.*scenes.*Choose from scenes_t2i"),
+        ({"weights": {"facts": -1}}, r"weights\['facts'\] must be 0 or more.*got -1"),
+        ({"weights": {"facts": np.nan}}, r"weights\['facts'\] must be 0 or more.*got nan"),
+        ({"weights": {"facts": 0}}, "at least one task more than 0"),
+        ({"weights": {}}, "at least one task more than 0"),
+        ({"weights": {"facts": 1}, "block": 0}, "block and length must be at least 1; got 0"),
+        ({"weights": {"facts": 1}, "split": "test"}, "split must be 'train' or 'validation'; got 'test'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Mixture(**arguments)

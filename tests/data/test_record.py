@@ -1,0 +1,54 @@
+import pytest
+from PIL import Image
+
+from dps_hf.data.record import record, validate
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.new("RGB", (64, 64), "white")
+
+
+def test_record_keeps_the_order_of_parts_and_pictures(picture):
+    drawing = Image.new("RGB", (64, 64), "red")
+    example = record("edit", [picture, "Make it red."], [drawing])
+    assert example["messages"] == [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Make it red."}]},
+        {"role": "assistant", "content": [{"type": "image"}]},
+    ]
+    assert example["images"] == [picture, drawing]
+    assert example["task"] == "edit"
+    validate(example)
+
+
+def test_the_key_image_is_refused_with_the_right_key():
+    with pytest.raises(ValueError, match="Rename it to 'images'"):
+        validate({"messages": [], "image": None})
+
+
+@pytest.mark.parametrize(
+    ("messages", "images", "complaint"),
+    [
+        ([], 0, "'messages' is empty"),
+        ("Hello", 0, "'messages' must be a list; got str"),
+        (["Hello"], 0, r"messages\[0\] must be"),
+        ([{"role": "bot", "content": [{"type": "text", "text": "Hi"}]}], 0, r"messages\[0\]\['role'\].*'bot'"),
+        ([{"role": "user", "content": "Hi"}], 0, r"messages\[0\]\['content'\] must be a list"),
+        ([{"role": "user", "content": []}], 0, r"messages\[0\]\['content'\] must be a list with at least one part"),
+        ([{"role": "user", "content": [{"type": "video"}]}], 0, r"\['content'\]\[0\]\['type'\] must be"),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], 0, r"\['text'\] must be a string; got 3"),
+        ([{"role": "user", "content": [{"type": "image"}]}], 0, r"mention 1 image\(s\) but 'images' holds 0"),
+        ([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], 2, r"mention 0 image\(s\) but .* holds 2"),
+    ],
+)
+def test_validate_names_what_is_wrong(messages, images, complaint, picture):
+    with pytest.raises(ValueError, match=complaint):
+        validate({"messages": messages, "images": [picture] * images, "task": "mine"})
+
+
+@pytest.mark.parametrize("field", ["messages", "images"])
+def test_validate_names_the_missing_field(field):
+    example = {"messages": [], "images": []}
+    del example[field]
+    with pytest.raises(ValueError, match=f"lacks '{field}'"):
+        validate(example)

@@ -1,0 +1,130 @@
+"""The config: what cannot work is refused with field, value and remedy; what can work survives JSON."""
+
+import json
+
+import pytest
+from transformers import CLIPVisionConfig, JanusVQVAEConfig, LlamaConfig, Qwen2Config, SiglipVisionConfig
+
+from dps_hf.model.configuration_dps import AUTO_MAP, DPSConfig, DPSImageTokenizerConfig
+
+
+def test_defaults_are_valid():
+    config = DPSConfig()
+    assert isinstance(config.text_config, LlamaConfig) and isinstance(config.vision_config, SiglipVisionConfig)
+    assert config.codebook_size == 8**4 and config.grid_size == 8 and config.drawing_size == 64
+    assert config.image_code_start_id + config.codebook_size == config.vocab_size == config.text_config.vocab_size
+    ids = [config.image_token_id, config.boi_token_id, config.eoi_token_id, config.image_code_start_id]
+    assert ids == list(range(config.image_code_start_id - 3, config.image_code_start_id + 1))
+
+
+def test_ids_that_are_left_out_lie_before_the_codes(make_text_config, tiny_config):
+    parts = {"text_config": make_text_config(), "image_tokenizer_config": tiny_config.image_tokenizer_config}
+    config = DPSConfig(**parts)
+    assert (config.image_token_id, config.boi_token_id, config.eoi_token_id, config.image_code_start_id) == (262, 263, 264, 265)
+    assert config.row_end_token_id is None
+    assert DPSConfig(**parts, image_code_start_id=100).eoi_token_id == 99
+
+
+def test_drawings_are_as_long_as_their_codes_and_row_ends(make_config):
+    assert make_config().num_drawing_tokens == 4
+    assert make_config(row_end=True).num_drawing_tokens == 6
+
+
+@pytest.mark.parametrize("text", [None, {}, {"model_type": "qwen2", "vocab_size": 9000}, Qwen2Config()])
+def test_parts_are_configs_or_dicts(text):
+    expected = Qwen2Config if text else LlamaConfig
+    assert type(DPSConfig(text_config=text).text_config) is expected
+
+
+def test_the_config_survives_json(make_config, tmp_path):
+    config = make_config(row_end=True, tie_word_embeddings=False, projector_hidden_act="relu")
+    config.save_pretrained(tmp_path)
+    loaded = DPSConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert DPSConfig.from_dict(json.loads(config.to_json_string())).to_dict() == config.to_dict()
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
+    assert type(loaded.image_tokenizer_config) is DPSImageTokenizerConfig
+
+
+def test_the_map_of_remote_code_is_always_there(tiny_config):
+    assert tiny_config.auto_map == DPSConfig(auto_map=None).auto_map == AUTO_MAP
+    assert tiny_config.auto_map is not AUTO_MAP
+
+
+def test_a_janus_image_tokenizer_is_chosen_by_its_model_type():
+    fields = {"model_type": "janus_vqgan", "num_embeddings": 64, "num_patches": 4, "channel_multiplier": [1, 1, 2]}
+    for part in (fields, JanusVQVAEConfig(**{key: value for key, value in fields.items() if key != "model_type"})):
+        config = DPSConfig(image_tokenizer_config=part)
+        assert type(config.image_tokenizer_config) is JanusVQVAEConfig
+        assert (config.codebook_size, config.grid_size, config.drawing_size) == (64, 4, 16)
+        again = DPSConfig.from_dict(config.to_dict())
+        assert type(again.image_tokenizer_config) is JanusVQVAEConfig
+
+
+def test_peft_and_trl_find_ids_and_sizes_at_the_top(make_config):
+    config = make_config()
+    assert (config.vocab_size, config.hidden_size) == (281, 32)
+    assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == (258, 256, None)
+    config.vocab_size, config.eos_token_id = 300, 7
+    assert (config.text_config.vocab_size, config.text_config.eos_token_id) == (300, 7)
+    assert config.get_text_config() is config.text_config
+
+
+def test_ids_given_at_the_top_reach_the_decoder(make_text_config, make_config):
+    assert make_config(eos_token_id=11, pad_token_id=12).text_config.eos_token_id == 11
+    config = DPSConfig(text_config={"vocab_size": 9000}, bos_token_id=5)
+    assert config.text_config.bos_token_id == config.bos_token_id == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_size": 60}, r"image_size must be a positive multiple of .*; got 60 and 8. Try 64"),
+        ({"image_size": 0}, r"image_size must be a positive multiple of .*; got 0 and 8. Try 8"),
+        ({"image_size": -8}, r"got -8 and 8. Try 8"),
+        ({"patch_size": 0}, r"patch_size must be positive; got 0. Try 4"),
+        ({"hidden_sizes": ()}, r"hidden_sizes must hold at least one width; got \(\). Try \(96, 160\)"),
+        ({"hidden_sizes": (8, 12)}, r"hidden_sizes must be positive multiples of 8 .*; got 12. Try 16"),
+        ({"hidden_sizes": (0,)}, r"hidden_sizes must be positive multiples of 8 .*; got 0. Try 8"),
+        ({"levels": ()}, r"levels must hold numbers of at least 2; got \(\). Try \(8, 8, 8, 8\)"),
+        ({"levels": (8, 1)}, r"levels must hold numbers of at least 2; got \(8, 1\)"),
+    ],
+)
+def test_an_image_tokenizer_that_cannot_work_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DPSImageTokenizerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vision_config": SiglipVisionConfig(image_size=30, patch_size=16)}, r"vision_config.image_size .* got 30 and 16. Try 32"),
+        ({"vision_config": CLIPVisionConfig()}, r"vision_config.model_type must be 'siglip_vision_model' .*got 'clip_vision_model'"),
+        ({"vision_config": {"model_type": "no_such"}}, r"model_type of a nested config .*; got 'no_such'"),
+        ({"vision_config": SiglipVisionConfig(num_channels=1)}, r"vision_config.num_channels must be 3 .*; got 1. Set it to 3"),
+        ({"image_tokenizer_config": {"num_channels": 4}}, r"image_tokenizer_config.num_channels must be 3 .*; got 4"),
+        ({"image_tokenizer_config": LlamaConfig()}, r"must be 'dps_image_tokenizer' or 'janus_vqgan'; got 'llama'. Set one"),
+        ({"text_config": LlamaConfig(vocab_size=281), "image_tokenizer_config": {}}, r"text_config.vocab_size; got -\d+ \+ 4096 and 281. Set text_config.vocab_size to at least \d+"),
+        ({"image_code_start_id": 266}, r"image_code_start_id \+ codebook size .* got 266 \+ 16 and 281. .* at least 282"),
+        ({"image_code_start_id": -1}, r"got -1 \+ 16"),
+        ({"image_token_id": 281}, r"image_token_id must lie .* 281 tokens .* \[265, 281\); got 281. Choose an id"),
+        ({"boi_token_id": 270}, r"boi_token_id must lie .*; got 270"),
+        ({"eoi_token_id": -1}, r"eoi_token_id must lie .*; got -1"),
+        ({"row_end_token_id": 265}, r"row_end_token_id must lie .*; got 265"),
+        ({"eoi_token_id": 263}, r"eoi_token_id must differ from boi_token_id; both are 263. Choose another"),
+        ({"row_end_token_id": 262}, r"row_end_token_id must differ from image_token_id; both are 262"),
+    ],
+)
+def test_a_geometry_or_id_that_cannot_work_is_refused(make_config, fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**fields)
+
+
+def test_the_end_of_text_may_not_be_a_token_of_drawings(make_config, make_text_config):
+    with pytest.raises(ValueError, match=r"eoi_token_id must differ from eos_token_id; both are 264"):
+        make_config(text_config=make_text_config(eos_token_id=264))
+
+
+def test_fields_are_typed(make_config):
+    with pytest.raises(Exception, match="image_token_id"):
+        make_config(image_token_id="262")
