@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from os import PathLike
 from typing import NamedTuple
 
 import torch
@@ -14,12 +14,10 @@ from PIL import Image
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.utils.logging import tqdm
 
+from dps_hf import NANO
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
-
-DPS_NANO = Path(__file__).parent / "checkpoints" / "dps-nano"
-"""The model that comes with the package."""
 
 MAX_NEW_TOKENS = 160  # of an answer, where the model's generation config does not say
 
@@ -31,7 +29,7 @@ class Answer(NamedTuple):
     text: str
 
 
-def load(path: str | Path = DPS_NANO) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
+def load(path: str | PathLike = NANO) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
     """A model that is ready to generate, on the GPU if there is one, and its processor."""
     model = AutoModelForMultimodalLM.from_pretrained(path).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoProcessor.from_pretrained(path)

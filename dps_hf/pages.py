@@ -1,5 +1,6 @@
 """Pages of pictures with words below them, drawn with Pillow alone."""
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 128  # pixels of a picture on the page
 MARGIN = 12
-LINE = 17  # pixels from one line of text to the next
+LETTER, LINE = 7, 17  # pixels from one letter, and from one line of text, to the next
 LETTERS = str.maketrans({"œ": "oe", "Œ": "OE", "ß": "ss", "æ": "ae", "’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
 
 
@@ -56,9 +57,8 @@ def _title(text: str, width: int) -> Image.Image:
 
 def _row(items: Sequence[Item], columns: int, width: int) -> Image.Image:
     font, cell = ImageFont.load_default(13), (width - MARGIN) // columns
-    texts = [
-        [part for line in item.lines for part in _wrapped(plain(line), cell - MARGIN, font)] for item in items
-    ]
+    letters = (cell - MARGIN) // LETTER
+    texts = [[part for line in item.lines for part in textwrap.wrap(plain(line), letters)] for item in items]
     row = Image.new("RGB", (width, SIDE + 4 + LINE * max(map(len, texts)) + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(row)
     for column, (item, text) in enumerate(zip(items, texts)):
@@ -78,13 +78,3 @@ def plain(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", text.translate(LETTERS))
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare if bare.isascii() else ""
-
-
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines

@@ -30,6 +30,15 @@ TOKEN_IDS = {token: 256 + index for index, token in enumerate(TOKENS)}
 VOCAB_SIZE = 256 + len(TOKENS)
 
 
+def pytest_configure(config):
+    """Names the markers of transformers' own tests, which `test_common_mixins.py` inherits."""
+    kinds = ("accelerate_tests", "generate", "timeout", "torch_compile_test")
+    kinds += tuple(f"{name}_test" for name in ("flash_attn", "flash_attn_3", "flash_attn_4"))
+    kinds += tuple(f"{name}_export_test" for name in ("torch", "onnx", "executorch"))
+    for kind in kinds:
+        config.addinivalue_line("markers", f"{kind}: of transformers' mixins")
+
+
 @pytest.fixture(scope="session")
 def make_text_config():
     """Builds a two-layer Llama config with the tiny vocabulary; keyword arguments override its fields."""

@@ -1,4 +1,4 @@
-"""Emoji: 1,703 of them in 6 art styles, 64x64 on white, with names in 12 languages.
+"""Emoji: 1,698 of them in 6 art styles, 64x64 on white, with names in 12 languages.
 
 Where the art and the names come from, and their licences: `files/LICENSES.md`.
 """

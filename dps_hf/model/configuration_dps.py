@@ -24,6 +24,8 @@ for _names in (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, modelin
 
 
 def _divides(owner: str, image_size: int, unit_name: str, unit: int) -> None:
+    if unit <= 0:
+        raise ValueError(f"{owner}.{unit_name} must be positive; got {unit}. Set patch_size to a divisor of image_size.")
     if image_size <= 0 or image_size % unit:
         remedy = max(unit, round(image_size / unit) * unit)
         raise ValueError(
@@ -57,10 +59,14 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        _divides("DPSImageTokenizerConfig", self.image_size, "patch_size * 2^(stages - 1)", self.downsample_factor)
+        if not self.hidden_sizes:
+            raise ValueError("hidden_sizes must hold at least one width; got none. Try (96, 160).")
         for width in self.hidden_sizes:
-            if width % 8:
-                raise ValueError(f"hidden_sizes must be multiples of 8 (group norm); got {width}. Try {width // 8 * 8 + 8}.")
+            if width <= 0 or width % 8:
+                raise ValueError(
+                    f"hidden_sizes must be positive multiples of 8 (group norm); got {width}. Try {max(width, 0) // 8 * 8 + 8}."
+                )
+        _divides("DPSImageTokenizerConfig", self.image_size, "patch_size * 2^(stages - 1)", self.downsample_factor)
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"levels must hold numbers of at least 2; got {self.levels}. Try (8, 8, 8, 8).")
 
@@ -128,6 +134,7 @@ class DPSConfig(PreTrainedConfig):
         self.image_tokenizer_config = _sub_config(self.image_tokenizer_config, DPSImageTokenizerConfig.model_type)
         if self.auto_map is None:
             self.auto_map = AUTO_MAP.copy()
+        self._check_geometry()
         first_id = self.text_config.vocab_size - self.codebook_size
         if self.image_code_start_id is None:
             self.image_code_start_id = first_id
@@ -135,7 +142,6 @@ class DPSConfig(PreTrainedConfig):
             if getattr(self, name) is None:
                 setattr(self, name, self.image_code_start_id - offset)
         super().__post_init__(**kwargs)
-        self._check_geometry()
         self._check_ids()
 
     @property

@@ -278,6 +278,30 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
+    @classmethod
+    def from_components(
+        cls, text, vision, image_tokenizer, tokenizer=None, row_end: bool = False
+    ) -> "DPSForConditionalGeneration":
+        """Joins a decoder, an image encoder and an image tokenizer; the connector between them and the new tokens are fresh.
+
+        Each may be a checkpoint (its weights are taken as they are), a loaded model (which is copied and stays as it is)
+        or a config (fresh weights). All take the decoder's dtype. `DPSProcessor.from_components` makes the processor.
+
+        Args:
+            text: any decoder with which `AutoModelForCausalLM` works, with its head or without.
+            vision: a SigLIP tower of fixed resolution, or the whole SigLIP.
+            image_tokenizer: a [`DPSImageTokenizer`], a [`~transformers.JanusVQVAE`] or a whole Janus.
+            tokenizer (*optional*): or its checkpoint, if not that of `text`; it decides which ids the new tokens get.
+                Where there is none, they follow after all rows of the decoder's embeddings.
+            row_end: whether drawings end each row of codes with a token of its own.
+
+        Raises:
+            ValueError: a component of another kind.
+        """
+        from .components_dps import assemble
+
+        return assemble(cls, text, vision, image_tokenizer, tokenizer, row_end)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 

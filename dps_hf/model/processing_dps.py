@@ -1,10 +1,17 @@
 """Processor of DPS: chats to tensors, and what `generate` returns to text and pictures."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
+from transformers import AddedToken
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from .configuration_dps import DPSConfig
+from .image_processing_dps import DPSImageProcessor
+
 
 # Text a message holds, and a bare placeholder for each picture, whatever its turn. A content may be a plain string.
 # Thinking is asked for by `enable_thinking=True`, which begins the answer with <think>.
@@ -13,7 +20,8 @@ CHAT_TEMPLATE = """\
 {%- if content is string -%}{{ content }}
 {%- else -%}
 {%- for part in content -%}
-{%- if part.type == "text" -%}{{ part.text }}{%- elif part.type in ("image", "image_url") -%}<image>{%- endif -%}
+{%- if part.type == "text" -%}{{ part.text }}{%- elif part.type in ("image", "image_url") -%}<image>
+{%- else -%}{{ raise_exception("A part of a message must be of type text or image; got " + part.type) }}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
@@ -44,6 +52,10 @@ class DPSProcessor(ProcessorMixin):
         row_end (`bool`): whether drawings end each row with `<row_end>`.
 
     `apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)` lets the model think first.
+
+    Text may spell tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends it. Text of strangers goes
+    through `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)` (transformers 5.23), which reads such
+    names as plain text; names of codes stay codes, as drawings are written into conversations with them.
     """
 
     _auto_class = "AutoProcessor"
@@ -64,9 +76,52 @@ class DPSProcessor(ProcessorMixin):
         **kwargs,
     ):
         self.num_image_tokens, self.grid_size, self.row_end = num_image_tokens, grid_size, row_end
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.first_code_id = tokenizer.convert_tokens_to_ids(self.code_token.format(0))
+        tokens = [self.image_token, self.code_token.format(0)]
+        self.image_token_id, self.first_code_id = tokenizer.convert_tokens_to_ids(tokens)
+        if {self.image_token_id, self.first_code_id} & {None, tokenizer.unk_token_id}:
+            raise ValueError(f"The tokenizer must hold {' and '.join(tokens)}. Call DPSProcessor.from_components(tokenizer, config).")
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
+
+    @classmethod
+    def from_components(cls, tokenizer, config: DPSConfig) -> "DPSProcessor":
+        """The processor that belongs to a config, around a copy of a tokenizer; [`add_tokens`] adds what that lacks.
+
+        Raises:
+            ValueError: the tokenizer gives the codes other ids than the config does.
+        """
+        tokenizer = copy.deepcopy(tokenizer)
+        row_end = config.row_end_token_id is not None
+        add_tokens(tokenizer, config.codebook_size, row_end)
+        size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
+        processor = cls(
+            DPSImageProcessor(size=size),
+            tokenizer,
+            num_image_tokens=config.num_image_tokens,
+            grid_size=config.grid_size,
+            row_end=row_end,
+        )
+        if processor.first_code_id != config.image_code_start_id:
+            raise ValueError(
+                f"image_code_start_id must be the id of {cls.code_token.format(0)}; got {config.image_code_start_id}, and the "
+                f"tokenizer has {processor.first_code_id}. Give the tokenizer that the model was assembled with."
+            )
+        return processor
+
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        """As in the library, and for each text on its own: one placeholder for each of its pictures."""
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if text is None:
+            return
+        found: list | int = [sample.count(self.image_token) for sample in text]
+        if isinstance(images, (list, tuple)) and images and isinstance(images[0], (list, tuple)):
+            given: list | int = [len(row) for row in images]
+        else:
+            found, given = sum(found), 0 if images is None else len(make_flat_list_of_images(images))
+        if found != given:
+            raise ValueError(
+                f"The number of {self.image_token} tokens in the prompts should be the same as the number of images passed; "
+                f"got {found} and {given}. Write one where each picture belongs, and give each text a list of its pictures."
+            )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """What stands for one picture in the text: as many placeholders as the tower gives vectors."""
@@ -162,4 +217,40 @@ class DPSProcessor(ProcessorMixin):
         return parts
 
 
-__all__ = ["CHAT_TEMPLATE", "DPSProcessor"]
+def add_tokens(tokenizer, codebook_size: int, row_end: bool = False) -> int:
+    """Extends a tokenizer in place by the tokens of DPS that it lacks, and sets what ends, pads and lays out a chat.
+
+    Returns:
+        How many tokens it had before; every new one has an id from there on.
+
+    Raises:
+        ValueError: it has some of the codes' tokens already, and not in a row.
+    """
+    known = tokenizer.get_vocab()
+    pad_tokens = (tokenizer.pad_token, "<|endoftext|>", tokenizer.eos_token)
+    specials = [DPSProcessor.image_token, DPSProcessor.boi_token, DPSProcessor.eoi_token]
+    specials += [DPSProcessor.row_end_token] if row_end else []
+    codes = [DPSProcessor.code_token.format(code) for code in range(codebook_size)]
+    # `skip_special_tokens` must drop placeholders, and must not drop thoughts and drawings.
+    plain = ("<think>", "</think>", *codes)
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=token not in plain, normalized=False)
+            for token in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", *specials, *codes)
+            if token not in known
+        ]
+    )
+    ids = tokenizer.convert_tokens_to_ids(codes)
+    if ids != list(range(ids[0], ids[0] + codebook_size)):
+        raise ValueError(f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer that has none of them.")
+
+    tokenizer.eos_token = "<|im_end|>"
+    # Not the token that ends an answer, where there is another: loss and masks leave padding out.
+    pads = [token for token in pad_tokens if token in known and token != tokenizer.eos_token]
+    tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return len(known)
+
+
+__all__ = ["CHAT_TEMPLATE", "DPSProcessor", "add_tokens"]

@@ -1,0 +1,247 @@
+"""What a model is asked, and how often it is right: on scenes, emoji and facts, with the uncertainty of every figure."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from dps_hf.data import emoji, scenes
+from dps_hf.data.facts import BACKWARD, CAPITALS, FORWARD
+from dps_hf.data.record import pick
+from dps_hf.evaluation.detector import detect, same_things
+from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr, wilson_interval
+from dps_hf.inference import ask, draw
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
+
+
+Figure = dict[str, float | int | list[float]]
+"""`value`, `n` (items it comes from) and `ci95` (limits of the 95 % confidence interval)."""
+
+CANDIDATES = 50  # emoji among which a drawing is looked up
+GALLERY = 200  # emoji among which features are looked up
+
+
+@dataclass
+class Subject:
+    """The model that is scored.
+
+    items: how many items a figure comes from, where there are as many.
+    seed: chooses the items, and what is sampled.
+    sampling: how drawings are made: `guidance_scale`, `do_sample` and whatever else `generate` takes. Answers are greedy.
+    """
+
+    model: DPSForConditionalGeneration
+    processor: DPSProcessor
+    items: int
+    seed: int
+    sampling: dict
+    batch_size: int = 48
+
+    def rng(self, stream: str) -> np.random.Generator:
+        """Two streams are independent of each other."""
+        return np.random.default_rng([self.seed, *stream.encode()])
+
+    def held_out_emoji(self, count: int | None = None) -> list[emoji.Pair]:
+        """Emoji in a style in which training never showed them."""
+        found = emoji.pairs("validation")
+        return [found[i] for i in self.rng("emoji").permutation(len(found))[: count or self.items]]
+
+    def held_out_scenes(self, count: int | None = None) -> list[scenes.Scene]:
+        """Scenes of `count` things, or of 1 to 4."""
+        rng = self.rng("scenes")
+        return [scenes.sample_split(rng, "validation", count) for _ in range(self.items)]
+
+    def draw(self, prompts: Sequence[str], guided: bool = True) -> list[Image.Image]:
+        torch.manual_seed(self.seed)
+        sampling = self.sampling if guided else {**self.sampling, "guidance_scale": 1.0}
+        return draw(self.model, self.processor, prompts, self.batch_size, "drawings", **sampling)
+
+    def ask(
+        self, questions: Sequence[str], pictures: list[Image.Image] | None = None, think: bool = False
+    ) -> list[str]:
+        answers = ask(self.model, self.processor, questions, pictures, think, self.batch_size, "answers")
+        return [answer.text for answer in answers]
+
+
+def emoji_prompt(pair: emoji.Pair, language: str = "en") -> str:
+    return f"{pair.names[language]}, {emoji.STYLES[pair.style]} style"
+
+
+# Figures
+
+
+def share(right: Iterable[bool]) -> Figure:
+    """How many are right, with Wilson's interval."""
+    marks = [bool(mark) for mark in right]
+    return _figure(sum(marks) / len(marks), len(marks), wilson_interval(sum(marks), len(marks)))
+
+
+def mean(values: Iterable[float]) -> Figure:
+    """The mean, with the interval of the normal distribution."""
+    array = np.array(list(values), dtype=np.float64)
+    half = 1.96 * array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else 0.0
+    return _figure(array.mean(), len(array), (array.mean() - half, array.mean() + half))
+
+
+def _figure(value: float, n: int, interval: tuple[float, float]) -> Figure:
+    return {"value": round(float(value), 4), "n": n, "ci95": [round(float(limit), 4) for limit in interval]}
+
+
+# Tasks
+
+
+def scenes_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
+    """Everything that the prompt names is in the drawing, and nothing else; every other prompt names sizes."""
+    figures = {}
+    for name, count in (("one_object", 1), ("two_objects", 2)):
+        prompts = [scenes.caption(scene, sizes=i % 2 == 0) for i, scene in enumerate(subject.held_out_scenes(count))]
+        wanted = [scenes.parse_caption(prompt) for prompt in prompts]
+        drawn = [detect(drawing) for drawing in subject.draw(prompts, guided)]
+        figures[name] = share(kinds is not None and same_things(found, kinds) for found, kinds in zip(drawn, wanted))
+    return figures
+
+
+def scenes_i2t(subject: Subject) -> dict[str, Figure]:
+    """The description names all things and each of them rightly: number, size, colour and shape."""
+    figures = {}
+    for name, count in (("one_object", 1), ("exact", None)):
+        held_out = subject.held_out_scenes(count)
+        answers = subject.ask([scenes.DESCRIBE[0]] * len(held_out), [scenes.render(scene) for scene in held_out])
+        truths = [scenes.parse_caption(scenes.caption(scene)) for scene in held_out]
+        figures[name] = share(scenes.parse_caption(answer) == truth for answer, truth in zip(answers, truths))
+    return figures
+
+
+def scenes_cot(subject: Subject) -> dict[str, Figure]:
+    """The same questions after thinking (`answer`) and without (`direct`)."""
+    held_out, rng = subject.held_out_scenes(), subject.rng("questions")
+    questions, _, truths = zip(*(scenes.ask(rng, scene) for scene in held_out))
+    pictures = [scenes.render(scene) for scene in held_out]
+    return {
+        name: share(map(name_match, subject.ask(questions, pictures, think), truths))
+        for name, think in (("answer", True), ("direct", False))
+    }
+
+
+def emoji_i2t(subject: Subject) -> dict[str, Figure]:
+    """The name of a held-out emoji, in the language of the question."""
+    pairs, languages = subject.held_out_emoji(), list(emoji.QUESTIONS)
+    pictures = [emoji.picture(pair) for pair in pairs]
+    questions = [emoji.QUESTIONS[language][0] for language in languages for _ in pairs]
+    truths = [pair.names[language] for language in languages for pair in pairs]
+    right = [name_match(*pair) for pair in zip(subject.ask(questions, pictures * len(languages)), truths)]
+    marks = np.array(right).reshape(len(languages), len(pairs))
+    # An emoji counts once in the mean: whether it is named in one language says much about the others.
+    return {language: share(row) for language, row in zip(languages, marks)} | {"mean": mean(marks.mean(0))}
+
+
+def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
+    """Of 50 emoji of the style, the one most like the drawing is the held-out one that was asked for."""
+    pairs, rng = subject.held_out_emoji(), subject.rng("candidates")
+    right = []
+    for pair, drawing in zip(pairs, subject.draw([emoji_prompt(pair) for pair in pairs], guided)):
+        others = [p.index for p in emoji.all_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
+        candidates = emoji.pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
+        right += nearest_neighbours_right([drawing], candidates, [0])
+    return {"nn50": share(right)}
+
+
+def facts(subject: Subject) -> dict[str, Figure]:
+    """Every country's capital and every capital's country, once each."""
+    asked = [(FORWARD[0].format(country), capital) for country, capital in CAPITALS.items()]
+    asked += [(BACKWARD[0].format(capital), country) for country, capital in CAPITALS.items()]
+    chosen = [asked[i] for i in subject.rng("facts").permutation(len(asked))[: subject.items]]
+    questions, truths = zip(*chosen)
+    return {"en": share(map(name_match, subject.ask(questions), truths))}
+
+
+def image_tokenizer(subject: Subject) -> dict[str, Figure]:
+    """How near held-out emoji come to themselves through the codes."""
+    model, size = subject.model, subject.model.config.drawing_size
+    values = []
+    for pair in subject.held_out_emoji():
+        picture = emoji.picture(pair)
+        pixels = model.decode_image_tokens(model.encode_image(_pixels(subject, [picture])))
+        again = subject.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        values.append(psnr(picture.resize((size, size)), again[0]))
+    return {"psnr_db": mean(values)}
+
+
+@torch.no_grad()
+def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
+    """Nats per image token of held-out emoji after their own words and after those of another emoji."""
+    model, processor, config = subject.model, subject.processor, subject.model.config
+    pairs = subject.held_out_emoji()
+    losses: dict[str, list[float]] = {"right": [], "shuffled": []}
+    for start in range(0, len(pairs), 25):
+        batch = pairs[start : start + 25]
+        drawings = [processor.drawing_text(c) for c in model.encode_image(_pixels(subject, map(emoji.picture, batch)))]
+        for name, worded in (("right", batch), ("shuffled", [pairs[i - 1] for i in range(start, start + len(batch))])):
+            chats = [
+                [{"role": "user", "content": emoji_prompt(pair)}, {"role": "assistant", "content": drawing}]
+                for pair, drawing in zip(worded, drawings)
+            ]
+            texts = processor.apply_chat_template(chats)
+            inputs = processor(text=texts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+            tokens = inputs["input_ids"][:, 1:]
+            logits = model(**inputs).logits[:, :-1].float()
+            loss = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+            codes = (tokens >= config.image_code_start_id) & (
+                tokens < config.image_code_start_id + config.codebook_size
+            )
+            losses[name] += ((loss * codes).sum(1) / codes.sum(1)).tolist()
+    gap = np.subtract(losses["shuffled"], losses["right"])
+    return {"right": mean(losses["right"]), "shuffled": mean(losses["shuffled"]), "gap": mean(gap)}
+
+
+@torch.no_grad()
+def features(subject: Subject) -> dict[str, Figure]:
+    """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name the English one."""
+    model, rng = subject.model, subject.rng("features")
+    pairs = subject.held_out_emoji(min(subject.items, GALLERY))
+    in_training: dict[str, list[emoji.Pair]] = {pair.codepoints: [] for pair in pairs}
+    for pair in emoji.pairs("train"):
+        in_training.get(pair.codepoints, []).append(pair)
+    others = [pick(rng, in_training[pair.codepoints]) for pair in pairs]
+    foreign = [pair.names[pick(rng, emoji.OTHER_LANGUAGES)] for pair in pairs]
+
+    def of_pictures(pairs: list[emoji.Pair]) -> torch.Tensor:
+        return model.get_image_features(_pixels(subject, map(emoji.picture, pairs))).image_embeds
+
+    def of_texts(texts: list[str]) -> torch.Tensor:
+        inputs = subject.processor(text=texts, padding=True, return_tensors="pt").to(model.device)
+        return model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+
+    def recall(queries: torch.Tensor, gallery: torch.Tensor) -> Figure:
+        nearest = (F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T).argmax(1)
+        return share(index == i for i, index in enumerate(nearest.tolist()))
+
+    return {
+        "image_r1": recall(of_pictures(pairs), of_pictures(others)),
+        "text_r1": recall(of_texts(foreign), of_texts([pair.names["en"] for pair in pairs])),
+    }
+
+
+def _pixels(subject: Subject, pictures: Iterable[Image.Image]) -> torch.Tensor:
+    pixels = subject.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
+    return pixels.to(subject.model.device)
+
+
+TASKS: dict[str, Callable[[Subject], dict[str, Figure]]] = {
+    "scenes_t2i": scenes_t2i,
+    "scenes_t2i_unguided": partial(scenes_t2i, guided=False),
+    "scenes_i2t": scenes_i2t,
+    "scenes_cot": scenes_cot,
+    "emoji_i2t": emoji_i2t,
+    "emoji_t2i": emoji_t2i,
+    "emoji_t2i_unguided": partial(emoji_t2i, guided=False),
+    "facts": facts,
+    "image_tokenizer": image_tokenizer,
+    "right_vs_shuffled_words": right_vs_shuffled_words,
+    "features": features,
+}

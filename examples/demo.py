@@ -1,0 +1,201 @@
+"""What dps-nano can do, offline, on a page of pictures.
+
+python examples/demo.py
+python examples/demo.py --image cat.png
+python examples/demo.py --prompt "a big red heart and two small blue stars"
+python examples/demo.py --prompt "hedgehog, noto style"
+"""
+
+import base64
+import sys
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
+
+from dps_hf import NANO
+from dps_hf.data import emoji, scenes
+from dps_hf.data.record import pick
+from dps_hf.evaluation.metrics import name_match
+from dps_hf.inference import ask, draw, load
+from dps_hf.model.image_processing_dps import open_picture
+from dps_hf.pages import Item, Section, page
+
+
+SCENES = (
+    "a big red heart",
+    "a small orange star",
+    "a small blue circle and a big yellow star",
+    "two big green triangles",
+    "a black cross and an orange circle",
+    "a pink heart, a blue star and a green square",
+)
+HTML = """\
+<!doctype html>
+<meta charset="utf-8">
+<title>dps-nano</title>
+<style>
+  body { font: 15px/1.4 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }
+  section { display: flex; flex-wrap: wrap; gap: 1.2rem; }
+  figure { margin: 0; width: min-content; min-width: 16rem; }
+  img { width: 7.8rem; border: 1px solid #ccc; }
+  figcaption div { unicode-bidi: plaintext; }
+</style>
+{% for section in sections %}
+<h2>{{ section.title }}</h2>
+<section>
+  {% for item in section.items %}
+  <figure>
+    {% for picture in item.pictures %}<img alt="" src="data:image/png;base64,{{ base64(picture) }}">{% endfor %}
+    <figcaption>{% for line in item.lines %}<div>{{ line }}</div>{% endfor %}</figcaption>
+  </figure>
+  {% endfor %}
+</section>
+{% endfor %}
+"""
+
+
+@dataclass
+class ScriptArguments:
+    """
+    image: a picture of yours, to be named and described.
+    prompt: what to draw, four times. With one of the two, or both, the demo does nothing else.
+    output: folder for the pictures, `page.png`, `page.html` and `answers.txt`.
+    """
+
+    image: str = ""
+    prompt: str = ""
+    model: str = NANO
+    output: Path = Path("outputs/demo")
+    seed: int = 0
+
+
+def your_picture(model, processor, picture: Image.Image) -> Section:
+    questions = ["What is this?", "Describe the picture.", "What do you see?"]
+    answers = ask(model, processor, questions, [picture] * len(questions))
+    seen = ImageOps.pad(picture, (64, 64), color="grey")
+    lines = [f"{question} {answer.text}" for question, answer in zip(questions, answers)]
+    return Section("Your picture, as dps-nano sees it", [Item([seen], lines)], columns=2)
+
+
+def your_prompt(model, processor, prompt: str) -> Section:
+    drawings = draw(model, processor, [prompt], num_return_sequences=4)
+    return Section("Your words, drawn four times", [Item([drawing], [prompt]) for drawing in drawings], columns=4)
+
+
+def drawn_scenes(model, processor) -> Section:
+    drawings = draw(model, processor, SCENES)
+    return Section("Drawn from words", [Item([drawing], [prompt]) for drawing, prompt in zip(drawings, SCENES)])
+
+
+def drawn_emoji(model, processor, rng: np.random.Generator) -> Section:
+    """Two emoji of each style, in English, and then one in each other language."""
+    held_out = [emoji.pairs("validation")[i] for i in rng.permutation(len(emoji.pairs("validation")))]
+    chosen = [(pair, "en") for style in emoji.STYLES for pair in [p for p in held_out if p.style == style][:2]]
+    chosen += [(pair, language) for pair, language in zip(held_out[::-1], emoji.OTHER_LANGUAGES)]
+    prompts = [f"{pair.names[language]}, {emoji.STYLES[pair.style]} style" for pair, language in chosen]
+    drawings = draw(model, processor, prompts)
+    items = [
+        Item([drawing, emoji.picture(pair)], [prompt] if language == "en" else [prompt, f"({pair.names['en']})"])
+        for drawing, prompt, (pair, language) in zip(drawings, prompts, chosen)
+    ]
+    return Section("Emoji, drawn; beside each the art that training never showed", items, columns=4)
+
+
+def named_emoji(model, processor, rng: np.random.Generator) -> Section:
+    pairs = [pick(rng, emoji.pairs("validation")) for _ in range(8)]
+    questions = [asked[0] for asked in emoji.QUESTIONS.values()] * len(pairs)
+    answers = iter(ask(model, processor, questions, [emoji.picture(pair) for pair in pairs for _ in emoji.QUESTIONS]))
+    items = []
+    for pair in pairs:
+        lines = []
+        for (language, truth), answer in zip(pair.names.items(), answers):
+            verdict = "right" if name_match(answer.text, truth) else f"it is: {truth}"
+            lines.append(f"{language}: {answer.text} ({verdict})")
+        items.append(Item([emoji.picture(pair)], lines))
+    return Section("Emoji in a style that training never showed, named in 12 languages", items, columns=4)
+
+
+def answered_questions(model, processor, rng: np.random.Generator) -> Section:
+    held_out = [scenes.sample_split(rng, "validation", count) for count in (2, 3, 3, 4, 4, 4)]
+    questions, _, truths = zip(*(scenes.ask(rng, scene) for scene in held_out))
+    pictures = [scenes.render(scene) for scene in held_out]
+    answers = ask(model, processor, questions, pictures, think=True)
+    items = [
+        Item([picture], [f"Question: {question}", f"Thinking: {answer.thinking}", f"Answer: {answer.text} (it is: {truth})"])
+        for picture, question, answer, truth in zip(pictures, questions, answers, truths)
+    ]
+    return Section("Questions about scenes that training never showed", items, columns=3)
+
+
+def write(sections: list[Section], folder: Path) -> None:
+    """Numbers all items and writes them as pictures, a page of pictures, a page for a browser, and text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9][0-9].png"):
+        old.unlink()
+    number, numbered, text = 0, [], []
+    for section in sections:
+        items = []
+        text.append(f"\n{section.title}\n")
+        for item in section.items:
+            number += 1
+            item.pictures[0].save(folder / f"{number:02}.png")
+            items.append(Item(item.pictures, [f"no. {number}", *item.lines]))
+            text.append("\n    ".join([f"{number:02}.png", *item.lines]))
+        numbered.append(Section(section.title, items, section.columns))
+    (folder / "answers.txt").write_text("\n".join(text).strip() + "\n", encoding="utf-8")
+    template = jinja2.Environment(autoescape=True).from_string(HTML)
+    (folder / "page.html").write_text(template.render(sections=numbered, base64=_base64), encoding="utf-8")
+    page(numbered).save(folder / "page.png")
+
+
+def _base64(picture: Image.Image) -> str:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def main(script: ScriptArguments) -> None:
+    disable_progress_bar()
+    try:
+        picture = open_picture(script.image) if script.image else None
+    except ValueError as error:
+        sys.exit(str(error))
+    print("Loading the model ...")
+    model, processor = load(script.model)
+    torch.manual_seed(script.seed)
+    rng = np.random.default_rng(script.seed)
+    sections = []
+    if picture is not None:
+        print("Looking at your picture ...")
+        sections.append(your_picture(model, processor, picture))
+    if script.prompt:
+        print("Drawing your words ...")
+        try:
+            sections.append(your_prompt(model, processor, script.prompt))
+        except ValueError as error:  # words that are tokens of the model, such as <image>
+            sys.exit(str(error))
+    if not sections:
+        print("Drawing scenes ...")
+        sections.append(drawn_scenes(model, processor))
+        print("Drawing emoji ...")
+        sections.append(drawn_emoji(model, processor, rng))
+        print("Naming emoji in 12 languages ...")
+        sections.append(named_emoji(model, processor, rng))
+        print("Thinking about questions ...")
+        sections.append(answered_questions(model, processor, rng))
+    write(sections, script.output)
+    for section in sections[-1:] if len(sections) > 2 else sections:
+        print("\n\n".join("\n".join(item.lines) for item in section.items))
+    page_path = script.output / "page"
+    print(f"\nEverything on one page: {page_path}.png, with all scripts: {page_path}.html, as text: {script.output / 'answers.txt'}")
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(ScriptArguments).parse_args_into_dataclasses())

@@ -1,0 +1,350 @@
+"""Pictures of every kind become the same square of pixels, and bad ones one clear error."""
+
+import base64
+import http.server
+import io
+import struct
+import threading
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import JanusImageProcessorPil
+
+from dps_hf.model.image_processing_dps import DPSImageProcessor, open_picture, to_rgb
+
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def image_processor() -> DPSImageProcessor:
+    return DPSImageProcessor(size={"height": SIZE, "width": SIZE})
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """16 x 16 pixels of noise."""
+    values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def pixels_of(image_processor: DPSImageProcessor, image) -> torch.Tensor:
+    pixels = image_processor(image, return_tensors="pt")["pixel_values"]
+    assert pixels.shape[1:] == (3, SIZE, SIZE) and pixels.dtype == torch.float32
+    return pixels
+
+
+def colour_of(image_processor: DPSImageProcessor, image) -> list[int]:
+    """The colour of a picture that has only one."""
+    pixels = pixels_of(image_processor, image)[0].flatten(1)
+    assert (pixels.amax(1) - pixels.amin(1)).max() < 1e-6
+    return ((pixels[:, 0] + 1) * 127.5).round().int().tolist()
+
+
+# Letterbox
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 30), (30, 40), (7, 5), (300, 100), (1, 1), (33, 16), (17, 64)])
+def test_letterbox_equals_that_of_janus(image_processor, size):
+    values = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    settings = {"size": {"height": SIZE, "width": SIZE}, "min_size": 1, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    janus = JanusImageProcessorPil(**settings)
+    expected = janus(Image.fromarray(values), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels_of(image_processor, Image.fromarray(values)), expected)
+
+
+def test_bars_of_the_letterbox_are_grey(image_processor):
+    pixels = pixels_of(image_processor, Image.new("RGB", (32, 16), "white"))[0]
+    assert (pixels[:, 4:12] == 1).all()
+    bars = torch.cat([pixels[:, :4], pixels[:, 12:]], dim=1)
+    torch.testing.assert_close(bars, torch.full_like(bars, 127 / 127.5 - 1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
+def test_extreme_shapes_fit(image_processor, size):
+    pixels = pixels_of(image_processor, Image.new("RGB", size, "red"))
+    assert (pixels[0, 0] == 1).any()
+
+
+def test_pixels_survive_the_round_trip(image_processor):
+    every_value = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(SIZE, SIZE)).convert("RGB")
+    pixels = pixels_of(image_processor, every_value)
+    back = image_processor.postprocess(list(pixels), return_tensors="PIL.Image.Image")["pixel_values"][0]
+    assert np.array_equal(np.asarray(back), np.asarray(every_value))
+
+
+def test_postprocess_rounds_and_clips(image_processor):
+    pixels = torch.tensor([-9.0, -1.0, 0.0, 0.999, 1.0, 9.0]).expand(3, 2, 6)
+    values = image_processor.postprocess([pixels])["pixel_values"][0]
+    assert values[0, 0].tolist() == [0, 0, 128, 255, 255, 255] and values.dtype == np.uint8
+    assert image_processor.postprocess(pixels[None], return_tensors="pt")["pixel_values"].shape == (1, 3, 2, 6)
+
+
+# Modes
+
+
+def test_transparency_turns_white(image_processor):
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0] + [0, 0, 255] * 255)
+    clear = [
+        Image.new("RGBA", (4, 4), (255, 0, 0, 0)),
+        Image.new("LA", (4, 4), (0, 0)),
+        encoded(palette, transparency=0),
+        encoded(palette, "GIF", transparency=0),
+        encoded(Image.new("RGB", (4, 4), "red"), transparency=(255, 0, 0)),
+    ]
+    for image in clear:
+        assert colour_of(image_processor, image) == [255, 255, 255]
+    assert colour_of(image_processor, Image.new("RGBA", (4, 4), (255, 0, 0, 128)))[0] == 255
+    assert colour_of(image_processor, Image.new("RGBA", (4, 4), (255, 0, 0, 128)))[1] == pytest.approx(127, abs=1)
+    assert colour_of(image_processor, encoded(palette)) == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, [255, 255, 255]),
+        ("L", 100, [100, 100, 100]),
+        ("CMYK", (0, 255, 255, 0), [255, 0, 0]),
+        ("YCbCr", (255, 128, 128), [255, 255, 255]),
+        ("HSV", (0, 255, 255), [255, 0, 0]),
+        ("I;16", 65535, [255, 255, 255]),
+        ("I;16", 257, [1, 1, 1]),
+        ("I", 65535, [255, 255, 255]),
+        ("I", 200, [200, 200, 200]),
+        ("F", 0.5, [128, 128, 128]),
+        ("F", 100.0, [100, 100, 100]),
+    ],
+)
+def test_every_mode_becomes_rgb(image_processor, mode, colour, expected):
+    assert colour_of(image_processor, Image.new(mode, (4, 4), colour)) == expected
+
+
+def png(width: int, height: int, bit_depth: int, colour_type: int, row: bytes) -> bytes:
+    """A PNG file; PIL cannot write 16-bit colours itself."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for _ in range(min(height, 64))))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_files_keep_their_brightness(image_processor):
+    assert colour_of(image_processor, png(4, 4, 16, 0, struct.pack(">4H", *[0x8080] * 4))) == [128, 128, 128]
+    colour = struct.pack(">12H", *[0xFFFF, 0x8080, 0x0000] * 4)
+    assert colour_of(image_processor, png(4, 4, 16, 2, colour)) == [255, 128, 0]
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
+def test_animations_show_their_first_frame(image_processor, file_format):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+    assert colour_of(image_processor, data) == [255, 0, 0]
+    opened = Image.open(io.BytesIO(data))
+    opened.seek(2)
+    assert colour_of(image_processor, opened) == [255, 0, 0]
+
+
+def test_exif_rotation_is_undone(image_processor):
+    upright = Image.new("RGB", (SIZE, SIZE), "red")
+    upright.paste("blue", (0, 0, SIZE, SIZE // 2))  # blue on top
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    stored = encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    assert torch.equal(pixels_of(image_processor, stored), pixels_of(image_processor, upright))
+
+
+# Sources
+
+
+def test_all_sources_give_the_same_pixels(image_processor, picture, tmp_path):
+    data, path = encoded(picture), tmp_path / "picture.png"
+    path.write_bytes(data)
+    text = base64.b64encode(data).decode()
+    expected = pixels_of(image_processor, picture)
+    for source in (path, str(path), data, text, f"data:image/png;base64,{text}", base64.encodebytes(data).decode()):
+        assert torch.equal(pixels_of(image_processor, source), expected)
+        assert torch.equal(pixels_of(image_processor, [[source], [picture]])[:1], expected)
+
+
+def test_urls_are_fetched_only_where_allowed(image_processor, picture):
+    data = encoded(picture)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/picture.png" else 404)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/picture.png"
+        with pytest.raises(ValueError, match="URLs are not fetched"):
+            image_processor(url)
+        fetching = DPSImageProcessor(size={"height": SIZE, "width": SIZE}, fetch_urls=True)
+        assert torch.equal(pixels_of(fetching, url), pixels_of(image_processor, picture))
+        with pytest.raises(ValueError, match="404"):
+            fetching(url + "x")
+        server.shutdown()
+
+
+# Arrays
+
+
+def test_arrays_give_the_pixels_of_the_picture(image_processor, picture):
+    expected = pixels_of(image_processor, picture)
+    rows = np.asarray(picture)  # (height, width, channels)
+    channels = np.ascontiguousarray(rows.transpose(2, 0, 1))
+    for array in (rows, channels):
+        kinds = [array, array.astype(np.float32) / 255, array.astype(np.float64), array.astype(np.int64)]
+        kinds += [array.astype(np.uint16) * 257, array.astype(">u2") * 257]
+        for kind in kinds:
+            assert torch.equal(pixels_of(image_processor, kind), expected)
+        tensor = torch.from_numpy(array.copy())
+        for kind in (tensor, tensor / 255, (tensor / 255).requires_grad_(), tensor.bfloat16(), tensor.long()):
+            assert torch.equal(pixels_of(image_processor, kind), expected)
+    assert torch.equal(pixels_of(image_processor, np.stack([rows, rows])), torch.cat([expected, expected]))
+    assert torch.equal(pixels_of(image_processor, torch.from_numpy(channels)[None]), expected)
+    assert torch.equal(pixels_of(image_processor, [rows, picture, channels]), expected.expand(3, -1, -1, -1))
+
+
+def test_grey_arrays_have_two_dimensions_or_one_channel(image_processor, picture):
+    grey = picture.convert("L")
+    expected, values = pixels_of(image_processor, grey), np.asarray(grey)
+    for array in (values, values[None], values[..., None], torch.from_numpy(values.copy())):
+        assert torch.equal(pixels_of(image_processor, array), expected)
+        assert torch.equal(pixels_of(image_processor, [array]), expected)
+    assert torch.equal(
+        pixels_of(image_processor, values > 127), pixels_of(image_processor, grey.point(lambda value: 255 * (value > 127)))
+    )
+
+
+def test_fourth_channel_is_transparency(image_processor):
+    assert colour_of(image_processor, np.zeros((5, 5, 4), dtype=np.uint8)) == [255, 255, 255]
+    assert colour_of(image_processor, torch.zeros(4, 5, 5)) == [255, 255, 255]
+
+
+def test_input_data_format_settles_ambiguity(image_processor):
+    array = np.zeros((3, 8, 3), dtype=np.uint8)
+    array[0] = 255
+    first = image_processor(array, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+    last = image_processor(array, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+    assert first[0, 0].max() == 1 and first[0, 1].max() < 0
+    assert last[0, 0, :8].max() == 1 and last[0, 1, :8].max() == 1
+
+
+# Bad pictures
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((4, 4, 3), np.nan), "must lie in"),
+        (np.full((4, 4, 3), np.inf), "must lie in"),
+        (np.full((4, 4, 3), -0.1), "must lie in"),
+        (np.full((4, 4, 3), 70000), "must lie in"),
+        (np.zeros((0, 0, 3)), "must have pixels"),
+        (np.zeros((4, 0, 3), dtype=np.uint8), "must have pixels"),
+        (np.zeros((0, 4)), "must have pixels"),
+        (torch.zeros(3, 0, 4), "must have pixels"),
+        (np.zeros((5, 5, 2)), "channel"),
+        (np.zeros((7, 5, 6)), "channel"),
+        (np.zeros(5), "flat list"),
+        (np.zeros((1, 1, 1, 4, 4)), "flat list"),
+    ],
+)
+def test_bad_arrays_are_refused(image_processor, array, message):
+    with pytest.raises(ValueError, match=message):
+        image_processor(array)
+
+
+def test_fractions_that_must_not_be_rescaled_are_refused(image_processor):
+    with pytest.raises(ValueError, match="Leave do_rescale=False out"):
+        image_processor(np.zeros((4, 4, 3)), do_rescale=False)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+def test_truncated_files_are_refused(image_processor, file_format, tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(values), file_format)
+    for length in (0, 3, 20, len(data) // 2):
+        with pytest.raises(ValueError, match=r"corrupt|unknown format|truncated"):
+            image_processor(data[:length])
+    path = tmp_path / "picture"
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"corrupt|unknown format|truncated"):
+        image_processor(path)
+    if file_format != "WEBP":  # whose header alone PIL does not open
+        with pytest.raises(ValueError, match=r"corrupt|truncated"):
+            image_processor(Image.open(path))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
+def test_corrupt_files_raise_nothing_but_value_errors(image_processor, picture, file_format):
+    data, random = encoded(picture, file_format), np.random.default_rng(0)
+    for _ in range(100):
+        corrupt = np.frombuffer(data, dtype=np.uint8).copy()
+        corrupt[random.integers(0, len(corrupt), 4)] = random.integers(0, 256, 4)
+        try:
+            pixels_of(image_processor, corrupt.tobytes())
+        except ValueError:
+            pass
+
+
+def test_what_is_no_picture_is_refused(image_processor, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    for source in (tmp_path / "notes.txt", b"hello", "data:image/png;base64,aGVsbG8=", tmp_path):
+        with pytest.raises(ValueError, match="corrupt or of an unknown format"):
+            image_processor(source)
+    for source in ("data:image/png;base64,!", "data:,"):
+        with pytest.raises(ValueError):
+            image_processor(source)
+    for source in ("no/such/file.png", tmp_path / "none.png", "x" * 5000 + ".png", "null\0.png"):
+        with pytest.raises(ValueError, match="No picture at"):
+            image_processor(source)
+    for source in (None, 7, {"url": "x"}, [None]):
+        with pytest.raises((TypeError, ValueError)):
+            image_processor(source)
+
+
+def test_huge_pictures_are_refused_before_their_pixels_are_decoded(image_processor):
+    # The files promise these sizes and hold next to nothing, so that decoding would fail in another way.
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ValueError, match="100 megapixels at most"):
+        open_picture(png(10_001, 10_000, 8, 0, bytes(10)))
+    with pytest.raises(ValueError, match="too large"):
+        open_picture(png(50_000, 50_000, 8, 0, bytes(10)))
+    lazy = Image.open(io.BytesIO(png(8_000, 8_000, 8, 0, bytes(10))))
+    lazy._size = (20_000, 20_000)
+    with pytest.raises(ValueError, match="400 megapixels"):
+        image_processor(lazy)
+
+
+def test_empty_picture_is_refused():
+    with pytest.raises(ValueError, match="must have pixels"):
+        to_rgb(Image.new("RGB", (0, 5)))
+
+
+# Saving
+
+
+def test_settings_survive_saving(image_processor, tmp_path):
+    image_processor.save_pretrained(tmp_path)
+    loaded = DPSImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == image_processor.to_dict()
+    assert loaded.size == {"height": SIZE, "width": SIZE} and loaded.min_size == 1
