@@ -22,7 +22,9 @@ def from_components(
     """
     tokenizer = tokenizer or getattr(text, "name_or_path", text)
     if not tokenizer:
-        raise ValueError("tokenizer is needed where text was not loaded from a checkpoint. Give a tokenizer or its path.")
+        raise ValueError(
+            "tokenizer is needed where text was not loaded from a checkpoint. Give a tokenizer or its path."
+        )
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     model = DPSForConditionalGeneration.from_components(text, vision, image_tokenizer, tokenizer, row_end)

@@ -1,8 +1,8 @@
 """Drawing and answering in batches, one call each.
 
-    model, processor = load()
-    drawings = draw(model, processor, ["a small red star and two big blue circles", "cat, noto style"])
-    answers = ask(model, processor, ["Describe the picture.", "What is this?"], drawings)
+model, processor = load()
+drawings = draw(model, processor, ["a small red star and two big blue circles", "cat, noto style"])
+answers = ask(model, processor, ["Describe the picture.", "What is this?"], drawings)
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,9 @@ def ask(
         batch_size, progress, generation: as for [`draw`]. Answers are greedy unless it says `do_sample=True`.
     """
     if pictures is not None and len(pictures) != len(questions):
-        raise ValueError(f"pictures must be as many as questions; got {len(pictures)} and {len(questions)}. Repeat some.")
+        raise ValueError(
+            f"pictures must be as many as questions; got {len(pictures)} and {len(questions)}. Repeat some."
+        )
     texts = [{"type": "text", "text": question} for question in questions]
     if pictures is None:
         chats = [[_user(text)] for text in texts]

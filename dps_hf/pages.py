@@ -10,8 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 128  # pixels of a picture on the page
 MARGIN = 12
-LETTER, LINE = 7, 17  # pixels from one letter, and from one line of text, to the next
-LETTERS = str.maketrans({"œ": "oe", "Œ": "OE", "ß": "ss", "æ": "ae", "’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
+LINE = 17  # pixels from one line of text to the next
+LETTERS = str.maketrans(
+    {"œ": "oe", "Œ": "OE", "ß": "ss", "æ": "ae", "’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-"}
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,7 @@ def _title(text: str, width: int) -> Image.Image:
 
 def _row(items: Sequence[Item], columns: int, width: int) -> Image.Image:
     font, cell = ImageFont.load_default(13), (width - MARGIN) // columns
-    letters = (cell - MARGIN) // LETTER
-    texts = [[part for line in item.lines for part in textwrap.wrap(plain(line), letters)] for item in items]
+    texts = [[part for line in item.lines for part in _wrapped(plain(line), cell - MARGIN, font)] for item in items]
     row = Image.new("RGB", (width, SIDE + 4 + LINE * max(map(len, texts)) + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(row)
     for column, (item, text) in enumerate(zip(items, texts)):
@@ -78,3 +79,9 @@ def plain(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", text.translate(LETTERS))
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare if bare.isascii() else ""
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Lines of at most about `width` pixels; words that are longer are cut."""
+    letters = len(text) * width / max(1, font.getlength(text))
+    return textwrap.wrap(text, max(1, int(0.97 * letters)))

@@ -12,6 +12,7 @@ from dps_hf.data.mixture import Mixture
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
+
 # The files that `Trainer` writes into a checkpoint; the state comes last but one, so that a kill leaves them incomplete.
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 

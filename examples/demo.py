@@ -128,7 +128,10 @@ def answered_questions(model, processor, rng: np.random.Generator) -> Section:
     pictures = [scenes.render(scene) for scene in held_out]
     answers = ask(model, processor, questions, pictures, think=True)
     items = [
-        Item([picture], [f"Question: {question}", f"Thinking: {answer.thinking}", f"Answer: {answer.text} (it is: {truth})"])
+        Item(
+            [picture],
+            [f"Question: {question}", f"Thinking: {answer.thinking}", f"Answer: {answer.text} (it is: {truth})"],
+        )
         for picture, question, answer, truth in zip(pictures, questions, answers, truths)
     ]
     return Section("Questions about scenes that training never showed", items, columns=3)
@@ -194,7 +197,9 @@ def main(script: ScriptArguments) -> None:
     for section in sections[-1:] if len(sections) > 2 else sections:
         print("\n\n".join("\n".join(item.lines) for item in section.items))
     page_path = script.output / "page"
-    print(f"\nEverything on one page: {page_path}.png, with all scripts: {page_path}.html, as text: {script.output / 'answers.txt'}")
+    print(
+        f"\nEverything on one page: {page_path}.png, with all scripts: {page_path}.html, as text: {script.output / 'answers.txt'}"
+    )
 
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ def main(script: ScriptArguments) -> None:
     if script.output.exists() and not script.fresh:
         report = json.loads(script.output.read_text())
         if changed := [name for name in made_by if report["recipe"].get(name) != made_by[name]]:
-            sys.exit(f"{script.output} holds figures of other {', '.join(changed)}: give --fresh, or another --output.")
+            sys.exit(
+                f"{script.output} holds figures of other {', '.join(changed)}: give --fresh, or another --output."
+            )
     report["command"] = shlex.join(["python", *sys.argv])
     script.output.parent.mkdir(parents=True, exist_ok=True)
     for name in [task for task in script.tasks or TASKS if task not in report]:

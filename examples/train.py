@@ -9,22 +9,11 @@ Killed at any moment, the same command goes on from the last checkpoint to the s
 from dataclasses import dataclass, field
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    SiglipVisionModel,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import CONFIG_MAPPING, GenerationConfig, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
 
+from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.data.mixture import Mixture
-from dps_hf.model.configuration_dps import DPSConfig
-from dps_hf.model.image_processing_dps import DPSImageProcessor
-from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.training import Curves, RecordCollator, ShuffledWords, last_checkpoint
 
 
@@ -51,44 +40,6 @@ class ScriptArguments:
     generation: dict = field(default_factory=dict)
 
 
-def assemble(script: ScriptArguments) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
-    """A DPS with a fresh decoder between a trained tower and a trained image tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(script.text_tokenizer)
-    tower = SiglipVisionModel.from_pretrained(script.vision_tower)
-    image_tokenizer = DPSImageTokenizer.from_pretrained(script.image_tokenizer)
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in SPECIAL_TOKENS.items()}
-    text_config = {
-        **script.text_config,
-        "vocab_size": len(tokenizer),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = DPSConfig(
-        text_config=text_config,
-        vision_config=tower.config,
-        image_tokenizer_config=image_tokenizer.config,
-        **ids,
-    )
-    model = DPSForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(tower.state_dict())
-    model.model.image_tokenizer.load_state_dict(image_tokenizer.state_dict())
-    side = tower.config.image_size
-    image_processor = DPSImageProcessor(size={"height": side, "width": side})
-    processor = DPSProcessor(
-        image_processor, tokenizer, num_image_tokens=config.num_image_tokens, grid_size=config.grid_size
-    )
-    return model, processor
-
-
-SPECIAL_TOKENS = {
-    "image_token_id": DPSProcessor.image_token,
-    "boi_token_id": DPSProcessor.boi_token,
-    "eoi_token_id": DPSProcessor.eoi_token,
-    "image_code_start_id": DPSProcessor.code_token.format(0),
-}
-
-
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
     set_seed(training.seed)
     # Model
@@ -96,7 +47,13 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
         processor = DPSProcessor.from_pretrained(script.model)
     else:
-        model, processor = assemble(script)
+        fields = dict(script.text_config)
+        model, processor = from_components(
+            text=CONFIG_MAPPING[fields.pop("model_type")](**fields),
+            vision=script.vision_tower,
+            image_tokenizer=script.image_tokenizer,
+            tokenizer=script.text_tokenizer,
+        )
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, **script.generation
     )

@@ -49,7 +49,9 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     print(f"{model.num_parameters():,} parameters, {model.config.codebook_size} codes")
 
     # Dataset
-    length = training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    length = (
+        training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
     train = Pictures(Mixture(script.tasks, seed=training.seed, length=length))
     held_out = Mixture(script.evaluation_tasks, length=script.num_evaluation_pictures, split="validation")
 

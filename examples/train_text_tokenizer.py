@@ -13,6 +13,7 @@ from trl import TrlParser
 from dps_hf.data import emoji
 from dps_hf.data.mixture import Mixture
 
+
 TEXT_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 IMAGE_SPECIAL = ["<image>", "<begin_of_image>", "<end_of_image>"]
 
@@ -43,7 +44,9 @@ def corpus(script: ScriptArguments) -> Iterator[str]:
     yield from [f", {style} style" for style in emoji.STYLES.values()] * 100
     for record in map(Mixture({"scenes_cot": 1, "scenes_i2t": 1, "facts": 2}).__getitem__, range(script.records)):
         for message in record["messages"]:
-            yield from (f"{message['role']}\n{part['text']}\n" for part in message["content"] if part["type"] == "text")
+            yield from (
+                f"{message['role']}\n{part['text']}\n" for part in message["content"] if part["type"] == "text"
+            )
 
 
 def main(script: ScriptArguments) -> None:
@@ -71,7 +74,9 @@ def main(script: ScriptArguments) -> None:
         clean_up_tokenization_spaces=False,
     ).save_pretrained(script.output_dir)
     whole = [pair.names["en"] for pair in emoji.all_pairs()]
-    print(f"{tokenizer.get_vocab_size()} tokens; an English name is {sum(len(tokenizer.encode(n)) for n in whole) / len(whole):.2f} tokens")
+    print(
+        f"{tokenizer.get_vocab_size()} tokens; an English name is {sum(len(tokenizer.encode(n)) for n in whole) / len(whole):.2f} tokens"
+    )
     for language in emoji.QUESTIONS:
         names = [pair.names[language] for pair in emoji.all_pairs()]
         print(language, f"{sum(len(tokenizer.encode(n)) for n in names) / len(names):.2f}")

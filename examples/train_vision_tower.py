@@ -19,6 +19,7 @@ from trl import TrlParser
 from dps_hf.data import emoji, scenes
 from dps_hf.training import Curves, last_checkpoint, to_pixels
 
+
 EMOJI = sorted({pair.codepoints for pair in emoji.pairs("train")})
 KINDS = [(s, c, shape) for s in scenes.SIZES for c in scenes.COLOURS for shape in scenes.SHAPES]
 
@@ -99,7 +100,9 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     print(f"{tower.num_parameters():,} parameters")
 
     # Dataset
-    length = training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    length = (
+        training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
 
     # Training
     trainer = Trainer(

@@ -69,7 +69,11 @@ def make_decoder_config(make_text_config):
     def make(name: str):
         if name == "gpt2":
             sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
-            ids = {"bos_token_id": None, "eos_token_id": TOKEN_IDS["<|im_end|>"], "pad_token_id": TOKEN_IDS["<|endoftext|>"]}
+            ids = {
+                "bos_token_id": None,
+                "eos_token_id": TOKEN_IDS["<|im_end|>"],
+                "pad_token_id": TOKEN_IDS["<|endoftext|>"],
+            }
             return GPT2Config(vocab_size=VOCAB_SIZE, initializer_range=0.5, **sizes, **ids)
         if name == "qwen2":
             return make_text_config(Qwen2Config)
@@ -143,7 +147,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     # `skip_special_tokens` must not drop <think> nor codes.
     for token in TOKENS:
-        (tokenizer.add_tokens if token in ("<think>", "</think>", *CODE_TOKENS) else tokenizer.add_special_tokens)([token])
+        (tokenizer.add_tokens if token in ("<think>", "</think>", *CODE_TOKENS) else tokenizer.add_special_tokens)(
+            [token]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )

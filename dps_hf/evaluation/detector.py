@@ -17,9 +17,7 @@ from dps_hf.data.scenes import COLOURS, SHAPES, Kind, Scene
 INK = 60.0  # a pixel further than this from white, in RGB, belongs to a thing
 SPECK = 25  # a thing has at least this many pixels
 BIG = 20  # a thing is big when the side of its box is at least this long, in pixels
-MISFIT = (
-    0.14  # squared difference from the outline, as a share of its area; good shapes stay below 0.07, ellipses do not
-)
+MISFIT = 0.14  # largest squared difference from an outline, as a share of its area; good shapes stay below half of it
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 SOFTNESS = 3  # outlines are smoothed over 2 * 3 + 1 cells of the grid
 GRID = 24  # side of the box in which outlines are compared

@@ -64,6 +64,8 @@ def assemble(
         # Some decoders have more rows than their tokenizer has tokens.
         text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
 
+    for part in (text_config, vision.config, image_tokenizer.config):
+        part.dtype = text.dtype
     tied = getattr(text_config, "tie_word_embeddings", False)
     config = DPSConfig(
         text_config=text_config,
@@ -76,7 +78,9 @@ def assemble(
     with torch.device("meta"):
         model = model_class(config)
     if type(model.model.language_model) is not type(decoder):
-        raise ValueError(f"text must be a decoder that AutoModel builds; got {type(decoder).__name__}. Choose another.")
+        raise ValueError(
+            f"text must be a decoder that AutoModel builds; got {type(decoder).__name__}. Choose another."
+        )
 
     place = {"device": text.device, "dtype": text.dtype}
     embeddings = copy.deepcopy(decoder.get_input_embeddings())

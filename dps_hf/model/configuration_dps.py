@@ -19,13 +19,18 @@ AUTO_MAP = {
     "AutoProcessor": "processing_dps.DPSProcessor",
 }
 # `transformers serve` and trl look the name of a model's class up here, that of remote code too.
-for _names in (modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+for _names in (
+    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+):
     _names.setdefault("dps", "DPSForConditionalGeneration")
 
 
 def _divides(owner: str, image_size: int, unit_name: str, unit: int) -> None:
     if unit <= 0:
-        raise ValueError(f"{owner}.{unit_name} must be positive; got {unit}. Set patch_size to a divisor of image_size.")
+        raise ValueError(
+            f"{owner}.{unit_name} must be positive; got {unit}. Set patch_size to a divisor of image_size."
+        )
     if image_size <= 0 or image_size % unit:
         remedy = max(unit, round(image_size / unit) * unit)
         raise ValueError(
@@ -40,9 +45,10 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
 
     image_size (`int`, defaults to 64): side of the square pictures, in pixels.
     num_channels (`int`, defaults to 3): colour channels.
-    patch_size (`int`, defaults to 4): side of the patches that are folded into channels before the first convolution.
+    patch_size (`int`, defaults to 4): side of the patches that the decoder's last convolution writes.
     hidden_sizes (`list[int]`, defaults to `[96, 160]`): width of each stage; each stage after the first halves the grid.
-    num_res_blocks (`int`, defaults to 2): residual blocks in each stage of the encoder, and of the decoder.
+    num_encoder_blocks (`int`, defaults to 3): residual blocks of the encoder, which has the last stage's width.
+    num_res_blocks (`int`, defaults to 1): residual blocks in each stage of the decoder.
     levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the codebook size.
     """
 
@@ -53,7 +59,8 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
     num_channels: int = 3
     patch_size: int = 4
     hidden_sizes: list[int] | tuple[int, ...] = (96, 160)
-    num_res_blocks: int = 2
+    num_encoder_blocks: int = 3
+    num_res_blocks: int = 1
     levels: list[int] | tuple[int, ...] = (8, 8, 8, 8)
     initializer_range: float = 0.02
 
@@ -204,7 +211,11 @@ class DPSConfig(PreTrainedConfig):
                 raise ValueError(f"{part}.num_channels must be 3 (pictures are RGB); got {channels}. Set it to 3.")
 
     def _check_ids(self) -> None:
-        start, end, vocab_size = self.image_code_start_id, self.image_code_start_id + self.codebook_size, self.vocab_size
+        start, end, vocab_size = (
+            self.image_code_start_id,
+            self.image_code_start_id + self.codebook_size,
+            self.vocab_size,
+        )
         if start < 0 or end > vocab_size:
             raise ValueError(
                 f"image_code_start_id + codebook size must lie within text_config.vocab_size; got {start} + "
@@ -221,7 +232,9 @@ class DPSConfig(PreTrainedConfig):
                     f"[{start}, {end}); got {value}. Choose an id below {start}."
                 )
             if value in taken:
-                raise ValueError(f"{name} must differ from {taken[value]}; both are {value}. Choose another id for one.")
+                raise ValueError(
+                    f"{name} must differ from {taken[value]}; both are {value}. Choose another id for one."
+                )
             taken[value] = name
 
 

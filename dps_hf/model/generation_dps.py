@@ -7,6 +7,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from .configuration_dps import DPSConfig
 
+
 GENERATION_MODES = ("text", "image", "interleaved")
 
 
@@ -182,9 +183,14 @@ class DPSGenerationMixin(GenerationMixin):
             ValueError: an unknown mode, no tokens to continue, or guidance with a way of decoding other than greedy
                 and sampling.
         """
+
         def setting(name):
             """By the library's precedence: arguments, then the given config, then the model's own."""
-            sources = (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None))
+            sources = (
+                kwargs.get(name),
+                getattr(generation_config, name, None),
+                getattr(self.generation_config, name, None),
+            )
             return next((value for value in sources if value is not None), None)
 
         mode = generation_mode or setting("generation_mode") or "text"
@@ -200,7 +206,9 @@ class DPSGenerationMixin(GenerationMixin):
             if setting("pad_token_id") is None:
                 kwargs["pad_token_id"] = self.config.eoi_token_id
         if input_ids is not None and input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
-            raise ValueError("input_ids are empty. Give a prompt, or apply the chat template to a message without text.")
+            raise ValueError(
+                "input_ids are empty. Give a prompt, or apply the chat template to a message without text."
+            )
         max_length = None
         if mode == "interleaved" and input_ids is not None:
             if setting("max_new_tokens") is None and setting("max_length") is None:
@@ -235,7 +243,9 @@ class DPSGenerationMixin(GenerationMixin):
     def _begin_drawing(self, input_ids: torch.LongTensor | None, kwargs: dict) -> torch.LongTensor:
         """The prompt with begin-of-image at its end; sets in `kwargs` the mask and the length that belong to it."""
         if input_ids is None:
-            raise ValueError("generation_mode='image' needs input_ids. A drawing cannot be continued from inputs_embeds.")
+            raise ValueError(
+                "generation_mode='image' needs input_ids. A drawing cannot be continued from inputs_embeds."
+            )
         boi, input_ids = self.config.boi_token_id, input_ids.long()
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask

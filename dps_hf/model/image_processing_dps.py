@@ -24,7 +24,11 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
     Raises:
         ValueError: the picture is corrupt, truncated, too large or not there, or it is a URL and `fetch_urls` is off.
     """
-    name = "of bytes" if isinstance(source, bytes) else repr(str(source) if len(str(source)) < 200 else f"{str(source)[:60]}...")
+    name = (
+        "of bytes"
+        if isinstance(source, bytes)
+        else repr(str(source) if len(str(source)) < 200 else f"{str(source)[:60]}...")
+    )
     try:
         if isinstance(source, str):
             source = _read(source, fetch_urls)
@@ -97,10 +101,12 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
         return values
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 65535):
-        raise ValueError(f"Values of a picture must lie in [0, 1], [0, 255] or [0, 65535]; got {low} to {high}. Scale them.")
+        raise ValueError(
+            f"Values of a picture must lie in [0, 1], [0, 255] or [0, 65535]; got {low} to {high}. Scale them."
+        )
     if high <= 1 and values.dtype.kind in "fb":
         values = values * 255.0
-    elif high > 255 or values.dtype.itemsize == 2 and values.dtype.kind == "u":
+    elif high > 255 or (values.dtype.itemsize == 2 and values.dtype.kind == "u"):
         values = values / 257
     return values.round().astype(np.uint8)
 

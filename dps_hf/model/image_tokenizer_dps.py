@@ -59,6 +59,19 @@ class FiniteScalarQuantizer(nn.Module):
         return torch.cumprod(torch.tensor((1, *self.levels[:-1]), device=device), dim=0)
 
 
+class PatchBlock(nn.Module):
+    """Residual layers that see one patch at a time."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.linear1 = nn.Linear(channels, 2 * channels)
+        self.linear2 = nn.Linear(2 * channels, channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.linear2(F.silu(self.linear1(self.norm(hidden_states))))
+
+
 class ResidualBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
@@ -73,8 +86,9 @@ class ResidualBlock(nn.Module):
 class DPSImageTokenizer(PreTrainedModel):
     """Turns pixels into codes and back.
 
-    A convolutional encoder and decoder around [`FiniteScalarQuantizer`]. Patches are folded into channels first
-    (`pixel_unshuffle`), so that no convolution runs at full resolution.
+    The encoder sees one patch at a time, so that equal patches have equal codes, whatever surrounds them: an encoder
+    that sees further rebuilds pictures better by a little, but gives plain white hundreds of codes that depend on far
+    away things, and the decoder of DPS then spends itself on predicting them. The convolutional decoder sees as far as it likes.
 
     Args:
         config ([`DPSImageTokenizerConfig`]): supplies geometry, widths and `levels`, one per latent channel.
@@ -93,17 +107,12 @@ class DPSImageTokenizer(PreTrainedModel):
     def __init__(self, config: DPSImageTokenizerConfig):
         super().__init__(config)
         widths, patch, blocks = config.hidden_sizes, config.patch_size, config.num_res_blocks
-        encoder: list[nn.Module] = [
-            nn.PixelUnshuffle(patch),
-            nn.Conv2d(config.num_channels * patch**2, widths[0], 3, padding=1),
-        ]
-        for index, width in enumerate(widths):
-            if index > 0:
-                encoder.append(nn.Conv2d(widths[index - 1], width, 4, stride=2, padding=1))
-            encoder += [ResidualBlock(width) for _ in range(blocks)]
-        encoder += [nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], len(config.levels), 1)]
-        self.encoder = nn.Sequential(*encoder)
-
+        self.encoder = nn.Sequential(
+            nn.Linear(config.num_channels * config.downsample_factor**2, widths[-1]),
+            *[PatchBlock(widths[-1]) for _ in range(config.num_encoder_blocks)],
+            nn.LayerNorm(widths[-1]),
+            nn.Linear(widths[-1], len(config.levels)),
+        )
         self.quantizer = FiniteScalarQuantizer(config.levels)
 
         decoder: list[nn.Module] = [nn.Conv2d(len(config.levels), widths[-1], 3, padding=1)]
@@ -140,7 +149,8 @@ class DPSImageTokenizer(PreTrainedModel):
         return DPSImageTokenizerOutput(loss=loss, reconstruction=reconstruction, image_tokens=codes.flatten(1))
 
     def _quantize(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.quantizer(self.encoder(pixel_values.to(self.dtype)).permute(0, 2, 3, 1))
+        patches = F.pixel_unshuffle(pixel_values.to(self.dtype), self.config.downsample_factor)
+        return self.quantizer(self.encoder(patches.permute(0, 2, 3, 1)))  # (batch, grid_size, grid_size, channels)
 
     def _render(self, latents: torch.Tensor) -> torch.Tensor:
         pixels = self.decoder(latents.permute(0, 3, 1, 2))

@@ -105,7 +105,9 @@ class DPSModel(DPSPreTrainedModel):
         self.vision_tower = SiglipVisionModel._from_config(config.vision_config)
         self.connector = DPSConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        tokenizer_class = JanusVQVAE if config.image_tokenizer_config.model_type == "janus_vqgan" else DPSImageTokenizer
+        tokenizer_class = (
+            JanusVQVAE if config.image_tokenizer_config.model_type == "janus_vqgan" else DPSImageTokenizer
+        )
         self.image_tokenizer = tokenizer_class._from_config(config.image_tokenizer_config)
         # Its codes are the decoder's vocabulary: training the one would change the meaning of the other.
         self.image_tokenizer.requires_grad_(False)
@@ -357,7 +359,9 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels[:, kept], vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits=logits, labels=labels[:, kept], vocab_size=self.config.vocab_size, **kwargs
+            )
         return DPSCausalLMOutputWithPast(
             loss=loss,
             logits=logits,

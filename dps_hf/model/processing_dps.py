@@ -79,7 +79,9 @@ class DPSProcessor(ProcessorMixin):
         tokens = [self.image_token, self.code_token.format(0)]
         self.image_token_id, self.first_code_id = tokenizer.convert_tokens_to_ids(tokens)
         if {self.image_token_id, self.first_code_id} & {None, tokenizer.unk_token_id}:
-            raise ValueError(f"The tokenizer must hold {' and '.join(tokens)}. Call DPSProcessor.from_components(tokenizer, config).")
+            raise ValueError(
+                f"The tokenizer must hold {' and '.join(tokens)}. Call DPSProcessor.from_components(tokenizer, config)."
+            )
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
     @classmethod
@@ -242,7 +244,9 @@ def add_tokens(tokenizer, codebook_size: int, row_end: bool = False) -> int:
     )
     ids = tokenizer.convert_tokens_to_ids(codes)
     if ids != list(range(ids[0], ids[0] + codebook_size)):
-        raise ValueError(f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer that has none of them.")
+        raise ValueError(
+            f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer that has none of them."
+        )
 
     tokenizer.eos_token = "<|im_end|>"
     # Not the token that ends an answer, where there is another: loss and masks leave padding out.

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import (
+    GenerationConfig,
     HfArgumentParser,
     JanusConfig,
     JanusForConditionalGeneration,
@@ -74,7 +75,7 @@ def janus_like(model) -> JanusForConditionalGeneration:
             image_token_id=config.image_token_id,
         )
     )
-    janus.generation_config.update(
+    janus.generation_config = GenerationConfig(
         bos_token_id=0, pad_token_id=text_config.pad_token_id, generation_kwargs={"boi_token_id": config.boi_token_id}
     )
     return janus.to(model.device).eval()
@@ -145,7 +146,9 @@ def summary(model, time_of: dict[str, float]) -> dict[str, float]:
         figures[f"cost.guided_over_unguided.batch_{batch}"] = guided / time_of[f"unguided_{batch}"]
 
     # Weights are multiplied once for each token; attention itself is left out, so that the shares are a lower limit.
-    decoder = sum(p.numel() for name, p in model.model.language_model.named_parameters() if p.ndim == 2 and "embed" not in name)
+    decoder = sum(
+        p.numel() for name, p in model.model.language_model.named_parameters() if p.ndim == 2 and "embed" not in name
+    )
     head, limit = model.lm_head.weight.numel(), 2 * MATMUL**3 / time_of["matmul"]
     figures["matmul_gflop_per_second"] = limit / 1e9
     rows, columns = PREFILL

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import LlamaConfig, SiglipVisionConfig
+from transformers.models.auto import modeling_auto
 
 from dps_hf.model.configuration_dps import DPSConfig, DPSImageTokenizerConfig
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
@@ -38,6 +39,8 @@ def mixin(module_name: str, class_name: str) -> type:
     return getattr(stand_in, class_name)
 
 
+# The mixins know by this list which classes have no loss.
+modeling_auto.MODEL_MAPPING_NAMES.setdefault("dps", "DPSModel")
 sys.path.insert(0, ROOT)
 mixin("tests.exporters.test_export", "ExportTesterMixin")  # the other two import these
 GenerationTesterMixin = mixin("tests.generation.test_utils", "GenerationTesterMixin")

@@ -33,7 +33,9 @@ WORDS = ["[UNK]", "<|endoftext|>", *(f"w{i}" for i in range(38))]
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA = LlamaConfig(vocab_size=len(WORDS), **SIZES, num_key_value_heads=1, tie_word_embeddings=False)
 VISION = SiglipVisionConfig(**SIZES, image_size=16, patch_size=8)
-IMAGE_TOKENIZER = DPSImageTokenizerConfig(image_size=16, patch_size=4, hidden_sizes=(8, 16), num_res_blocks=1, levels=(4, 4))
+IMAGE_TOKENIZER = DPSImageTokenizerConfig(
+    image_size=16, patch_size=4, hidden_sizes=(8, 16), num_res_blocks=1, levels=(4, 4)
+)
 VQ = JanusVQVAEConfig(
     embed_dim=4,
     num_embeddings=20,
@@ -81,7 +83,9 @@ TEXT_CONFIGS = {
     "llama, untied": LLAMA,
     "llama, tied": LlamaConfig(**(LLAMA.to_dict() | {"tie_word_embeddings": True})),
     "qwen2, padded": Qwen2Config(vocab_size=50, **SIZES, num_key_value_heads=1, tie_word_embeddings=True),
-    "qwen2, padded beyond all codes": Qwen2Config(vocab_size=128, **SIZES, tie_word_embeddings=False),
+    "qwen2, padded beyond all codes": Qwen2Config(
+        vocab_size=128, **SIZES, num_key_value_heads=2, tie_word_embeddings=False
+    ),
     "gpt2": GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=64),
 }
 
@@ -101,7 +105,9 @@ def test_text_logits_over_the_old_vocabulary_are_those_of_the_decoder(save, toke
     assert model.config.tie_word_embeddings == config.tie_word_embeddings
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == config.tie_word_embeddings
     # The source stays as it was.
-    assert source.config.vocab_size == config.vocab_size and all(map(torch.equal, before.values(), source.state_dict().values()))
+    assert source.config.vocab_size == config.vocab_size and all(
+        map(torch.equal, before.values(), source.state_dict().values())
+    )
     assert torch.equal(source(ids).logits, expected) and len(tokenizer) == len(WORDS)
 
 
@@ -136,7 +142,7 @@ def test_image_features_are_those_of_the_tower(save, tokenizer, whole, loaded):
 def test_codes_and_drawings_are_those_of_the_image_tokenizer(save, tokenizer, kind, loaded):
     janus_config = JanusConfig(
         text_config={"model_type": "llama", "vocab_size": 30, **SIZES},
-        vision_config={**SIZES, "image_size": 16, "patch_size": 8, "projection_dim": 16},
+        vision_config={**SIZES, "image_size": 16, "patch_size": 4, "projection_dim": 16},
         vq_config=VQ.to_dict(),
     )
     config, model_class = {
@@ -176,9 +182,9 @@ def test_new_rows_resemble_the_old_ones(save, tokenizer):
     for grown, old in pairs:
         assert torch.equal(grown[: len(WORDS)], old)
         new = grown[len(WORDS) :]
-        torch.testing.assert_close(new.mean(0), old.mean(0), rtol=0, atol=0.3 * old.std().item())
+        assert ((new.mean(0) - old.mean(0)).abs() < 0.2 * old.std(0)).all()
         torch.testing.assert_close(new.std(0), old.std(0), rtol=0.2, atol=0)
-        assert (torch.cdist(new, new) + 1e9 * torch.eye(len(new))).min() > 0.1 * old.std()
+        assert torch.pdist(new).min() > old.std(0).mean()  # no two alike
 
 
 def test_padded_rows_are_drawn_anew(save, tokenizer):
@@ -186,7 +192,9 @@ def test_padded_rows_are_drawn_anew(save, tokenizer):
     model, processor = dps_hf.from_components(source, VISION, IMAGE_TOKENIZER, tokenizer)
     first = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert first == len(WORDS)
-    assert not torch.isclose(model.get_input_embeddings().weight[first:50], source.model.embed_tokens.weight[first:50]).any()
+    assert not torch.isclose(
+        model.get_input_embeddings().weight[first:50], source.model.embed_tokens.weight[first:50]
+    ).any()
 
 
 def test_dtype_is_that_of_the_decoder(save, tokenizer, tmp_path):
@@ -206,7 +214,9 @@ def test_result_survives_saving(save, tokenizer, tmp_path, image_tokenizer):
     model.save_pretrained(tmp_path / "dps")
     processor.save_pretrained(tmp_path / "dps")
     loaded = DPSForConditionalGeneration.from_pretrained(tmp_path / "dps")
-    assert loaded.config.to_dict() == DPSConfig.from_pretrained(tmp_path / "dps").to_dict()
+    assert {
+        config.dtype for config in (loaded.config, *map(model.config.__getattribute__, DPSConfig.sub_configs))
+    } == {torch.float32}
     assert model.state_dict().keys() == loaded.state_dict().keys()
     assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))
     again = DPSProcessor.from_pretrained(tmp_path / "dps")
@@ -219,7 +229,9 @@ def test_result_survives_saving(save, tokenizer, tmp_path, image_tokenizer):
 
 def test_result_trains(save, tokenizer):
     model, processor = dps_hf.from_components(save(LLAMA)[0], VISION, IMAGE_TOKENIZER, tokenizer)
-    inputs = processor(text="w1 <image> w2 " + processor.drawing_text(range(4)), images=torch.rand(3, 9, 9), return_tensors="pt")
+    inputs = processor(
+        text="w1 <image> w2 " + processor.drawing_text(range(4)), images=torch.rand(3, 9, 9), return_tensors="pt"
+    )
     model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
     untouched = {name for name, weight in model.named_parameters() if weight.grad is None}
     assert all(".image_tokenizer." in name or ".vision_tower.head." in name for name in untouched)
@@ -230,7 +242,10 @@ def test_result_trains(save, tokenizer):
 
 def test_ids_are_in_a_row_after_all_text(tokenizer):
     model, processor = dps_hf.from_components(LLAMA, VISION, IMAGE_TOKENIZER, tokenizer, row_end=True)
-    config, tokens = model.config, processor.tokenizer.convert_ids_to_tokens(range(len(WORDS), model.config.vocab_size))
+    config, tokens = (
+        model.config,
+        processor.tokenizer.convert_ids_to_tokens(range(len(WORDS), model.config.vocab_size)),
+    )
     assert tokens == [
         *("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
         *("<image>", "<begin_of_image>", "<end_of_image>", "<row_end>"),
@@ -242,9 +257,19 @@ def test_ids_are_in_a_row_after_all_text(tokenizer):
     ) == ["<image>", "<begin_of_image>", "<end_of_image>", "<row_end>"]
     text = "<|im_start|> w1 <think> w2 </think> <image> <begin_of_image> <img_3> <row_end> <end_of_image> <|im_end|>"
     ids = processor.tokenizer(text)["input_ids"]
-    assert processor.tokenizer.decode(ids, skip_special_tokens=True).split() == ["w1", "<think>", "w2", "</think>", "<img_3>"]
+    assert processor.tokenizer.decode(ids, skip_special_tokens=True).split() == [
+        "w1",
+        "<think>",
+        "w2",
+        "</think>",
+        "<img_3>",
+    ]
     tokenizer = processor.tokenizer
-    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == ("<|im_end|>", "<|endoftext|>", "left")
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side) == (
+        "<|im_end|>",
+        "<|endoftext|>",
+        "left",
+    )
 
 
 def test_tokens_that_exist_keep_their_ids(save, tokenizer):
@@ -271,10 +296,7 @@ def test_extending_twice_changes_nothing(tokenizer):
     model, processor = dps_hf.from_components(LLAMA, VISION, IMAGE_TOKENIZER, tokenizer)
     again, other = dps_hf.from_components(LLAMA, VISION, IMAGE_TOKENIZER, processor.tokenizer)
     assert other.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
-    ignored = {"transformers_version", "_name_or_path"}
-    assert {k: v for k, v in again.config.to_dict().items() if k not in ignored} == {
-        k: v for k, v in model.config.to_dict().items() if k not in ignored
-    }
+    assert again.config.to_dict() == model.config.to_dict()
 
 
 def test_processor_of_another_tokenizer_is_refused(tokenizer):

@@ -20,7 +20,12 @@ def test_defaults_are_valid():
 def test_ids_that_are_left_out_lie_before_the_codes(make_text_config, tiny_config):
     parts = {"text_config": make_text_config(), "image_tokenizer_config": tiny_config.image_tokenizer_config}
     config = DPSConfig(**parts)
-    assert (config.image_token_id, config.boi_token_id, config.eoi_token_id, config.image_code_start_id) == (262, 263, 264, 265)
+    assert (config.image_token_id, config.boi_token_id, config.eoi_token_id, config.image_code_start_id) == (
+        262,
+        263,
+        264,
+        265,
+    )
     assert config.row_end_token_id is None
     assert DPSConfig(**parts, image_code_start_id=100).eoi_token_id == 99
 
@@ -98,15 +103,33 @@ def test_an_image_tokenizer_that_cannot_work_is_refused(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"vision_config": SiglipVisionConfig(image_size=30, patch_size=16)}, r"vision_config.image_size .* got 30 and 16. Try 32"),
+        (
+            {"vision_config": SiglipVisionConfig(image_size=30, patch_size=16)},
+            r"vision_config.image_size .* got 30 and 16. Try 32",
+        ),
         ({"vision_config": SiglipVisionConfig(patch_size=0)}, r"vision_config.patch_size must be positive; got 0"),
-        ({"vision_config": CLIPVisionConfig()}, r"vision_config.model_type must be 'siglip_vision_model' .*got 'clip_vision_model'"),
+        (
+            {"vision_config": CLIPVisionConfig()},
+            r"vision_config.model_type must be 'siglip_vision_model' .*got 'clip_vision_model'",
+        ),
         ({"vision_config": {"model_type": "no_such"}}, r"model_type of a nested config .*; got 'no_such'"),
-        ({"vision_config": SiglipVisionConfig(num_channels=1)}, r"vision_config.num_channels must be 3 .*; got 1. Set it to 3"),
+        (
+            {"vision_config": SiglipVisionConfig(num_channels=1)},
+            r"vision_config.num_channels must be 3 .*; got 1. Set it to 3",
+        ),
         ({"image_tokenizer_config": {"num_channels": 4}}, r"image_tokenizer_config.num_channels must be 3 .*; got 4"),
-        ({"image_tokenizer_config": LlamaConfig()}, r"must be 'dps_image_tokenizer' or 'janus_vqgan'; got 'llama'. Set one"),
-        ({"text_config": LlamaConfig(vocab_size=281), "image_tokenizer_config": {}}, r"text_config.vocab_size; got 265 \+ 4096 and 281. Set text_config.vocab_size to at least 4361"),
-        ({"image_code_start_id": 266}, r"image_code_start_id \+ codebook size .* got 266 \+ 16 and 281. .* at least 282"),
+        (
+            {"image_tokenizer_config": LlamaConfig()},
+            r"must be 'dps_image_tokenizer' or 'janus_vqgan'; got 'llama'. Set one",
+        ),
+        (
+            {"text_config": LlamaConfig(vocab_size=281), "image_tokenizer_config": {}},
+            r"text_config.vocab_size; got 265 \+ 4096 and 281. Set text_config.vocab_size to at least 4361",
+        ),
+        (
+            {"image_code_start_id": 266},
+            r"image_code_start_id \+ codebook size .* got 266 \+ 16 and 281. .* at least 282",
+        ),
         ({"image_code_start_id": -1}, r"got -1 \+ 16"),
         ({"image_token_id": 281}, r"image_token_id must lie .* 281 tokens .* \[265, 281\); got 281. Choose an id"),
         ({"boi_token_id": 270}, r"boi_token_id must lie .*; got 270"),

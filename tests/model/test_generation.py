@@ -292,7 +292,9 @@ def reference_drawing(model, prompt, scale, pixel_values=None):
     return guided_ids[0], torch.cat(all_logits)
 
 
-@pytest.mark.parametrize("cache", [{"cache_implementation": "dynamic"}, {"cache_implementation": "static"}, {"use_cache": False}])
+@pytest.mark.parametrize(
+    "cache", [{"cache_implementation": "dynamic"}, {"cache_implementation": "static"}, {"use_cache": False}]
+)
 @pytest.mark.parametrize("scale", [0.0, 3.0, 7.5])
 def test_guided_logits_equal_two_forward_passes(tiny_model, picture_prompts, pictures, scale, cache):
     output = tiny_model.generate(
@@ -339,7 +341,9 @@ def test_interleaved_guidance_equals_that_of_image_mode(tiny_model, text_ids):
     drawing = tiny_model.generate(text_ids, generation_mode="image", guidance_scale=4.0)
     begun = torch.cat([text_ids, torch.full((2, 1), BOI)], 1)
     for cache in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
-        mixed = tiny_model.generate(begun, generation_mode="interleaved", guidance_scale=4.0, max_new_tokens=5, **cache)
+        mixed = tiny_model.generate(
+            begun, generation_mode="interleaved", guidance_scale=4.0, max_new_tokens=5, **cache
+        )
         assert mixed.equal(drawing)
 
 
@@ -357,7 +361,9 @@ def test_a_guidance_scale_in_the_config_does_not_double_text(make_model, text_id
     expected = model.generate(text_ids, max_new_tokens=4)
     model.generation_config.guidance_scale = 5.0
     batch_sizes = []
-    hook = model.register_forward_pre_hook(lambda _, args, kwargs: batch_sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: batch_sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     assert model.generate(text_ids, max_new_tokens=4).equal(expected)
     hook.remove()
     assert batch_sizes == [2] * 4
@@ -365,7 +371,9 @@ def test_a_guidance_scale_in_the_config_does_not_double_text(make_model, text_id
 
 def test_guidance_runs_one_doubled_batch_a_step(make_model, text_ids):
     model, batch_sizes = make_model(), []
-    model.register_forward_pre_hook(lambda _, args, kwargs: batch_sizes.append(len(kwargs["input_ids"])), with_kwargs=True)
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: batch_sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     model.generate(text_ids, generation_mode="image", guidance_scale=5.0)
     assert batch_sizes == [4] * 5
 
@@ -379,8 +387,12 @@ def test_guidance_refuses_beams_and_assistants(tiny_model, text_ids, option):
 def test_beams_draw_without_guidance(tiny_model, text_ids, picture_prompts, pictures):
     generated = tiny_model.generate(text_ids, generation_mode="image", num_beams=3)
     assert all(is_drawing(row[8:]) for row in generated)
-    batch = tiny_model.generate(**pad_left(picture_prompts), pixel_values=pictures, generation_mode="image", num_beams=2)
-    single = tiny_model.generate(picture_prompts[0][None], pixel_values=pictures[:2], generation_mode="image", num_beams=2)
+    batch = tiny_model.generate(
+        **pad_left(picture_prompts), pixel_values=pictures, generation_mode="image", num_beams=2
+    )
+    single = tiny_model.generate(
+        picture_prompts[0][None], pixel_values=pictures[:2], generation_mode="image", num_beams=2
+    )
     assert batch[0, -6:].equal(single[0, -6:])
 
 

@@ -56,7 +56,12 @@ def colour_of(image_processor: DPSImageProcessor, image) -> list[int]:
 @pytest.mark.parametrize("size", [(16, 16), (40, 30), (30, 40), (7, 5), (300, 100), (1, 1), (33, 16), (17, 64)])
 def test_letterbox_equals_that_of_janus(image_processor, size):
     values = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    settings = {"size": {"height": SIZE, "width": SIZE}, "min_size": 1, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    settings = {
+        "size": {"height": SIZE, "width": SIZE},
+        "min_size": 1,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     janus = JanusImageProcessorPil(**settings)
     expected = janus(Image.fromarray(values), return_tensors="pt")["pixel_values"]
     assert torch.equal(pixels_of(image_processor, Image.fromarray(values)), expected)
@@ -230,7 +235,8 @@ def test_grey_arrays_have_two_dimensions_or_one_channel(image_processor, picture
         assert torch.equal(pixels_of(image_processor, array), expected)
         assert torch.equal(pixels_of(image_processor, [array]), expected)
     assert torch.equal(
-        pixels_of(image_processor, values > 127), pixels_of(image_processor, grey.point(lambda value: 255 * (value > 127)))
+        pixels_of(image_processor, values > 127),
+        pixels_of(image_processor, grey.point(lambda value: 255 * (value > 127))),
     )
 
 

@@ -36,7 +36,9 @@ def test_every_code_is_reachable_from_some_latent(levels):
 
 @pytest.mark.parametrize("levels", LEVELS)
 def test_latents_stay_within_their_levels(levels):
-    latents = torch.cat([torch.randn(500, len(levels)) * 3, torch.full((1, len(levels)), 1e4), torch.full((1, len(levels)), -1e4)])
+    latents = torch.cat(
+        [torch.randn(500, len(levels)) * 3, torch.full((1, len(levels)), 1e4), torch.full((1, len(levels)), -1e4)]
+    )
     quantized, codes = FiniteScalarQuantizer(levels)(latents)
     assert quantized.abs().max() <= 1
     assert codes.min() == 0 and codes.max() == codebook_size(levels) - 1
@@ -85,14 +87,19 @@ def test_codes_survive_encode_and_decode(tokenizer, pictures):
     assert not codes[0].equal(codes[1])
 
 
-def test_codes_run_along_the_rows_of_the_picture(tokenizer, pictures):
-    codes = tokenizer.encode(pictures).image_tokens.view(3, 2, 2)
-    latents = tokenizer.encoder(pictures)  # (3, channels, rows, columns)
-    assert codes.equal(tokenizer.quantizer(latents.permute(0, 2, 3, 1))[1])
+def test_a_code_depends_on_its_own_patch_and_codes_run_along_the_rows(tokenizer, pictures):
+    codes = tokenizer.encode(pictures[:1]).image_tokens[0]
+    for index, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        changed = torch.ones_like(pictures[:1])
+        patch = (..., slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+        changed[patch] = pictures[:1][patch]
+        assert tokenizer.encode(changed).image_tokens[0, index] == codes[index]
+    assert len(codes.unique()) > 1
 
 
 @pytest.mark.parametrize(
-    ("image_size", "patch_size", "hidden_sizes", "grid"), [(16, 4, (8, 16), 2), (24, 2, (8, 8, 16), 3), (32, 8, (8,), 4)]
+    ("image_size", "patch_size", "hidden_sizes", "grid"),
+    [(16, 4, (8, 16), 2), (24, 2, (8, 8, 16), 3), (32, 8, (8,), 4)],
 )
 def test_shapes_follow_the_config(image_size, patch_size, hidden_sizes, grid):
     config = DPSImageTokenizerConfig(

@@ -147,7 +147,9 @@ def test_image_features_have_the_documented_shapes(tiny_model, pictures):
 
 
 @pytest.mark.parametrize("decoder", ["llama", *DECODERS])
-def test_padding_on_either_side_leaves_text_features_alone(make_model, make_decoder_config, make_text_config, text_ids, decoder):
+def test_padding_on_either_side_leaves_text_features_alone(
+    make_model, make_decoder_config, make_text_config, text_ids, decoder
+):
     model = make_model(text_config=make_text_config() if decoder == "llama" else make_decoder_config(decoder))
     expected = model.get_text_features(text_ids[:1]).pooler_output
     assert expected.shape == (1, 32)
@@ -164,7 +166,7 @@ def test_padding_on_either_side_leaves_text_features_alone(make_model, make_deco
 
 def test_pictures_become_codes_and_codes_become_pictures(tiny_model, tiny_config, pictures):
     codes = tiny_model.encode_image(pictures)
-    assert codes.shape == (3, 4) and codes.dtype == torch.int64 and 0 <= codes.min() and codes.max() < 16
+    assert codes.shape == (3, 4) and codes.dtype == torch.int64 and codes.min() >= 0 and codes.max() < 16
     pixels = tiny_model.decode_image_tokens(codes)
     assert pixels.shape == (3, 3, 16, 16) and pixels.abs().max() <= 1
     drawing = torch.cat([torch.full((3, 1), BOI), codes + CODE_0, torch.full((3, 1), EOI)], 1)
@@ -174,7 +176,9 @@ def test_pictures_become_codes_and_codes_become_pictures(tiny_model, tiny_config
 
 def test_the_last_whole_drawing_of_a_row_is_decoded(tiny_model):
     first, second = torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6, 7, 8])
-    row = torch.cat([torch.tensor([9, BOI]), first + CODE_0, torch.tensor([EOI, BOI]), second + CODE_0, torch.tensor([EOI, PAD])])
+    row = torch.cat(
+        [torch.tensor([9, BOI]), first + CODE_0, torch.tensor([EOI, BOI]), second + CODE_0, torch.tensor([EOI, PAD])]
+    )
     assert tiny_model.decode_image_tokens(row[None]).equal(tiny_model.decode_image_tokens(second[None]))
 
 
@@ -190,7 +194,9 @@ def test_a_row_without_a_whole_drawing_is_refused(tiny_model):
         tiny_model.decode_image_tokens(torch.tensor([[1, 2, 3, 200]]))
 
 
-def test_bare_codes_are_codes_even_where_the_text_vocabulary_is_smaller_than_the_codebook(make_model, make_text_config):
+def test_bare_codes_are_codes_even_where_the_text_vocabulary_is_smaller_than_the_codebook(
+    make_model, make_text_config
+):
     ids = {"image_token_id": 0, "boi_token_id": 1, "eoi_token_id": 2, "image_code_start_id": 4}
     model = make_model(text_config=make_text_config(vocab_size=20, eos_token_id=3, pad_token_id=None), **ids)
     codes = torch.tensor([[4, 5, 6, 7]])  # every one of them could be the token of a code
@@ -230,13 +236,17 @@ def test_a_janus_image_tokenizer_takes_the_place_of_our_own(make_model, janus_vq
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_other_decoders_build_run_and_tie_their_embeddings(make_model, make_decoder_config, mixed_inputs, tmp_path, decoder):
+def test_other_decoders_build_run_and_tie_their_embeddings(
+    make_model, make_decoder_config, mixed_inputs, tmp_path, decoder
+):
     model = make_model(text_config=make_decoder_config(decoder))
     assert model.lm_head.weight is model.get_input_embeddings().weight
     outputs = model(**mixed_inputs)
     assert outputs.logits.shape == (2, 12, 281) and outputs.logits.isfinite().all()
     outputs.loss.backward()
-    assert model.generate(mixed_inputs["input_ids"][:1], pixel_values=mixed_inputs["pixel_values"][:2], generation_mode="image").shape == (1, 18)
+    assert model.generate(
+        mixed_inputs["input_ids"][:1], pixel_values=mixed_inputs["pixel_values"][:2], generation_mode="image"
+    ).shape == (1, 18)
 
     model.save_pretrained(tmp_path)
     loaded = DPSForConditionalGeneration.from_pretrained(tmp_path)
@@ -249,7 +259,9 @@ def test_other_decoders_build_run_and_tie_their_embeddings(make_model, make_deco
 
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
-def test_half_precision_agrees_with_float32(tiny_model, make_model, mixed_inputs, attn_implementation, dtype, tolerance):
+def test_half_precision_agrees_with_float32(
+    tiny_model, make_model, mixed_inputs, attn_implementation, dtype, tolerance
+):
     expected = tiny_model(**mixed_inputs).logits
     model = make_model().to(dtype)
     model.set_attn_implementation(attn_implementation)
@@ -317,9 +329,14 @@ def test_saving_and_loading_keeps_every_number(tiny_model, mixed_inputs, tmp_pat
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
     assert loaded(**mixed_inputs).logits.equal(tiny_model(**mixed_inputs).logits)
     base = DPSModel.from_pretrained(tmp_path)
-    assert base(mixed_inputs["input_ids"]).last_hidden_state.equal(tiny_model.model(mixed_inputs["input_ids"]).last_hidden_state)
+    assert base(mixed_inputs["input_ids"]).last_hidden_state.equal(
+        tiny_model.model(mixed_inputs["input_ids"]).last_hidden_state
+    )
     saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["architectures"] == ["DPSForConditionalGeneration"] and saved["auto_map"]["AutoModel"] == "modeling_dps.DPSModel"
+    assert (
+        saved["architectures"] == ["DPSForConditionalGeneration"]
+        and saved["auto_map"]["AutoModel"] == "modeling_dps.DPSModel"
+    )
 
 
 def test_an_untied_head_stays_untied(make_model, mixed_inputs, tmp_path):
@@ -352,7 +369,9 @@ def test_a_device_map_loads(tiny_model, mixed_inputs, tmp_path, device_map):
     tiny_model.save_pretrained(tmp_path)
     loaded = DPSForConditionalGeneration.from_pretrained(tmp_path, device_map=device_map)
     expected = tiny_model(**mixed_inputs).logits.to(loaded.device)
-    torch.testing.assert_close(loaded(**{k: v.to(loaded.device) for k, v in mixed_inputs.items()}).logits, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        loaded(**{k: v.to(loaded.device) for k, v in mixed_inputs.items()}).logits, expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_sharded_checkpoint_loads(tiny_model, text_ids, tmp_path):

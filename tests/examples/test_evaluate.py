@@ -1,0 +1,90 @@
+"""A tiny random model is scored: figures for every task, honest intervals, finished tasks kept."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from dps_hf.data import emoji
+from dps_hf.evaluation.tasks import TASKS, mean, share
+
+
+FIGURES = {
+    "scenes_t2i": {"one_object", "two_objects"},
+    "scenes_t2i_unguided": {"one_object", "two_objects"},
+    "scenes_i2t": {"one_object", "exact"},
+    "scenes_cot": {"answer", "direct"},
+    "emoji_i2t": {*emoji.QUESTIONS, "mean"},
+    "emoji_t2i": {"nn50"},
+    "emoji_t2i_unguided": {"nn50"},
+    "facts": {"en"},
+    "image_tokenizer": {"psnr_db"},
+    "right_vs_shuffled_words": {"right", "shuffled", "gap"},
+    "features": {"image_r1", "text_r1"},
+}
+
+
+@pytest.fixture(scope="module")
+def evaluate(example):
+    return example("evaluate.py")
+
+
+@pytest.fixture(scope="module")
+def output(evaluate, saved_model, tmp_path_factory):
+    """What `evaluate.py --items 4` writes."""
+    path = tmp_path_factory.mktemp("results") / "tiny.json"
+    evaluate.main(evaluate.ScriptArguments(model=saved_model, output=path, items=4))
+    return path
+
+
+def test_every_task_gives_its_figures(output):
+    report = json.loads(output.read_text())
+    assert set(FIGURES) == set(TASKS)
+    for task, names in FIGURES.items():
+        assert set(report[task]) == names, task
+        for name, figure in report[task].items():
+            assert set(figure) == {"value", "n", "ci95"}, f"{task}.{name}"
+            assert figure["ci95"][0] <= figure["value"] <= figure["ci95"][1], f"{task}.{name}"
+            assert figure["n"] == 4, f"{task}.{name}"
+
+
+def test_report_says_how_it_came_about(output):
+    report = json.loads(output.read_text())
+    assert report["parameters"] > 0
+    assert report["command"].startswith("python ")
+    sampling = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 7, "top_p": 1.0, "do_sample": True}
+    assert sampling.items() <= report["recipe"].items()
+    assert {"items", "seed", "weights", "torch", "transformers"} <= set(report["recipe"])
+
+
+def test_drawings_are_put_on_a_page(output):
+    with Image.open(output.with_suffix(".png")) as sheet:
+        assert sheet.width > 1000 and sheet.height > 400
+
+
+def test_finished_tasks_are_kept(evaluate, output, saved_model):
+    before = json.loads(output.read_text())
+    left = {name: value for name, value in before.items() if name != "facts"}
+    left["emoji_t2i"]["nn50"]["value"] = 0.123
+    output.write_text(json.dumps(left))
+    evaluate.main(evaluate.ScriptArguments(model=saved_model, output=output, items=4, tasks=["emoji_t2i", "facts"]))
+    after = json.loads(output.read_text())
+    assert after["facts"] == before["facts"], "the same items give the same figures"
+    assert after["emoji_t2i"]["nn50"]["value"] == 0.123, "a finished task was scored again"
+
+
+def test_figures_of_another_recipe_are_never_mixed(evaluate, output, saved_model):
+    with pytest.raises(SystemExit, match="other items, guidance_scale: give --fresh"):
+        evaluate.main(evaluate.ScriptArguments(model=saved_model, output=output, items=5, guidance=2.0))
+
+
+def test_temperature_zero_is_greedy(evaluate):
+    script = evaluate.ScriptArguments(temperature=0.0)
+    config = evaluate.GenerationConfig(guidance_scale=2.0)
+    assert evaluate.sampling(script, config) == {"guidance_scale": 2.0, "do_sample": False}
+
+
+def test_share_and_mean_carry_their_uncertainty():
+    assert share([True] * 10) == {"value": 1.0, "n": 10, "ci95": [0.7225, 1.0]}
+    assert mean([1.0, 3.0]) == {"value": 2.0, "n": 2, "ci95": [0.04, 3.96]}
+    assert mean([5.0]) == {"value": 5.0, "n": 1, "ci95": [5.0, 5.0]}

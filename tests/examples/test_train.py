@@ -1,0 +1,130 @@
+"""The training scripts, run on tiny parts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
+from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
+
+
+ROOT = Path(__file__).parents[2]
+TRAINING = {
+    "max_steps": 6,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 2,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "seed": 3,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_tokenizer):
+    """A recipe for `train.py` whose parts are tiny; pictures have 64 pixels, as the tasks draw them."""
+    tiny_tokenizer.save_pretrained(tmp_path / "text")
+    SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=32,
+            vision_use_head=False,
+        )
+    ).save_pretrained(tmp_path / "tower")
+    DPSImageTokenizer(
+        DPSImageTokenizerConfig(image_size=64, patch_size=16, hidden_sizes=(8, 8), num_res_blocks=1, levels=(4, 4))
+    ).save_pretrained(tmp_path / "codes")
+    fields = {
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": 8,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "tie_word_embeddings": True,
+        },
+        "text_tokenizer": str(tmp_path / "text"),
+        "vision_tower": str(tmp_path / "tower"),
+        "image_tokenizer": str(tmp_path / "codes"),
+        "tasks": {"scenes_t2i": 1, "scenes_i2t": 1, "facts": 1},
+        "evaluation_records": 4,
+        "prompt_dropout": 0.5,
+        **TRAINING,
+    }
+
+    def write(name: str, **overrides) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**fields, "output_dir": str(tmp_path / name), **overrides}))
+        return path
+
+    return write
+
+
+def command(script: str, recipe: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "examples" / script), "--config", str(recipe)]
+
+
+def losses(output_dir: Path) -> dict[int, float]:
+    log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    return {row["step"]: row["loss"] for row in log if "loss" in row}
+
+
+def run(script: str, recipe: Path) -> None:
+    result = subprocess.run(command(script, recipe), capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_training_saves_a_model_its_processor_and_its_curves(recipe, tmp_path):
+    run("train.py", recipe("run", max_steps=2, eval_strategy="steps", eval_steps=2))
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"model.safetensors", "processor_config.json", "modeling_dps.py", "curves.png"} <= written
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_scenes_t2i_shuffled_words_loss" in row for row in log)
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
+    run("train.py", recipe("whole"))
+    killed = recipe("killed")
+    process = subprocess.Popen(
+        command("train.py", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed" / "checkpoint-2").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists(), "it had finished before it was killed"
+    run("train.py", killed)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_an_image_tokenizer_trains_from_its_recipe(tmp_path):
+    fields = yaml.safe_load((ROOT / "examples/recipes/nano_image_tokenizer.yaml").read_text())
+    fields |= {**TRAINING, "output_dir": str(tmp_path / "codes"), "max_steps": 2, "num_evaluation_pictures": 4}
+    fields |= {"eval_steps": 2, "per_device_eval_batch_size": 4}
+    (tmp_path / "codes.yaml").write_text(yaml.safe_dump(fields))
+    run("train_image_tokenizer.py", tmp_path / "codes.yaml")
+    assert DPSImageTokenizer.from_pretrained(tmp_path / "codes").config.codebook_size == 4096
+
+
+def test_a_vision_tower_trains_from_its_recipe(tmp_path):
+    fields = yaml.safe_load((ROOT / "examples/recipes/nano_vision_tower.yaml").read_text())
+    fields |= {**TRAINING, "output_dir": str(tmp_path / "tower"), "max_steps": 2, "eval_strategy": "no"}
+    (tmp_path / "tower.yaml").write_text(yaml.safe_dump(fields))
+    run("train_vision_tower.py", tmp_path / "tower.yaml")
+    assert SiglipVisionModel.from_pretrained(tmp_path / "tower").config.image_size == 64

@@ -1,0 +1,103 @@
+"""The collator, resuming, and the curves."""
+
+import pytest
+import torch
+from PIL import Image
+
+from dps_hf.data.record import record
+from dps_hf.training import CHECKPOINT_FILES, Pictures, RecordCollator, ShuffledWords, last_checkpoint, plot_curves
+
+
+RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+
+
+@pytest.fixture
+def collate(tiny_model, tiny_processor):
+    return RecordCollator(tiny_model, tiny_processor)
+
+
+def labelled(batch: dict, row: int, processor) -> str:
+    labels = batch["labels"][row]
+    return processor.tokenizer.decode(labels[labels != -100])
+
+
+def test_loss_is_on_the_answer_alone(collate, tiny_processor):
+    batch = collate(
+        [record("t", ["Which colour?", RED], ["red"]), record("t", ["And", BLUE, "this one here?"], ["blue"])]
+    )
+    assert labelled(batch, 0, tiny_processor) == "red<|im_end|>"
+    assert labelled(batch, 1, tiny_processor) == "blue<|im_end|>"
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+
+
+def test_a_drawing_is_learned_as_its_codes(collate, tiny_model, tiny_processor):
+    batch = collate([record("t", ["a red square"], [RED])])
+    pixels = tiny_processor.image_processor(RED, return_tensors="pt")["pixel_values"]
+    assert labelled(batch, 0, tiny_processor) == (
+        tiny_processor.drawing_text(tiny_model.encode_image(pixels)[0]) + "<|im_end|>"
+    )
+    assert "pixel_values" not in batch
+
+
+def test_a_picture_in_the_prompt_stays_a_picture_when_the_answer_is_a_drawing(collate, tiny_processor):
+    batch = collate([record("t", [RED, "make it blue"], [BLUE])])
+    assert len(batch["pixel_values"]) == 1
+    assert labelled(batch, 0, tiny_processor).startswith("<begin_of_image><img_")
+
+
+def test_think_belongs_to_the_prompt(collate, tiny_processor):
+    batch = collate([record("t", ["How many?"], ["<think>one, two</think>2"])])
+    assert labelled(batch, 0, tiny_processor) == "one, two</think>2<|im_end|>"
+
+
+def test_kept_logits_give_the_loss_of_all_logits(collate, tiny_model):
+    batch = collate([record("t", ["a"], ["long answer"]), record("t", ["a much longer question"], ["b"])])
+    loss = tiny_model(**batch).loss
+    assert batch.pop("logits_to_keep") < batch["labels"].shape[1]
+    torch.testing.assert_close(loss, tiny_model(**batch).loss)
+
+
+def test_a_dropped_prompt_leaves_begin_of_image_and_the_drawing(make_model, tiny_processor, token_ids):
+    model = make_model().train()
+    batch = RecordCollator(model, tiny_processor, prompt_dropout=1.0)([record("t", ["a red square"], [RED])])
+    seen = batch["input_ids"][0][batch["attention_mask"][0].bool()]
+    assert seen[0] == token_ids["<begin_of_image>"]
+    assert (batch["labels"][0] == token_ids["<begin_of_image>"]).sum() == 0
+    assert labelled(batch, 0, tiny_processor).startswith("<img_")
+
+
+def test_prompts_are_never_dropped_in_evaluation(tiny_model, tiny_processor):
+    batch = RecordCollator(tiny_model, tiny_processor, prompt_dropout=1.0)([record("t", ["a red square"], [RED])])
+    assert batch["attention_mask"].all()
+
+
+def test_shuffled_words_keep_the_drawings():
+    records = [record("t", ["red"], [RED]), record("t", ["blue"], [BLUE])]
+    shuffled = ShuffledWords(records)[0]
+    assert shuffled["messages"][0]["content"][0]["text"] == "blue"
+    assert shuffled["images"] == [RED]
+
+
+def test_pictures_are_pixels_between_minus_one_and_one():
+    pixels = Pictures([record("t", ["red"], [RED])])[0]["pixel_values"]
+    assert pixels.shape == (3, 16, 16)
+    assert pixels[:, 0, 0].tolist() == [1, -1, -1]
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    for step, files in ((9, CHECKPOINT_FILES), (20, CHECKPOINT_FILES), (100, CHECKPOINT_FILES[:2])):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for name in files:
+            (tmp_path / f"checkpoint-{step}" / name).touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_curves_are_drawn_for_training_and_evaluation(tmp_path):
+    log = [
+        {"step": 1, "loss": 3.0, "epoch": 0.1},
+        {"step": 2, "loss": 2.0, "epoch": 0.2},
+        {"step": 2, "eval_loss": 2.5},
+    ]
+    plot_curves(log, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").width > 100
