@@ -98,12 +98,45 @@ class ShuffledWords(torch.utils.data.Dataset):
         return {**record, "messages": [*other["messages"][:-1], record["messages"][-1]]}
 
 
+def encode_drawings(
+    records: list[Record], model: DPSForConditionalGeneration, processor: DPSProcessor
+) -> list[Record]:
+    """The records with each picture in an answer replaced by the text of its codes.
+
+    So a drawing reaches trl's trainers, which know pictures in prompts only: its tokens are text like all others.
+    """
+    targets = [image for record in records for image, role in _pictures(record) if role == "assistant"]
+    if not targets:
+        return records
+    pixels = processor.image_processor(targets, return_tensors="pt")["pixel_values"]
+    codes = iter(model.encode_image(pixels.to(model.device)).cpu())
+    encoded = []
+    for record in records:
+        messages = []
+        for message in record["messages"]:
+            parts = message["content"]
+            if message["role"] == "assistant":
+                parts = [
+                    {"type": "text", "text": processor.drawing_text(next(codes))} if part["type"] == "image" else part
+                    for part in parts
+                ]
+            messages.append({"role": message["role"], "content": parts})
+        images = [image for image, role in _pictures(record) if role != "assistant"]
+        encoded.append({**record, "messages": messages, "images": images})
+    return encoded
+
+
+def _pictures(record: Record) -> list[tuple[Image.Image, str]]:
+    """The pictures of a record and the role of the message that each stands in."""
+    roles = [m["role"] for m in record["messages"] for part in m["content"] if part["type"] == "image"]
+    return list(zip(record["images"], roles, strict=True))
+
+
 class RecordCollator:
     """Records to a padded batch; the loss is on the last answer alone.
 
-    Pictures in answers become their codes, pictures in prompts pixels. Padding is on the left, so that all answers end
-    in the same place and logits are due for the last `logits_to_keep` positions only. A `<think>` that begins an answer
-    belongs to the prompt: it is how thinking is asked for.
+    Padding is on the left, so that all answers end in the same place and logits are due for the last `logits_to_keep`
+    positions only. A `<think>` that begins an answer belongs to the prompt: it is how thinking is asked for.
 
     Args:
         prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
@@ -113,26 +146,16 @@ class RecordCollator:
         self.model, self.processor, self.prompt_dropout = model, processor, prompt_dropout
 
     def __call__(self, records: list[Record]) -> dict:
-        prompts, texts, pictures = [], [], []
-        drawings = iter(self._drawings(records))
+        prompts, texts = [], []
+        records = encode_drawings(records, self.model, self.processor)
         for record in records:
-            images = iter(record["images"])
-            messages = []
-            for message in record["messages"]:
-                parts = []
-                for part in message["content"]:
-                    image = next(images) if part["type"] == "image" else None
-                    if image is not None and message["role"] == "assistant":
-                        part = {"type": "text", "text": self.processor.drawing_text(next(drawings))}
-                    elif image is not None:
-                        pictures.append(image)
-                    parts.append(part)
-                messages.append({"role": message["role"], "content": parts})
-            answer = messages[-1]["content"][0].get("text") or ""
-            chat = {"tokenize": False, "enable_thinking": answer.startswith("<think>")}
-            prompts.append(self.processor.apply_chat_template(messages[:-1], add_generation_prompt=True, **chat))
-            texts.append(self.processor.apply_chat_template(messages, **chat).removesuffix("\n"))
+            *question, answer = record["messages"]
+            thinks = (answer["content"][0]["text"] or "").startswith("<think>")
+            chat = {"tokenize": False, "enable_thinking": thinks}
+            prompts.append(self.processor.apply_chat_template(question, add_generation_prompt=True, **chat))
+            texts.append(self.processor.apply_chat_template(record["messages"], **chat).removesuffix("\n"))
 
+        pictures = [image for record in records for image in record["images"]]
         batch = self.processor(
             text=texts, images=pictures or None, padding=True, padding_side="left", return_tensors="pt"
         )
@@ -147,15 +170,5 @@ class RecordCollator:
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
                 batch["attention_mask"][row, :-answer_length] = 0
                 labels[row, -answer_length] = -100
-        kept = int((labels != -100).any(0).float().argmax())
-        return {**batch, "labels": labels, "logits_to_keep": labels.shape[1] - kept + 1}
-
-    def _drawings(self, records: list[Record]) -> list[torch.Tensor]:
-        targets = []
-        for record in records:
-            roles = [m["role"] for m in record["messages"] for part in m["content"] if part["type"] == "image"]
-            targets += [image for image, role in zip(record["images"], roles, strict=True) if role == "assistant"]
-        if not targets:
-            return []
-        pixels = self.processor.image_processor(targets, return_tensors="pt")["pixel_values"]
-        return list(self.model.encode_image(pixels.to(self.model.device)).cpu())
+        first = int((labels != -100).any(0).float().argmax())
+        return {**batch, "labels": labels, "logits_to_keep": labels.shape[1] - first + 1}

@@ -5,7 +5,15 @@ import torch
 from PIL import Image
 
 from dps_hf.data.record import record
-from dps_hf.training import CHECKPOINT_FILES, Pictures, RecordCollator, ShuffledWords, last_checkpoint, plot_curves
+from dps_hf.training import (
+    CHECKPOINT_FILES,
+    Pictures,
+    RecordCollator,
+    ShuffledWords,
+    encode_drawings,
+    last_checkpoint,
+    plot_curves,
+)
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -101,3 +109,46 @@ def test_curves_are_drawn_for_training_and_evaluation(tmp_path):
     ]
     plot_curves(log, tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").width > 100
+
+
+def test_trl_trains_on_records_as_they_are(make_model, tiny_processor, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model = make_model()
+    records = [record("i2t", [RED, "Which colour?"], ["red"]), record("i2t", [BLUE, "Which colour?"], ["blue"])]
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=2, learning_rate=0.1, report_to="none",
+            save_strategy="no", max_length=None, use_cpu=True, bf16=False,
+        ),
+        train_dataset=Dataset.from_list(records),
+        processing_class=tiny_processor,
+    ).train()  # fmt: skip
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    still = {name for name in before if name not in moved}
+    assert all("image_tokenizer" in name or "head" in name for name in still), still
+
+
+def test_trl_trains_on_drawings_as_code_text(make_model, tiny_processor, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model = make_model()
+    records = encode_drawings([record("t2i", ["red"], [RED]), record("t2i", ["blue"], [BLUE])], model, tiny_processor)
+    assert [r["images"] for r in records] == [[], []]
+    rows = [{"messages": r["messages"]} for r in records]
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            str(tmp_path), max_steps=20, per_device_train_batch_size=2, learning_rate=0.03, report_to="none",
+            save_strategy="no", use_cpu=True, bf16=False, logging_steps=1,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tiny_processor,
+    )  # fmt: skip
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0] / 2
