@@ -47,13 +47,16 @@ demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draw
 
 .PHONY: nano
 nano: $(VENV)/.extra-train ## train dps-nano from nothing
+	$(python) examples/train_text_tokenizer.py --config examples/recipes/nano_text_tokenizer.yaml
 	$(python) examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
 	$(python) examples/train_vision_tower.py --config examples/recipes/nano_vision_tower.yaml
 	$(python) examples/train.py --config examples/recipes/nano.yaml
+	$(python) examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
 
 .PHONY: evaluate
-evaluate: $(VENV)/.extra-train ## score dps-nano
+evaluate: $(VENV)/.extra-train ## score dps-nano and write the figures into its card
 	$(python) examples/evaluate.py $(ARGS)
+	$(python) examples/release_nano.py --output dps_hf/checkpoints/dps-nano
 
 .PHONY: bench
 bench: $(VENV)/.extra-train ## time generation

@@ -92,8 +92,8 @@ def ask(
         inputs = _inputs(processor, batch, enable_thinking=think).to(model.device)
         tokens = model.generate(**inputs, **{"do_sample": False, **length, **generation}, generation_mode="text")
         begun = "<think>" if think else ""  # the prompt ends in it
-        texts = processor.post_process_multimodal_output(tokens[:, inputs["input_ids"].shape[1] :])
-        answers += [Answer(*processor.split_thinking(begun + text)) for text in texts]
+        written = processor.post_process_multimodal_output(tokens[:, inputs["input_ids"].shape[1] :])
+        answers += [Answer(*processor.split_thinking(begun + text)) for text in written]
     return answers
 
 

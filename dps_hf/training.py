@@ -112,7 +112,7 @@ def encode_drawings(
     codes = iter(model.encode_image(pixels.to(model.device)).cpu())
     encoded = []
     for record in records:
-        messages = []
+        messages: list = []
         for message in record["messages"]:
             parts = message["content"]
             if message["role"] == "assistant":
@@ -122,7 +122,7 @@ def encode_drawings(
                 ]
             messages.append({"role": message["role"], "content": parts})
         images = [image for image, role in _pictures(record) if role != "assistant"]
-        encoded.append({**record, "messages": messages, "images": images})
+        encoded.append(Record(messages=messages, images=images, task=record["task"]))
     return encoded
 
 

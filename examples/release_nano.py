@@ -1,7 +1,7 @@
 """Writes a trained DPS as a checkpoint to ship: half the bytes, its code, its card.
 
 python examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
-python examples/release_nano.py --card_only --output dps_hf/checkpoints/dps-nano
+python examples/release_nano.py --output dps_hf/checkpoints/dps-nano    # the card alone
 
 The weights are stored in float16 and loaded in float32: the file is half as large, and nothing computes in half
 precision on a CPU that cannot. The card is filled with the figures that `examples/evaluate.py` wrote.
@@ -23,18 +23,16 @@ import dps_hf  # noqa: F401  registers DPS with the Auto classes
 @dataclass
 class ScriptArguments:
     """
-    model: directory of the trained model.
+    model: directory of the trained model; left out, the weights stay as they are.
     output: directory of the checkpoint.
     results: figures for the card; the card is left out where they are missing.
     drawings: picture for the card.
-    card_only: leave the weights as they are.
     """
 
     output: str
     model: str | None = None
     results: str = "model_cards/results/dps-nano.json"
-    drawings: str = "model_cards/drawings.png"
-    card_only: bool = False
+    drawings: str = "model_cards/results/dps-nano.png"
 
 
 def flatten(results: dict, prefix: str = "") -> dict[str, dict]:
@@ -70,7 +68,7 @@ def write_card(script: ScriptArguments) -> None:
 
 
 def main(script: ScriptArguments) -> None:
-    if not script.card_only:
+    if script.model:
         model = AutoModelForMultimodalLM.from_pretrained(script.model, dtype=torch.float16)
         model.save_pretrained(script.output)
         model.config.dtype = torch.float32

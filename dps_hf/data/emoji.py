@@ -166,9 +166,9 @@ def jitter_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
-    """Draw "NAME, STYLE style"; the name is English in 60 % of the records, else in one of 11 languages."""
+    """Draw "NAME, STYLE style"; the name is English in 80 % of the records, else in one of 11 languages."""
     pair = pick(rng, pairs(split))
-    language = "en" if rng.random() < 0.6 else pick(rng, OTHER_LANGUAGES)
+    language = "en" if rng.random() < 0.8 else pick(rng, OTHER_LANGUAGES)
     image = picture(pair)
     if split == "train" and rng.random() < 0.3:  # most stay where they are: a drawing should be in the middle
         image = augment(image, rng, pair.may_mirror)
@@ -176,7 +176,7 @@ def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
 
 
 def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
-    """Name the emoji, in English in 60 % of the records, else in the language of the question."""
+    """Name the emoji, in English in 70 % of the records, else in the language of the question."""
     pair = pick(rng, pairs(split))
     image = picture(pair)
     if split == "train":
@@ -184,6 +184,6 @@ def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
     if rng.random() < 0.1:
         question, answer = "What is this, and in which style?", f"{pair.names['en']}, {STYLES[pair.style]} style"
     else:
-        language = "en" if rng.random() < 0.6 else pick(rng, OTHER_LANGUAGES)
+        language = "en" if rng.random() < 0.7 else pick(rng, OTHER_LANGUAGES)
         question, answer = pick(rng, QUESTIONS[language]), pair.names[language]
     return record("emoji_i2t", [image, question], [answer])

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from .image_tokenizer_dps import DPSImageTokenizer
 from .processing_dps import DPSProcessor, add_tokens
 
 
-Component = str | os.PathLike | PreTrainedModel | PreTrainedConfig
+Component: TypeAlias = "str | os.PathLike | PreTrainedModel | PreTrainedConfig"
 
 # `AutoModel` loads every part but these.
 IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": JanusVQVAE}

@@ -25,7 +25,7 @@ class DrawingLogitsProcessor(LogitsProcessor):
     def __init__(self, config: DPSConfig, may_draw: bool, max_length: int | None = None):
         self.config, self.may_draw, self.max_length = config, may_draw, max_length
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         config, length = self.config, input_ids.shape[1]
         start = config.image_code_start_id
         not_text = scores.new_zeros(scores.shape[-1], dtype=torch.bool)
@@ -51,14 +51,14 @@ class DrawingLogitsProcessor(LogitsProcessor):
         return scores.masked_fill(banned, float("-inf"))
 
 
-def drawing_position(input_ids: torch.LongTensor, config: DPSConfig) -> torch.LongTensor:
+def drawing_position(input_ids: torch.Tensor, config: DPSConfig) -> torch.Tensor:
     """How many tokens of a drawing each row has so far, `(batch,)`; -1 outside of drawings."""
     last_boi, length = _last_boi(input_ids, config), input_ids.shape[1]
     position = length - 1 - last_boi
     return torch.where((last_boi >= 0) & (position <= config.num_drawing_tokens), position, -1)
 
 
-def _last_boi(input_ids: torch.LongTensor, config: DPSConfig) -> torch.LongTensor:
+def _last_boi(input_ids: torch.Tensor, config: DPSConfig) -> torch.Tensor:
     columns = torch.arange(input_ids.shape[1], device=input_ids.device)
     return torch.where(input_ids == config.boi_token_id, columns, -1).amax(dim=1)
 
@@ -81,7 +81,8 @@ def guided_sample(
     """
     config, batch = model.config, input_ids.shape[0]
     collect = generation_config.return_dict_in_generate
-    scores, raw_logits = (), ()
+    scores: tuple[torch.Tensor, ...] = ()
+    raw_logits: tuple[torch.Tensor, ...] = ()
     unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
     pad_token = generation_config._pad_token_tensor
     stops_at_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -155,7 +156,7 @@ class DPSGenerationMixin(GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        inputs: torch.LongTensor | None = None,
+        inputs: torch.Tensor | None = None,
         generation_config=None,
         logits_processor: LogitsProcessorList | None = None,
         generation_mode: str | None = None,
@@ -240,7 +241,7 @@ class DPSGenerationMixin(GenerationMixin):
             input_ids, generation_config=generation_config, logits_processor=logits_processor, **kwargs
         )
 
-    def _begin_drawing(self, input_ids: torch.LongTensor | None, kwargs: dict) -> torch.LongTensor:
+    def _begin_drawing(self, input_ids: torch.Tensor | None, kwargs: dict) -> torch.Tensor:
         """The prompt with begin-of-image at its end; sets in `kwargs` the mask and the length that belong to it."""
         if input_ids is None:
             raise ValueError(

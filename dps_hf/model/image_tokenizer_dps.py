@@ -14,14 +14,14 @@ from .configuration_dps import DPSImageTokenizerConfig
 @dataclass
 class DPSImageTokenizerOutput(ModelOutput):
     """
-    loss (`torch.FloatTensor` of shape `(1,)`): mean squared plus mean absolute error of the reconstruction.
-    reconstruction (`torch.FloatTensor` of shape `(batch, channels, image_size, image_size)`): pixels in [-1, 1].
-    image_tokens (`torch.LongTensor` of shape `(batch, grid_size * grid_size)`): codes in `[0, codebook_size)`.
+    loss (`torch.Tensor` of shape `(1,)`): mean squared plus mean absolute error of the reconstruction.
+    reconstruction (`torch.Tensor` of shape `(batch, channels, image_size, image_size)`): pixels in [-1, 1].
+    image_tokens (`torch.Tensor` of shape `(batch, grid_size * grid_size)`): codes in `[0, codebook_size)`.
     """
 
-    loss: torch.FloatTensor | None = None
-    reconstruction: torch.FloatTensor | None = None
-    image_tokens: torch.LongTensor | None = None
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
 
 
 class FiniteScalarQuantizer(nn.Module):

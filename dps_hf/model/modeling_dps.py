@@ -20,44 +20,44 @@ from .image_tokenizer_dps import DPSImageTokenizer
 @dataclass
 class DPSModelOutputWithPast(ModelOutput):
     """
-    last_hidden_state (`torch.FloatTensor` of shape `(batch, sequence, hidden_size)`)
+    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`)
     past_key_values (`Cache`)
     hidden_states, attentions: those of the decoder, where asked for
-    image_hidden_states (`torch.FloatTensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output
+    image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
+    last_hidden_state: torch.Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_hidden_states: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
 class DPSCausalLMOutputWithPast(ModelOutput):
     """
-    loss (`torch.FloatTensor` of shape `(1,)`): next-token loss over the labels that are not -100
-    logits (`torch.FloatTensor` of shape `(batch, sequence, vocab_size)`): over text and image codes
+    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100
+    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes
     past_key_values, hidden_states, attentions, image_hidden_states: as in [`DPSModelOutputWithPast`]
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_hidden_states: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
 
 
 @dataclass
 class DPSImageFeatures(BaseModelOutputWithPooling):
     """
-    last_hidden_state (`torch.FloatTensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output
-    pooler_output (`torch.FloatTensor` of shape `(images, num_image_tokens, hidden_size)`): what replaces placeholders
-    image_embeds (`torch.FloatTensor` of shape `(images, vision hidden_size)`): one vector a picture, for retrieval
+    last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output
+    pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): what replaces placeholders
+    image_embeds (`torch.Tensor` of shape `(images, vision hidden_size)`): one vector a picture, for retrieval
     """
 
-    image_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.Tensor | None = None
 
 
 class DPSConnector(nn.Module):
@@ -138,7 +138,7 @@ class DPSModel(DPSPreTrainedModel):
     @can_return_tuple
     def get_text_features(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
@@ -158,7 +158,7 @@ class DPSModel(DPSPreTrainedModel):
         )
 
     @torch.no_grad()
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels to codes.
 
         Shapes:
@@ -173,7 +173,7 @@ class DPSModel(DPSPreTrainedModel):
         return tokens.view(pixel_values.shape[0], -1)
 
     @torch.no_grad()
-    def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.Tensor:
+    def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """Codes to pixels.
 
         Shapes:
@@ -196,7 +196,7 @@ class DPSModel(DPSPreTrainedModel):
             image_tokens = torch.stack([row[mask][-count:] for row, mask in zip(image_tokens, is_code)]) - start
         return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
 
-    def get_placeholder_mask(self, input_ids, inputs_embeds, image_features) -> torch.BoolTensor:
+    def get_placeholder_mask(self, input_ids, inputs_embeds, image_features) -> torch.Tensor:
         """Where placeholders stand, `(batch, sequence, hidden_size)`; as many as there are feature vectors.
 
         Raises:
@@ -220,12 +220,12 @@ class DPSModel(DPSPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | DPSModelOutputWithPast:
@@ -314,28 +314,28 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         """See [`DPSModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def get_text_features(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs):
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
         """See [`DPSModel.get_text_features`]."""
         return self.model.get_text_features(input_ids, attention_mask, **kwargs)
 
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.LongTensor:
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """See [`DPSModel.encode_image`]."""
         return self.model.encode_image(pixel_values)
 
-    def decode_image_tokens(self, image_tokens: torch.LongTensor) -> torch.Tensor:
+    def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """See [`DPSModel.decode_image_tokens`]."""
         return self.model.decode_image_tokens(image_tokens)
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],

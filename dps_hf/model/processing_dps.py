@@ -18,7 +18,7 @@ from .image_processing_dps import DPSImageProcessor
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
 {%- if content is string -%}{{ content }}
-{%- else -%}
+{%- elif content -%}
 {%- for part in content -%}
 {%- if part.type == "text" -%}{{ part.text }}{%- elif part.type in ("image", "image_url") -%}<image>
 {%- else -%}{{ raise_exception("A part of a message must be of type text or image; got " + part.type) }}{%- endif -%}
@@ -109,11 +109,20 @@ class DPSProcessor(ProcessorMixin):
             )
         return processor
 
+    def prepare_inputs_layout(self, images=None, **kwargs):
+        """As in the library, but lists that hold no picture are none."""
+        images, *others = super().prepare_inputs_layout(images=images, **kwargs)
+        if isinstance(images, (list, tuple)) and all(isinstance(row, (list, tuple)) and not row for row in images):
+            images = None
+        return images, *others
+
     def validate_inputs(self, images=None, text=None, **kwargs):
         """As in the library, and for each text on its own: one placeholder for each of its pictures."""
         super().validate_inputs(images=images, text=text, **kwargs)
         if text is None:
             return
+        if not all(isinstance(sample, str) for sample in text):
+            raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
         found: list | int = [sample.count(self.image_token) for sample in text]
         if isinstance(images, (list, tuple)) and images and isinstance(images[0], (list, tuple)):
             given: list | int = [len(row) for row in images]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dps_hf.data import emoji
-from dps_hf.evaluation.tasks import TASKS, mean, share
+from dps_hf.evaluation.tasks import TASKS
 
 
 FIGURES = {
@@ -82,9 +82,3 @@ def test_temperature_zero_is_greedy(evaluate):
     script = evaluate.ScriptArguments(temperature=0.0)
     config = evaluate.GenerationConfig(guidance_scale=2.0)
     assert evaluate.sampling(script, config) == {"guidance_scale": 2.0, "do_sample": False}
-
-
-def test_share_and_mean_carry_their_uncertainty():
-    assert share([True] * 10) == {"value": 1.0, "n": 10, "ci95": [0.7225, 1.0]}
-    assert mean([1.0, 3.0]) == {"value": 2.0, "n": 2, "ci95": [0.04, 3.96]}
-    assert mean([5.0]) == {"value": 5.0, "n": 1, "ci95": [5.0, 5.0]}

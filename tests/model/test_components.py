@@ -200,7 +200,7 @@ def test_padded_rows_are_drawn_anew(save, tokenizer):
 def test_dtype_is_that_of_the_decoder(save, tokenizer, tmp_path):
     source, folder = save(LLAMA)
     source.to(torch.bfloat16).save_pretrained(folder)
-    model, processor = dps_hf.from_components(folder, VISION, IMAGE_TOKENIZER)
+    model, _processor = dps_hf.from_components(folder, VISION, IMAGE_TOKENIZER)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16} and model.config.dtype == torch.bfloat16
     model.save_pretrained(tmp_path / "dps")
     loaded = DPSForConditionalGeneration.from_pretrained(tmp_path / "dps")

@@ -122,7 +122,7 @@ def test_text_from_embeddings_equals_text_from_tokens(tiny_model, text_ids):
 
 
 def test_empty_input_is_refused_in_text_mode(tiny_model):
-    with pytest.raises(ValueError, match="input_ids are empty.*Give a prompt"):
+    with pytest.raises(ValueError, match=r"input_ids are empty.*Give a prompt"):
         tiny_model.generate(torch.zeros(1, 0, dtype=torch.long), max_new_tokens=3)
 
 
