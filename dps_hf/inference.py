@@ -87,7 +87,7 @@ def ask(
     else:
         chats = [[_user({"type": "image", "image": picture}, text)] for picture, text in zip(pictures, texts)]
     length = {"max_new_tokens": model.generation_config.max_new_tokens or MAX_NEW_TOKENS}
-    answers = []
+    answers: list[Answer] = []
     for batch in _batches(chats, batch_size, progress):
         inputs = _inputs(processor, batch, enable_thinking=think).to(model.device)
         tokens = model.generate(**inputs, **{"do_sample": False, **length, **generation}, generation_mode="text")

@@ -9,7 +9,7 @@ Killed at any moment, the same command goes on from the last checkpoint to the s
 from dataclasses import dataclass, field
 
 import torch
-from transformers import CONFIG_MAPPING, GenerationConfig, Trainer, TrainingArguments, set_seed
+from transformers import CONFIG_MAPPING, GenerationConfig, SiglipVisionModel, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
@@ -20,9 +20,11 @@ from dps_hf.training import Curves, RecordCollator, ShuffledWords, last_checkpoi
 @dataclass
 class ScriptArguments:
     """
-    model: a DPS to go on from; left out, one is made of the four parts below.
+    model: a DPS to go on from; left out, one is made of the four parts below. With `vision_tower` it gets that tower
+        and a fresh connector.
     text_config: fields of the decoder's config, `model_type` among them.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
+    freeze_vision_tower: keeps the tower as it was trained.
     tasks: task to weight.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     evaluation_records: held-out records of each task for the loss curves.
@@ -34,6 +36,7 @@ class ScriptArguments:
     text_tokenizer: str | None = None
     vision_tower: str | None = None
     image_tokenizer: str | None = None
+    freeze_vision_tower: bool = False
     tasks: dict = field(default_factory=dict)
     prompt_dropout: float = 0.1
     evaluation_records: int = 128
@@ -46,6 +49,10 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if script.model:
         model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
         processor = DPSProcessor.from_pretrained(script.model)
+        if script.vision_tower:
+            tower = SiglipVisionModel.from_pretrained(script.vision_tower)
+            model.model.vision_tower.load_state_dict(tower.state_dict())
+            model.model.connector = type(model.model.connector)(model.config)
     else:
         fields = dict(script.text_config)
         model, processor = from_components(
@@ -54,6 +61,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
             image_tokenizer=script.image_tokenizer,
             tokenizer=script.text_tokenizer,
         )
+    model.model.vision_tower.requires_grad_(not script.freeze_vision_tower)
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, **script.generation
     )

@@ -197,12 +197,16 @@ DESCRIBE = ("Describe the picture.", "What do you see?", "What is in the picture
 DRAW = ("Draw {}.", "A picture of {}.", "Please draw {}.")
 
 
+def _mostly_one(rng: np.random.Generator) -> int:
+    return int(rng.choice((1, 2, 3, 4), p=(0.6, 0.25, 0.1, 0.05)))
+
+
 def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
     """Draw what the text says. Half of the prompts name no sizes, as people often don't.
 
     60 % of the scenes hold one thing: there a word has one place to show, which is how it is learned.
     """
-    scene = sample_split(rng, split, count=int(rng.choice((1, 2, 3, 4), p=(0.6, 0.25, 0.1, 0.05))))
+    scene = sample_split(rng, split, count=_mostly_one(rng))
     prompt = caption(scene, sizes=rng.random() < 0.5)
     if rng.random() < 0.3:
         prompt = pick(rng, DRAW).format(prompt)
@@ -210,8 +214,8 @@ def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
 
 
 def scenes_i2t(rng: np.random.Generator, split: str) -> Record:
-    """Describe the picture; the answer is `caption(scene)`."""
-    scene = sample_split(rng, split)
+    """Describe the picture; the answer is `caption(scene)`. As many scenes hold one thing as in `scenes_t2i`."""
+    scene = sample_split(rng, split, count=_mostly_one(rng))
     return record("scenes_i2t", [render(scene), pick(rng, DESCRIBE)], [caption(scene)])
 
 

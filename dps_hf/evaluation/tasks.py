@@ -143,7 +143,7 @@ def emoji_i2t(subject: Subject) -> dict[str, Figure]:
 def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     """Of 50 emoji of the style, the one most like the drawing is the held-out one that was asked for."""
     pairs, rng = subject.held_out_emoji(), subject.rng("candidates")
-    right = []
+    right: list[bool] = []
     for pair, drawing in zip(pairs, subject.draw([emoji_prompt(pair) for pair in pairs], guided)):
         others = [p.index for p in emoji.all_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
         candidates = emoji.pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]

@@ -9,7 +9,7 @@ from transformers import AddedToken
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
-from .configuration_dps import DPSConfig
+from .configuration_dps import AUTO_MAP, DPSConfig
 from .image_processing_dps import DPSImageProcessor
 
 
@@ -82,6 +82,7 @@ class DPSProcessor(ProcessorMixin):
             raise ValueError(
                 f"The tokenizer must hold {' and '.join(tokens)}. Call DPSProcessor.from_components(tokenizer, config)."
             )
+        self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
     @classmethod
