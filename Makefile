@@ -51,6 +51,7 @@ nano: $(VENV)/.extra-train ## train dps-nano from nothing
 	$(python) examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
 	$(python) examples/train_vision_tower.py --config examples/recipes/nano_vision_tower.yaml
 	$(python) examples/train.py --config examples/recipes/nano_1.yaml
+	$(python) examples/train.py --config examples/recipes/nano_2.yaml
 	$(python) examples/train.py --config examples/recipes/nano.yaml
 	$(python) examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
 

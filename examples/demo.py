@@ -194,8 +194,8 @@ def main(script: ScriptArguments) -> None:
         print("Thinking about questions ...")
         sections.append(answered_questions(model, processor, rng))
     write(sections, script.output)
-    for section in sections[-1:] if len(sections) > 2 else sections:
-        print("\n\n".join("\n".join(item.lines) for item in section.items))
+    for section in sections if script.image or script.prompt else sections[-1:]:
+        print("", *dict.fromkeys("\n".join(item.lines) for item in section.items), sep="\n")
     page_path = script.output / "page"
     print(
         f"\nEverything on one page: {page_path}.png, with all scripts: {page_path}.html, as text: {script.output / 'answers.txt'}"

@@ -71,8 +71,10 @@ def main(script: ScriptArguments) -> None:
     if script.model:
         model = AutoModelForMultimodalLM.from_pretrained(script.model, dtype=torch.float16)
         model.save_pretrained(script.output)
-        model.config.dtype = torch.float32
-        model.config.save_pretrained(script.output)
+        config = model.config
+        for part in (config, config.text_config, config.vision_config, config.image_tokenizer_config):
+            part.dtype = torch.float32
+        config.save_pretrained(script.output)
         AutoProcessor.from_pretrained(script.model).save_pretrained(script.output)
     if Path(script.results).exists():
         write_card(script)

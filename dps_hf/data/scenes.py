@@ -198,13 +198,13 @@ DRAW = ("Draw {}.", "A picture of {}.", "Please draw {}.")
 
 
 def _mostly_one(rng: np.random.Generator) -> int:
-    return int(rng.choice((1, 2, 3, 4), p=(0.6, 0.25, 0.1, 0.05)))
+    return int(rng.choice((1, 2, 3, 4), p=(0.7, 0.2, 0.06, 0.04)))
 
 
 def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
     """Draw what the text says. Half of the prompts name no sizes, as people often don't.
 
-    60 % of the scenes hold one thing: there a word has one place to show, which is how it is learned.
+    70 % of the scenes hold one thing: there a word has one place to show, which is how it is learned.
     """
     scene = sample_split(rng, split, count=_mostly_one(rng))
     prompt = caption(scene, sizes=rng.random() < 0.5)

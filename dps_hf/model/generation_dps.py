@@ -272,7 +272,9 @@ class DPSGenerationMixin(GenerationMixin):
         """As in the library, but a row's pictures stay together when the row is repeated."""
         pixel_values = model_kwargs.get("pixel_values")
         if expand_size > 1 and pixel_values is not None and input_ids is not None:
-            counts = (input_ids == self.config.image_token_id).sum(1) // self.config.num_image_tokens
+            ids = input_ids if input_ids.shape[1] else None  # without columns where inputs_embeds are the prompt
+            placeholders = self.model.find_placeholders(ids, model_kwargs.get("inputs_embeds"))
+            counts = placeholders.sum(1) // self.config.num_image_tokens
             rows = pixel_values.split(counts.tolist())
             model_kwargs["pixel_values"] = None
             input_ids, model_kwargs = super()._expand_inputs_for_generation(

@@ -196,17 +196,20 @@ class DPSModel(DPSPreTrainedModel):
             image_tokens = torch.stack([row[mask][-count:] for row, mask in zip(image_tokens, is_code)]) - start
         return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
 
+    def find_placeholders(self, input_ids, inputs_embeds) -> torch.BoolTensor:
+        """Where placeholders stand, `(batch, sequence)`; told by their embedding where there are no `input_ids`."""
+        if input_ids is None:
+            placeholder = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
+        return input_ids == self.config.image_token_id
+
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features) -> torch.Tensor:
         """Where placeholders stand, `(batch, sequence, hidden_size)`; as many as there are feature vectors.
 
         Raises:
             ValueError: their number differs from that of the feature vectors.
         """
-        if input_ids is None:
-            placeholder = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
-        else:
-            mask = input_ids == self.config.image_token_id
+        mask = self.find_placeholders(input_ids, inputs_embeds)
         mask = mask.unsqueeze(-1).expand_as(inputs_embeds)
         torch_compilable_check(
             mask.sum() == image_features.numel(),

@@ -431,6 +431,14 @@ def test_repeated_rows_keep_their_pictures_together(tiny_model, picture_prompts,
             assert row[-5:].equal(single[0, -5:])
 
 
+def test_repeated_rows_of_embeddings_keep_their_pictures_together(tiny_model, picture_prompts, pictures):
+    options = {"pixel_values": pictures, "max_new_tokens": 5, "num_beams": 2}
+    inputs = pad_left(picture_prompts)
+    expected = tiny_model.generate(**inputs, **options)[:, -5:]
+    embeds = tiny_model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert tiny_model.generate(inputs_embeds=embeds, **inputs, **options).equal(expected)
+
+
 # Options of the library
 
 
