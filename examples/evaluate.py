@@ -43,7 +43,7 @@ class ScriptArguments:
     output: Path = Path("model_cards/results/dps-nano.json")
     sheet: Path | None = None
     items: int = 500
-    tasks: list[str] | None = field(default=None, metadata={"choices": list(TASKS)})
+    tasks: list[str] | None = field(default=None, metadata={"choices": list(TASKS), "metavar": "TASK"})
     guidance: float | None = None
     temperature: float | None = None
     top_k: int | None = None
