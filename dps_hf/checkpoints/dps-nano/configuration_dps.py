@@ -1,0 +1,269 @@
+"""Configuration of DPS: three nested parts, the geometry that joins them, and the layout of the one vocabulary."""
+
+import math
+from dataclasses import field
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers.models.auto import modeling_auto
+
+
+_FOR_GENERATION = "modeling_dps.DPSForConditionalGeneration"
+AUTO_MAP = {
+    "AutoConfig": "configuration_dps.DPSConfig",
+    "AutoModel": "modeling_dps.DPSModel",
+    "AutoModelForCausalLM": _FOR_GENERATION,
+    "AutoModelForImageTextToText": _FOR_GENERATION,
+    "AutoModelForMultimodalLM": _FOR_GENERATION,
+    "AutoImageProcessor": "image_processing_dps.DPSImageProcessor",
+    "AutoProcessor": "processing_dps.DPSProcessor",
+}
+# `transformers serve` and trl look the name of a model's class up here, that of remote code too.
+for _names in (
+    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+):
+    _names.setdefault("dps", "DPSForConditionalGeneration")
+
+
+def _divides(owner: str, image_size: int, unit_name: str, unit: int) -> None:
+    if unit <= 0:
+        raise ValueError(
+            f"{owner}.{unit_name} must be positive; got {unit}. Set patch_size to a divisor of image_size."
+        )
+    if image_size <= 0 or image_size % unit:
+        remedy = max(unit, round(image_size / unit) * unit)
+        raise ValueError(
+            f"{owner}.image_size must be a positive multiple of {unit_name}; got {image_size} and {unit}. Try {remedy}."
+        )
+
+
+@strict
+class DPSImageTokenizerConfig(PreTrainedConfig):
+    r"""
+    Geometry and size of [`DPSImageTokenizer`].
+
+    image_size (`int`, defaults to 64): side of the square pictures, in pixels.
+    num_channels (`int`, defaults to 3): colour channels.
+    patch_size (`int`, defaults to 4): side of the patches that the decoder's last convolution writes.
+    hidden_sizes (`list[int]`, defaults to `[96, 160]`): width of each stage; each stage after the first halves the grid.
+    num_encoder_blocks (`int`, defaults to 3): residual blocks of the encoder, which has the last stage's width.
+    num_res_blocks (`int`, defaults to 1): residual blocks in each stage of the decoder.
+    levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the codebook size.
+    """
+
+    model_type = "dps_image_tokenizer"
+    base_config_key = "image_tokenizer_config"
+
+    image_size: int = 64
+    num_channels: int = 3
+    patch_size: int = 4
+    hidden_sizes: list[int] | tuple[int, ...] = (96, 160)
+    num_encoder_blocks: int = 3
+    num_res_blocks: int = 1
+    levels: list[int] | tuple[int, ...] = (8, 8, 8, 8)
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if not self.hidden_sizes:
+            raise ValueError("hidden_sizes must hold at least one width; got none. Try (96, 160).")
+        for width in self.hidden_sizes:
+            if width <= 0 or width % 8:
+                raise ValueError(
+                    f"hidden_sizes must be positive multiples of 8 (group norm); got {width}. Try {max(width, 0) // 8 * 8 + 8}."
+                )
+        _divides("DPSImageTokenizerConfig", self.image_size, "patch_size * 2^(stages - 1)", self.downsample_factor)
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"levels must hold numbers of at least 2; got {self.levels}. Try (8, 8, 8, 8).")
+
+    @property
+    def downsample_factor(self) -> int:
+        """Pixels per code along one side."""
+        return self.patch_size * 2 ** (len(self.hidden_sizes) - 1)
+
+    @property
+    def grid_size(self) -> int:
+        """Codes along one side of a picture."""
+        return self.image_size // self.downsample_factor
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+
+@strict
+class DPSConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`DPSModel`] and [`DPSForConditionalGeneration`].
+
+    The vocabulary belongs to the decoder (`text_config.vocab_size`): text first, then a few special tokens, then one
+    token for each code of the image tokenizer. Ids that are left out lie at the very end of it, in that order.
+
+    text_config (`PreTrainedConfig` or `dict`, defaults to Llama): any decoder that `AutoModel` builds.
+    vision_config (`SiglipVisionConfig` or `dict`): the image encoder.
+    image_tokenizer_config (`DPSImageTokenizerConfig`, `JanusVQVAEConfig` or `dict`): chosen by its `model_type`.
+    projector_hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): activation between the connector's two linears.
+    image_token_id (`int`): placeholder that one feature vector of a picture in the prompt replaces.
+    boi_token_id, eoi_token_id (`int`): begin and end of a drawing.
+    row_end_token_id (`int`, *optional*): ends each row of codes in a drawing; `None` leaves the rows unmarked.
+    image_code_start_id (`int`): id of the token of code 0; code `i` is token `image_code_start_id + i`.
+    tie_word_embeddings (`bool`, defaults to `True`): whether `lm_head` shares the embeddings' weight.
+
+    Raises:
+        ValueError: a geometry or an id that cannot work, with the field, the value and the remedy.
+    """
+
+    model_type = "dps"
+    sub_configs = {
+        "text_config": AutoConfig,
+        "vision_config": SiglipVisionConfig,
+        "image_tokenizer_config": DPSImageTokenizerConfig,
+    }
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    image_tokenizer_config: dict | PreTrainedConfig | None = None
+    projector_hidden_act: str = "gelu_pytorch_tanh"
+    image_token_id: int | None = None
+    boi_token_id: int | None = None
+    eoi_token_id: int | None = None
+    row_end_token_id: int | None = None
+    image_code_start_id: int | None = None
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    auto_map: dict | None = field(default_factory=AUTO_MAP.copy)
+
+    def __post_init__(self, **kwargs):
+        self.text_config = _sub_config(self.text_config, "llama")
+        self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
+        self.image_tokenizer_config = _sub_config(self.image_tokenizer_config, DPSImageTokenizerConfig.model_type)
+        if self.auto_map is None:
+            self.auto_map = AUTO_MAP.copy()
+        self._check_geometry()
+        first_id = self.text_config.vocab_size - self.codebook_size
+        if self.image_code_start_id is None:
+            self.image_code_start_id = first_id
+        for offset, name in enumerate(("eoi_token_id", "boi_token_id", "image_token_id"), start=1):
+            if getattr(self, name) is None:
+                setattr(self, name, self.image_code_start_id - offset)
+        super().__post_init__(**kwargs)
+        self._check_ids()
+
+    @property
+    def vocab_size(self) -> int:
+        """Text, special tokens and image codes together."""
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.text_config.vocab_size = value
+
+    @property
+    def hidden_size(self) -> int:
+        return self.text_config.hidden_size
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Placeholders that one picture in the prompt takes."""
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+    @property
+    def codebook_size(self) -> int:
+        tokenizer = self.image_tokenizer_config
+        return tokenizer.num_embeddings if tokenizer.model_type == "janus_vqgan" else tokenizer.codebook_size
+
+    @property
+    def grid_size(self) -> int:
+        """Codes along one side of a drawing."""
+        tokenizer = self.image_tokenizer_config
+        return tokenizer.num_patches if tokenizer.model_type == "janus_vqgan" else tokenizer.grid_size
+
+    @property
+    def drawing_size(self) -> int:
+        """Side of a drawing, in pixels."""
+        tokenizer = self.image_tokenizer_config
+        if tokenizer.model_type == "janus_vqgan":
+            return tokenizer.num_patches * 2 ** (len(tokenizer.channel_multiplier) - 1)
+        return tokenizer.image_size
+
+    @property
+    def num_drawing_tokens(self) -> int:
+        """Tokens between begin and end of a drawing: its codes, and its row ends where it has them."""
+        return self.grid_size * (self.grid_size + (self.row_end_token_id is not None))
+
+    def _check_geometry(self) -> None:
+        if self.vision_config.model_type != "siglip_vision_model":
+            raise ValueError(
+                f"vision_config.model_type must be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution); "
+                f"got {self.vision_config.model_type!r}. Take the vision_config of such a checkpoint."
+            )
+        _divides("vision_config", self.vision_config.image_size, "patch_size", self.vision_config.patch_size)
+        if self.image_tokenizer_config.model_type not in ("janus_vqgan", DPSImageTokenizerConfig.model_type):
+            raise ValueError(
+                "image_tokenizer_config.model_type must be 'dps_image_tokenizer' or 'janus_vqgan'; got "
+                f"{self.image_tokenizer_config.model_type!r}. Set one of the two."
+            )
+        for part in ("vision_config", "image_tokenizer_config"):
+            channels = getattr(getattr(self, part), "num_channels", 3)
+            if channels != 3:
+                raise ValueError(f"{part}.num_channels must be 3 (pictures are RGB); got {channels}. Set it to 3.")
+
+    def _check_ids(self) -> None:
+        start, end, vocab_size = (
+            self.image_code_start_id,
+            self.image_code_start_id + self.codebook_size,
+            self.vocab_size,
+        )
+        if start < 0 or end > vocab_size:
+            raise ValueError(
+                f"image_code_start_id + codebook size must lie within text_config.vocab_size; got {start} + "
+                f"{self.codebook_size} and {vocab_size}. Set text_config.vocab_size to at least {max(start, 0) + self.codebook_size}."
+            )
+        taken: dict[int, str] = {}
+        for name in ("image_token_id", "boi_token_id", "eoi_token_id", "row_end_token_id"):
+            value = getattr(self, name)
+            if value is None and name == "row_end_token_id":
+                continue
+            if not 0 <= value < vocab_size or start <= value < end:
+                raise ValueError(
+                    f"{name} must lie in the vocabulary of {vocab_size} tokens and outside of the image codes "
+                    f"[{start}, {end}); got {value}. Choose an id below {start}."
+                )
+            if value in taken:
+                raise ValueError(
+                    f"{name} must differ from {taken[value]}; both are {value}. Choose another id for one."
+                )
+            taken[value] = name
+
+
+def _text_token_id(name: str) -> property:
+    """An id that peft and trl read at the top level, and that belongs to the decoder."""
+
+    def getter(self):
+        return getattr(self.text_config, name, None)
+
+    def setter(self, value):
+        setattr(self.text_config, name, value)
+
+    return property(getter, setter)
+
+
+for _name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    setattr(DPSConfig, _name, _text_token_id(_name))
+
+
+def _sub_config(value: dict | PreTrainedConfig | None, default_model_type: str) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    value = dict(value or {})
+    model_type = value.pop("model_type", default_model_type)
+    if model_type == DPSImageTokenizerConfig.model_type:
+        return DPSImageTokenizerConfig(**value)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"model_type of a nested config must be one that transformers knows; got {model_type!r}.")
+    return CONFIG_MAPPING[model_type](**value)
+
+
+__all__ = ["DPSConfig", "DPSImageTokenizerConfig"]

@@ -1,0 +1,288 @@
+"""Generation with DPS: which tokens each mode may emit, and classifier-free guidance in one doubled batch."""
+
+import torch
+from torch.nn import functional as F
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from .configuration_dps import DPSConfig
+
+
+GENERATION_MODES = ("text", "image", "interleaved")
+
+
+class DrawingLogitsProcessor(LogitsProcessor):
+    """Allows in each state only what may follow: text outside of a drawing, and inside of it exactly one whole drawing.
+
+    The state is read off the tokens: everything after the last begin-of-image, up to its full length, is a drawing.
+
+    Args:
+        config ([`DPSConfig`]): supplies the special ids and the length of a drawing.
+        may_draw: whether begin-of-image is allowed in text.
+        max_length: a drawing begins only where it also ends within this length.
+    """
+
+    def __init__(self, config: DPSConfig, may_draw: bool, max_length: int | None = None):
+        self.config, self.may_draw, self.max_length = config, may_draw, max_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        config, length = self.config, input_ids.shape[1]
+        start = config.image_code_start_id
+        not_text = scores.new_zeros(scores.shape[-1], dtype=torch.bool)
+        not_text[start : start + config.codebook_size] = True
+        not_text[[config.image_token_id, config.eoi_token_id]] = True
+        if config.row_end_token_id is not None:
+            not_text[config.row_end_token_id] = True
+        fits = self.max_length is None or length + 1 + config.num_drawing_tokens + 1 <= self.max_length
+        not_text[config.boi_token_id] = not (self.may_draw and fits)
+        if not self.may_draw:
+            return scores.masked_fill(not_text, float("-inf"))
+
+        not_code = torch.ones_like(not_text)
+        not_code[start : start + config.codebook_size] = False
+        position = drawing_position(input_ids, config)  # (batch,)
+        banned = torch.where((position < 0)[:, None], not_text, not_code)
+        row_length = config.grid_size + 1
+        for row in (position >= 0).nonzero().flatten().tolist():
+            if position[row] == config.num_drawing_tokens:
+                banned[row], banned[row, config.eoi_token_id] = True, False
+            elif config.row_end_token_id is not None and position[row] % row_length == config.grid_size:
+                banned[row], banned[row, config.row_end_token_id] = True, False
+        return scores.masked_fill(banned, float("-inf"))
+
+
+def drawing_position(input_ids: torch.Tensor, config: DPSConfig) -> torch.Tensor:
+    """How many tokens of a drawing each row has so far, `(batch,)`; -1 outside of drawings."""
+    last_boi, length = _last_boi(input_ids, config), input_ids.shape[1]
+    position = length - 1 - last_boi
+    return torch.where((last_boi >= 0) & (position <= config.num_drawing_tokens), position, -1)
+
+
+def _last_boi(input_ids: torch.Tensor, config: DPSConfig) -> torch.Tensor:
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return torch.where(input_ids == config.boi_token_id, columns, -1).amax(dim=1)
+
+
+def guided_sample(
+    model,
+    input_ids,
+    logits_processor,
+    stopping_criteria,
+    generation_config,
+    guidance_scale: float,
+    streamer=None,
+    **model_kwargs,
+):
+    """Decoding loop with classifier-free guidance (https://huggingface.co/papers/2207.12598), one doubled batch a step.
+
+    The second half of the batch sees nothing before the begin-of-image of the drawing that it is in; its prompt is
+    that one token. Outside of drawings the first half alone decides. Caches, logits processors, stopping criteria and
+    output classes are the library's: this is a `custom_generate` function.
+    """
+    config, batch = model.config, input_ids.shape[0]
+    collect = generation_config.return_dict_in_generate
+    scores: tuple[torch.Tensor, ...] = ()
+    raw_logits: tuple[torch.Tensor, ...] = ()
+    unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
+    pad_token = generation_config._pad_token_tensor
+    stops_at_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+
+    attention_mask = model_kwargs.pop("attention_mask", None)
+    attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    cache = model_kwargs.get("past_key_values")
+    first_inputs = {name: model_kwargs[name] for name in ("pixel_values",) if model_kwargs.get(name) is not None}
+    # The unguided half has no pictures: it could not see them anyway.
+    without_pictures = torch.where(input_ids == config.image_token_id, config.boi_token_id, input_ids)
+    next_ids = torch.cat([input_ids, without_pictures])
+
+    while True:
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = attention_mask * (columns >= _last_boi(input_ids, config)[:, None])
+        doubled_mask = torch.cat([attention_mask, hidden])
+        position_ids = (doubled_mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
+        outputs = model(
+            input_ids=next_ids,
+            attention_mask=doubled_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=1,
+            return_dict=True,
+            **first_inputs,
+        )
+        cache = outputs.past_key_values if cache is not None else None
+        logits, unguided = outputs.logits[:, -1].float().chunk(2)  # (batch, vocab_size) each
+        guided = unguided + guidance_scale * (logits - unguided)
+        logits = torch.where((drawing_position(input_ids, config) >= 0)[:, None], guided, logits)
+        next_scores = logits_processor(input_ids, logits)
+
+        if generation_config.do_sample:
+            tokens = torch.multinomial(F.softmax(next_scores, dim=-1), num_samples=1).squeeze(1)
+        else:
+            tokens = next_scores.argmax(dim=-1)
+        if stops_at_eos:
+            tokens = torch.where(unfinished.bool(), tokens, pad_token)
+        if collect:
+            scores += (next_scores,) if generation_config.output_scores else ()
+            raw_logits += (logits,) if generation_config.output_logits else ()
+        if streamer is not None:
+            streamer.put(tokens.cpu())
+
+        input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
+        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(batch, 1)], dim=1)
+        unfinished = unfinished & ~stopping_criteria(input_ids, scores)
+        if unfinished.max() == 0:
+            break
+        if cache is None:  # everything is computed anew, pictures included
+            pictures_gone = torch.where(input_ids == config.image_token_id, config.boi_token_id, input_ids)
+            next_ids = torch.cat([input_ids, pictures_gone])
+        else:
+            next_ids, first_inputs = tokens.repeat(2)[:, None], {}
+
+    if streamer is not None:
+        streamer.end()
+    if not collect:
+        return input_ids
+    return GenerateDecoderOnlyOutput(
+        sequences=input_ids, scores=scores or None, logits=raw_logits or None, past_key_values=cache
+    )
+
+
+class DPSGenerationMixin(GenerationMixin):
+    """`generate` in three modes."""
+
+    config: DPSConfig
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config=None,
+        logits_processor: LogitsProcessorList | None = None,
+        generation_mode: str | None = None,
+        guidance_scale: float | None = None,
+        **kwargs,
+    ):
+        """
+        Generates text, a drawing, or both, from text and pictures. Everything that is not named here works as in
+        [`~transformers.GenerationMixin.generate`].
+
+        Args:
+            inputs: or `input_ids`, token ids `(batch, sequence)`, padded on the left.
+            generation_mode: `"text"` never emits a token of a drawing. `"image"` appends begin-of-image where it is
+                missing, emits one whole drawing and ends with end-of-image; `max_new_tokens` is ignored.
+                `"interleaved"` emits text, and a whole drawing wherever it chooses begin-of-image.
+                Left out, it is `generation_config.generation_mode`, else `"text"`.
+            guidance_scale: strength of classifier-free guidance inside drawings; 1 is none. Left out, it is
+                `generation_config.guidance_scale`, else 1.
+
+        Returns:
+            Token ids with the prompt, `(batch * num_return_sequences, sequence)`, or the output class that
+            `return_dict_in_generate` asks for.
+
+        Raises:
+            ValueError: an unknown mode, no tokens to continue, or guidance with a way of decoding other than greedy
+                and sampling.
+        """
+
+        def setting(name):
+            """By the library's precedence: arguments, then the given config, then the model's own."""
+            sources = (
+                kwargs.get(name),
+                getattr(generation_config, name, None),
+                getattr(self.generation_config, name, None),
+            )
+            return next((value for value in sources if value is not None), None)
+
+        mode = generation_mode or setting("generation_mode") or "text"
+        if mode not in GENERATION_MODES:
+            raise ValueError(f"generation_mode must be one of {', '.join(GENERATION_MODES)}; got {mode!r}.")
+        if guidance_scale is None:
+            guidance_scale = setting("guidance_scale")
+        input_ids = kwargs.pop("input_ids", None)
+        input_ids = inputs if input_ids is None else input_ids
+
+        if mode == "image":
+            input_ids = self._begin_drawing(input_ids, kwargs)
+            if setting("pad_token_id") is None:
+                kwargs["pad_token_id"] = self.config.eoi_token_id
+        if input_ids is not None and input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
+            raise ValueError(
+                "input_ids are empty. Give a prompt, or apply the chat template to a message without text."
+            )
+        max_length = None
+        if mode == "interleaved" and input_ids is not None:
+            if setting("max_new_tokens") is None and setting("max_length") is None:
+                kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 256
+            max_new_tokens = setting("max_new_tokens")
+            max_length = setting("max_length") if max_new_tokens is None else input_ids.shape[1] + max_new_tokens
+        logits_processor = LogitsProcessorList(logits_processor or [])
+        logits_processor.append(DrawingLogitsProcessor(self.config, mode != "text", max_length))
+
+        if mode != "text" and guidance_scale is not None and guidance_scale != 1:
+            names = ("assistant_model", "prompt_lookup_num_tokens", "inputs_embeds", "past_key_values")
+            refused = [name for name in names if setting(name) is not None]
+            if refused or setting("num_beams") not in (None, 1):
+                raise ValueError(
+                    f"guidance_scale needs greedy decoding or sampling from input_ids; got {' and '.join(refused) or 'num_beams > 1'}. "
+                    "Leave it out, or set guidance_scale=1."
+                )
+            streamer = kwargs.pop("streamer", None)
+            if streamer is not None:
+                streamer.put(input_ids.cpu())
+
+            def custom_generate(model, input_ids, **options):
+                return guided_sample(model, input_ids, guidance_scale=guidance_scale, streamer=streamer, **options)
+
+            kwargs["custom_generate"] = custom_generate
+        # The library's own processor for guidance runs the model twice, in text too.
+        kwargs["guidance_scale"] = None if guidance_scale is None else 1.0
+        return super().generate(
+            input_ids, generation_config=generation_config, logits_processor=logits_processor, **kwargs
+        )
+
+    def _begin_drawing(self, input_ids: torch.Tensor | None, kwargs: dict) -> torch.Tensor:
+        """The prompt with begin-of-image at its end; sets in `kwargs` the mask and the length that belong to it."""
+        if input_ids is None:
+            raise ValueError(
+                "generation_mode='image' needs input_ids. A drawing cannot be continued from inputs_embeds."
+            )
+        boi, input_ids = self.config.boi_token_id, input_ids.long()
+        mask = kwargs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        begun = input_ids[:, -1:] == boi if input_ids.shape[1] else input_ids.new_zeros(len(input_ids), 1).bool()
+        if not begun.all():
+            longer = torch.cat([input_ids, torch.full_like(input_ids[:, :1], boi)], 1) if input_ids.shape[1] else None
+            if longer is None:
+                longer = input_ids.new_full((input_ids.shape[0], 1), boi)
+            longer_mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], 1)
+            # Rows that have begun already move to the right, behind one more padding token.
+            moved = torch.cat([torch.full_like(longer[:, :1], boi), longer[:, :-1]], 1)
+            moved_mask = torch.cat([mask.new_zeros(mask.shape[0], 1), longer_mask[:, :-1]], 1)
+            input_ids = torch.where(begun, moved, longer)
+            mask = torch.where(begun, moved_mask, longer_mask)
+        kwargs["attention_mask"] = mask
+        # None also where the model's own generation config sets a value.
+        kwargs.update(max_length=None, min_length=None, min_new_tokens=None)
+        kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 1
+        kwargs["eos_token_id"] = self.config.eoi_token_id
+        return input_ids
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """As in the library, but a row's pictures stay together when the row is repeated."""
+        pixel_values = model_kwargs.get("pixel_values")
+        if expand_size > 1 and pixel_values is not None and input_ids is not None:
+            ids = input_ids if input_ids.shape[1] else None  # without columns where inputs_embeds are the prompt
+            placeholders = self.model.find_placeholders(ids, model_kwargs.get("inputs_embeds"))
+            counts = placeholders.sum(1) // self.config.num_image_tokens
+            rows = pixel_values.split(counts.tolist())
+            model_kwargs["pixel_values"] = None
+            input_ids, model_kwargs = super()._expand_inputs_for_generation(
+                expand_size, is_encoder_decoder, input_ids, **model_kwargs
+            )
+            model_kwargs["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
+            return input_ids, model_kwargs
+        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+
+
+__all__ = ["DPSGenerationMixin", "DrawingLogitsProcessor", "guided_sample"]

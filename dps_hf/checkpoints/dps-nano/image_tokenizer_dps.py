@@ -1,0 +1,161 @@
+"""Image tokenizer of DPS: pixels to codes and back, by finite scalar quantisation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_dps import DPSImageTokenizerConfig
+
+
+@dataclass
+class DPSImageTokenizerOutput(ModelOutput):
+    """
+    loss (`torch.Tensor` of shape `(1,)`): mean squared plus mean absolute error of the reconstruction.
+    reconstruction (`torch.Tensor` of shape `(batch, channels, image_size, image_size)`): pixels in [-1, 1].
+    image_tokens (`torch.Tensor` of shape `(batch, grid_size * grid_size)`): codes in `[0, codebook_size)`.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    image_tokens: torch.Tensor | None = None
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Rounds each latent channel to one of a few levels; the code is the mixed-radix number of the channels.
+
+    There is no codebook that could collapse. https://huggingface.co/papers/2309.15505, section 3.1.
+
+    Shapes:
+        latents: `(..., len(levels))`, any real numbers
+        returns: quantised latents of the same shape in [-1, 1], and int64 codes `(...)` in `[0, prod(levels))`
+    """
+
+    def __init__(self, levels: list[int] | tuple[int, ...]):
+        super().__init__()
+        self.levels = tuple(levels)
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        levels = torch.tensor(self.levels, device=latents.device)
+        # float32: the rounding must not fall on another side on a device with coarser arithmetic
+        dtype, latents = latents.dtype, latents.float()
+        half_width = (levels - 1) * 1.001 / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels has no middle one
+        bounded = torch.tanh(latents + torch.atanh(offset / half_width)) * half_width - offset
+        rounded = bounded + (bounded.round() - bounded).detach()  # straight-through gradient
+        codes = ((rounded.detach().round().long() + levels // 2) * self._radix(latents.device)).sum(-1)
+        return (rounded / (levels // 2)).to(dtype), codes
+
+    def dequantize(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes `(...)` to the quantised latents `(..., len(levels))` in [-1, 1], float32."""
+        levels = torch.tensor(self.levels, device=codes.device)
+        digits = codes.unsqueeze(-1) // self._radix(codes.device) % levels
+        return (digits - levels // 2) / (levels // 2)
+
+    def _radix(self, device: torch.device) -> torch.Tensor:
+        return torch.cumprod(torch.tensor((1, *self.levels[:-1]), device=device), dim=0)
+
+
+class PatchBlock(nn.Module):
+    """Residual layers that see one patch at a time."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.linear1 = nn.Linear(channels, 2 * channels)
+        self.linear2 = nn.Linear(2 * channels, channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.linear2(F.silu(self.linear1(self.norm(hidden_states))))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.conv2(F.silu(self.conv1(F.silu(self.norm(hidden_states)))))
+
+
+class DPSImageTokenizer(PreTrainedModel):
+    """Turns pixels into codes and back.
+
+    The encoder sees one patch at a time, so that equal patches have equal codes, whatever surrounds them: an encoder
+    that sees further rebuilds pictures better by a little, but gives plain white hundreds of codes that depend on far
+    away things, and the decoder of DPS then spends itself on predicting them. The convolutional decoder sees as far as it likes.
+
+    Args:
+        config ([`DPSImageTokenizerConfig`]): supplies geometry, widths and `levels`, one per latent channel.
+    """
+
+    config_class = DPSImageTokenizerConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["ResidualBlock"]
+    # It has no attention, so a model that holds it may choose any for its other parts.
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: DPSImageTokenizerConfig):
+        super().__init__(config)
+        widths, patch, blocks = config.hidden_sizes, config.patch_size, config.num_res_blocks
+        self.encoder = nn.Sequential(
+            nn.Linear(config.num_channels * config.downsample_factor**2, widths[-1]),
+            *[PatchBlock(widths[-1]) for _ in range(config.num_encoder_blocks)],
+            nn.LayerNorm(widths[-1]),
+            nn.Linear(widths[-1], len(config.levels)),
+        )
+        self.quantizer = FiniteScalarQuantizer(config.levels)
+
+        decoder: list[nn.Module] = [nn.Conv2d(len(config.levels), widths[-1], 3, padding=1)]
+        for index, width in reversed(list(enumerate(widths))):
+            decoder += [ResidualBlock(width) for _ in range(blocks)]
+            if index > 0:
+                decoder += [nn.Upsample(scale_factor=2), nn.Conv2d(width, widths[index - 1], 3, padding=1)]
+        decoder += [
+            nn.GroupNorm(8, widths[0]),
+            nn.SiLU(),
+            nn.Conv2d(widths[0], config.num_channels * patch**2, 3, padding=1),
+            nn.PixelShuffle(patch),
+        ]
+        self.decoder = nn.Sequential(*decoder)
+        self.post_init()
+
+    def encode(self, pixel_values: torch.Tensor) -> DPSImageTokenizerOutput:
+        """`pixel_values` of shape `(batch, channels, image_size, image_size)` in [-1, 1] to `image_tokens`."""
+        return DPSImageTokenizerOutput(image_tokens=self._quantize(pixel_values)[1].flatten(1))
+
+    def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Codes `(batch, grid_size * grid_size)` to pixels `(batch, channels, image_size, image_size)` in [-1, 1]."""
+        grid = self.config.grid_size
+        latents = self.quantizer.dequantize(image_tokens.view(-1, grid, grid)).to(self.dtype)
+        return self._render(latents)
+
+    def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> DPSImageTokenizerOutput:
+        """Encodes and decodes; `loss` is what training minimises."""
+        latents, codes = self._quantize(pixel_values)
+        reconstruction = self._render(latents)
+        loss = None
+        if return_loss:
+            loss = F.mse_loss(reconstruction, pixel_values) + 0.1 * F.l1_loss(reconstruction, pixel_values)
+        return DPSImageTokenizerOutput(loss=loss, reconstruction=reconstruction, image_tokens=codes.flatten(1))
+
+    def _quantize(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        patches = F.pixel_unshuffle(pixel_values.to(self.dtype), self.config.downsample_factor)
+        return self.quantizer(self.encoder(patches.permute(0, 2, 3, 1)))  # (batch, grid_size, grid_size, channels)
+
+    def _render(self, latents: torch.Tensor) -> torch.Tensor:
+        pixels = self.decoder(latents.permute(0, 3, 1, 2))
+        # Pixels beyond white and black are cut at inference only: in training they must keep their gradient.
+        return pixels if self.training else pixels.clamp(-1, 1)
+
+
+__all__ = ["DPSImageTokenizer", "DPSImageTokenizerOutput"]

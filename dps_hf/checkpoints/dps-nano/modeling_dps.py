@@ -1,0 +1,378 @@
+"""DPS: a SigLIP tower and text feed one decoder, whose vocabulary holds text and image codes alike."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModel, JanusVQVAE, PreTrainedModel, SiglipVisionModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
+
+from .configuration_dps import DPSConfig
+from .generation_dps import DPSGenerationMixin
+from .image_tokenizer_dps import DPSImageTokenizer
+
+
+@dataclass
+class DPSModelOutputWithPast(ModelOutput):
+    """
+    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`)
+    past_key_values (`Cache`)
+    hidden_states, attentions: those of the decoder, where asked for
+    image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class DPSCausalLMOutputWithPast(ModelOutput):
+    """
+    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100
+    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes
+    past_key_values, hidden_states, attentions, image_hidden_states: as in [`DPSModelOutputWithPast`]
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class DPSImageFeatures(BaseModelOutputWithPooling):
+    """
+    last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output
+    pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): what replaces placeholders
+    image_embeds (`torch.Tensor` of shape `(images, vision hidden_size)`): one vector a picture, for retrieval
+    """
+
+    image_embeds: torch.Tensor | None = None
+
+
+class DPSConnector(nn.Module):
+    """Carries the tower's features into the decoder's space: linear, GELU, linear, as in Janus (arXiv 2410.13848)."""
+
+    def __init__(self, config: DPSConfig):
+        super().__init__()
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(features)))
+
+
+class DPSPreTrainedModel(PreTrainedModel):
+    config_class = DPSConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SiglipEncoderLayer", "DPSConnector", "DPSImageTokenizer", "JanusVQVAE"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in the library, which hands every loaded weight back as trainable: those of the image tokenizer are not."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.base_model.image_tokenizer.requires_grad_(False)
+        return loaded
+
+
+class DPSModel(DPSPreTrainedModel):
+    """The tower, the connector, the decoder without its head, and the image tokenizer, which stays frozen."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: DPSConfig):
+        super().__init__(config)
+        self.vision_tower = SiglipVisionModel._from_config(config.vision_config)
+        self.connector = DPSConnector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        tokenizer_class = (
+            JanusVQVAE if config.image_tokenizer_config.model_type == "janus_vqgan" else DPSImageTokenizer
+        )
+        self.image_tokenizer = tokenizer_class._from_config(config.image_tokenizer_config)
+        # Its codes are the decoder's vocabulary: training the one would change the meaning of the other.
+        self.image_tokenizer.requires_grad_(False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple | DPSImageFeatures:
+        """`pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1] to [`DPSImageFeatures`]."""
+        kwargs["return_dict"] = True
+        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
+        features = outputs.last_hidden_state  # (images, num_image_tokens, vision hidden_size)
+        return DPSImageFeatures(
+            last_hidden_state=features,
+            pooler_output=self.connector(features),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_embeds=features.mean(dim=1),
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Text to embeddings: `pooler_output` of shape `(batch, hidden_size)` is the mean over the text's tokens."""
+        kwargs["return_dict"] = True
+        if attention_mask is not None:  # the first word is at position 0, whatever the padding
+            kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp(min=0))
+        outputs = self.language_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
+        hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden_size)
+        weights = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        weights = weights.unsqueeze(-1).to(hidden_states)  # (batch, sequence, 1)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states,
+            pooler_output=(hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels to codes.
+
+        Shapes:
+            pixel_values: `(images, 3, height, width)` in [-1, 1]; resized where it is not of `config.drawing_size`
+            returns: `(images, grid_size * grid_size)`, int64 in `[0, codebook_size)`; add `image_code_start_id` for ids
+        """
+        size = self.config.drawing_size
+        if tuple(pixel_values.shape[-2:]) != (size, size):
+            pixel_values = F.interpolate(pixel_values.float(), size=(size, size), mode="bicubic", antialias=True)
+            pixel_values = pixel_values.clamp(-1, 1)
+        tokens = self.image_tokenizer.encode(pixel_values.to(self.image_tokenizer.dtype)).image_tokens
+        return tokens.view(pixel_values.shape[0], -1)
+
+    @torch.no_grad()
+    def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Codes to pixels.
+
+        Shapes:
+            image_tokens: either codes `(batch, grid_size * grid_size)` as `encode_image` returns them, or the token ids
+                `(batch, sequence)` that `generate` returns, from which each row's last whole drawing is taken
+            returns: `(batch, 3, drawing_size, drawing_size)` in [-1, 1]
+
+        Raises:
+            ValueError: a row holds no whole drawing.
+        """
+        start, count = self.config.image_code_start_id, self.config.grid_size**2
+        is_code = (image_tokens >= start) & (image_tokens < start + self.config.codebook_size)
+        # Codes lie below `codebook_size`; where token ids of codes may lie there too, a bare drawing is taken for codes.
+        if image_tokens.shape[1] != count or bool((image_tokens >= self.config.codebook_size).any()):
+            if (found := is_code.sum(1).min().item()) < count:
+                raise ValueError(
+                    f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds {found}. "
+                    'Call generate(generation_mode="image"), which always ends with one.'
+                )
+            image_tokens = torch.stack([row[mask][-count:] for row, mask in zip(image_tokens, is_code)]) - start
+        return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
+
+    def find_placeholders(self, input_ids, inputs_embeds) -> torch.BoolTensor:
+        """Where placeholders stand, `(batch, sequence)`; told by their embedding where there are no `input_ids`."""
+        if input_ids is None:
+            placeholder = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
+        return input_ids == self.config.image_token_id
+
+    def get_placeholder_mask(self, input_ids, inputs_embeds, image_features) -> torch.Tensor:
+        """Where placeholders stand, `(batch, sequence, hidden_size)`; as many as there are feature vectors.
+
+        Raises:
+            ValueError: their number differs from that of the feature vectors.
+        """
+        mask = self.find_placeholders(input_ids, inputs_embeds)
+        mask = mask.unsqueeze(-1).expand_as(inputs_embeds)
+        torch_compilable_check(
+            mask.sum() == image_features.numel(),
+            lambda: (
+                f"pixel_values give {image_features.numel() // image_features.shape[-1]} feature vectors, input_ids hold "
+                f"{mask[..., 0].sum()} placeholders; truncation may have cut some. Let the processor make both, with no max_length."
+            ),
+        )
+        return mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | DPSModelOutputWithPast:
+        """
+        input_ids: `(batch, sequence)`; pixel_values: `(images, 3, image_size, image_size)`, in the order of their
+        placeholders; attention_mask: `(batch, sequence)` of zeros and ones.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image_features = None
+        if pixel_values is not None:
+            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return DPSModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+
+class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
+    """DPS with its one head over text and image codes."""
+
+    _auto_class = "AutoModelForMultimodalLM"
+    output_modalities = ("image", "text")
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: DPSConfig):
+        super().__init__(config)
+        self.model = DPSModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # Decoders name their embeddings differently (`embed_tokens`, `wte`, ...).
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    @classmethod
+    def from_components(
+        cls, text, vision, image_tokenizer, tokenizer=None, row_end: bool = False
+    ) -> "DPSForConditionalGeneration":
+        """Joins a decoder, an image encoder and an image tokenizer; the connector between them and the new tokens are fresh.
+
+        Each may be a checkpoint (its weights are taken as they are), a loaded model (which is copied and stays as it is)
+        or a config (fresh weights). All take the decoder's dtype. `DPSProcessor.from_components` makes the processor.
+
+        Args:
+            text: any decoder with which `AutoModelForCausalLM` works, with its head or without.
+            vision: a SigLIP tower of fixed resolution, or the whole SigLIP.
+            image_tokenizer: a [`DPSImageTokenizer`], a [`~transformers.JanusVQVAE`] or a whole Janus.
+            tokenizer (*optional*): or its checkpoint, if not that of `text`; it decides which ids the new tokens get.
+                Where there is none, they follow after all rows of the decoder's embeddings.
+            row_end: whether drawings end each row of codes with a token of its own.
+
+        Raises:
+            ValueError: a component of another kind.
+        """
+        from .components_dps import assemble
+
+        return assemble(cls, text, vision, image_tokenizer, tokenizer, row_end)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]):
+        """See [`DPSModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+        """See [`DPSModel.get_text_features`]."""
+        return self.model.get_text_features(input_ids, attention_mask, **kwargs)
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """See [`DPSModel.encode_image`]."""
+        return self.model.encode_image(pixel_values)
+
+    def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """See [`DPSModel.decode_image_tokens`]."""
+        return self.model.decode_image_tokens(image_tokens)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | DPSCausalLMOutputWithPast:
+        """
+        As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 where no loss is due. logits_to_keep: logits (and
+        loss) for only so many last positions, or for the given ones.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels[:, kept], vocab_size=self.config.vocab_size, **kwargs
+            )
+        return DPSCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+__all__ = ["DPSForConditionalGeneration", "DPSModel", "DPSPreTrainedModel"]

@@ -1,0 +1,270 @@
+"""Processor of DPS: chats to tensors, and what `generate` returns to text and pictures."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from PIL import Image
+from transformers import AddedToken
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from .configuration_dps import AUTO_MAP, DPSConfig
+from .image_processing_dps import DPSImageProcessor
+
+
+# Text a message holds, and a bare placeholder for each picture, whatever its turn. A content may be a plain string.
+# Thinking is asked for by `enable_thinking=True`, which begins the answer with <think>.
+CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+{%- if content is string -%}{{ content }}
+{%- elif content -%}
+{%- for part in content -%}
+{%- if part.type == "text" -%}{{ part.text }}{%- elif part.type in ("image", "image_url") -%}<image>
+{%- else -%}{{ raise_exception("A part of a message must be of type text or image; got " + part.type) }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+{{- "<|im_start|>" + message.role + "\\n" -}}
+{%- if message.role == "assistant" -%}
+{%- generation -%}{{- render(message.content) + "<|im_end|>" -}}{%- endgeneration -%}
+{%- else -%}
+{{- render(message.content) + "<|im_end|>" -}}
+{%- endif -%}
+{{- "\\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- "<|im_start|>assistant\\n" + ("<think>" if enable_thinking else "") -}}
+{%- endif -%}
+"""
+
+
+class DPSProcessor(ProcessorMixin):
+    """Joins a tokenizer and [`DPSImageProcessor`]; `__call__` and `apply_chat_template` are the library's.
+
+    Args:
+        image_processor ([`DPSImageProcessor`])
+        tokenizer: its vocabulary holds `<image>`, `<begin_of_image>`, `<end_of_image>` and a token for each code.
+        chat_template (`str`, *optional*)
+        num_image_tokens (`int`): placeholders that one picture in the prompt takes.
+        grid_size (`int`): codes along one side of a drawing.
+        row_end (`bool`): whether drawings end each row with `<row_end>`.
+
+    `apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)` lets the model think first.
+
+    Text may spell tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends it. Text of strangers goes
+    through `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)` (transformers 5.23), which reads such
+    names as plain text; names of codes stay codes, as drawings are written into conversations with them.
+    """
+
+    _auto_class = "AutoProcessor"
+    image_token = "<image>"
+    boi_token = "<begin_of_image>"
+    eoi_token = "<end_of_image>"
+    row_end_token = "<row_end>"
+    code_token = "<img_{}>"
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        chat_template: str | None = None,
+        num_image_tokens: int = 64,
+        grid_size: int = 8,
+        row_end: bool = False,
+        **kwargs,
+    ):
+        self.num_image_tokens, self.grid_size, self.row_end = num_image_tokens, grid_size, row_end
+        tokens = [self.image_token, self.code_token.format(0)]
+        self.image_token_id, self.first_code_id = tokenizer.convert_tokens_to_ids(tokens)
+        if {self.image_token_id, self.first_code_id} & {None, tokenizer.unk_token_id}:
+            raise ValueError(
+                f"The tokenizer must hold {' and '.join(tokens)}. Call DPSProcessor.from_components(tokenizer, config)."
+            )
+        self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
+
+    @classmethod
+    def from_components(cls, tokenizer, config: DPSConfig) -> "DPSProcessor":
+        """The processor that belongs to a config, around a copy of a tokenizer; [`add_tokens`] adds what that lacks.
+
+        Raises:
+            ValueError: the tokenizer gives the codes other ids than the config does.
+        """
+        tokenizer = copy.deepcopy(tokenizer)
+        row_end = config.row_end_token_id is not None
+        add_tokens(tokenizer, config.codebook_size, row_end)
+        size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
+        processor = cls(
+            DPSImageProcessor(size=size),
+            tokenizer,
+            num_image_tokens=config.num_image_tokens,
+            grid_size=config.grid_size,
+            row_end=row_end,
+        )
+        if processor.first_code_id != config.image_code_start_id:
+            raise ValueError(
+                f"image_code_start_id must be the id of {cls.code_token.format(0)}; got {config.image_code_start_id}, and the "
+                f"tokenizer has {processor.first_code_id}. Give the tokenizer that the model was assembled with."
+            )
+        return processor
+
+    def prepare_inputs_layout(self, images=None, **kwargs):
+        """As in the library, but lists that hold no picture are none."""
+        images, *others = super().prepare_inputs_layout(images=images, **kwargs)
+        if isinstance(images, (list, tuple)) and all(isinstance(row, (list, tuple)) and not row for row in images):
+            images = None
+        return images, *others
+
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        """As in the library, and for each text on its own: one placeholder for each of its pictures."""
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if text is None:
+            return
+        if not all(isinstance(sample, str) for sample in text):
+            raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
+        found: list | int = [sample.count(self.image_token) for sample in text]
+        if isinstance(images, (list, tuple)) and images and isinstance(images[0], (list, tuple)):
+            given: list | int = [len(row) for row in images]
+        else:
+            found, given = sum(found), 0 if images is None else len(make_flat_list_of_images(images))
+        if found != given:
+            raise ValueError(
+                f"The number of {self.image_token} tokens in the prompts should be the same as the number of images passed; "
+                f"got {found} and {given}. Write one where each picture belongs, and give each text a list of its pictures."
+            )
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """What stands for one picture in the text: as many placeholders as the tower gives vectors."""
+        return self.image_token * self.num_image_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence | None = None, **kwargs) -> MultiModalData:
+        if image_sizes is None:
+            return MultiModalData()
+        count = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+
+    def drawing_text(self, codes: torch.Tensor | Sequence[int]) -> str:
+        """Codes `(grid_size * grid_size,)` as text that the tokenizer reads back, `<begin_of_image>` to `<end_of_image>`.
+
+        Raises:
+            ValueError: another number of codes.
+        """
+        if len(codes) != self.grid_size**2:
+            raise ValueError(f"codes must be {self.grid_size**2} for a grid of {self.grid_size}; got {len(codes)}.")
+        tokens = [self.code_token.format(int(code)) for code in codes]
+        rows = ["".join(tokens[i : i + self.grid_size]) for i in range(0, len(tokens), self.grid_size)]
+        row_end = self.row_end_token if self.row_end else ""
+        return self.boi_token + "".join(row + row_end for row in rows) + self.eoi_token
+
+    @staticmethod
+    def split_thinking(text: str) -> tuple[str, str]:
+        """The steps between `<think>` and `</think>`, and the answer after them; no steps give an empty string.
+
+        `<think>` may be missing, since the prompt may have held it; steps that never end leave an empty answer.
+        """
+        before, begin, rest = text.partition("<think>")
+        if not begin:
+            before, rest = "", text
+        thinking, end, answer = rest.partition("</think>")
+        if not begin and not end:
+            return "", text.strip()
+        return thinking.strip(), (before + answer).strip()
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = None,
+        decode_image_tokens: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        **kwargs,
+    ) -> list:
+        """Reads back what the model made.
+
+        Args:
+            generated_outputs: token ids `(batch, sequence)`; in mode `"image"` the pixels
+                `(batch, 3, size, size)` that `model.decode_image_tokens` gives.
+            generation_mode: `"text"` (also where left out), `"image"` or `"interleaved"`.
+            decode_image_tokens: `model.decode_image_tokens`, which mode `"interleaved"` needs.
+
+        Returns:
+            A list of strings, of PIL images, or of lists of both in reading order.
+
+        Raises:
+            ValueError: an unknown mode, or `"interleaved"` without `decode_image_tokens`.
+        """
+        if generation_mode in (None, "text"):
+            return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        if generation_mode == "image":
+            return self._to_pictures(generated_outputs)
+        if generation_mode == "interleaved":
+            if decode_image_tokens is None:
+                raise ValueError(
+                    "generation_mode='interleaved' needs decode_image_tokens. Pass decode_image_tokens=model.decode_image_tokens."
+                )
+            return [self._split_drawings(row, skip_special_tokens, decode_image_tokens) for row in generated_outputs]
+        raise ValueError(f"generation_mode must be one of text, image, interleaved; got {generation_mode!r}.")
+
+    def _to_pictures(self, pixels: torch.Tensor) -> list[Image.Image]:
+        images = list(pixels.detach().float().cpu())
+        return self.image_processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
+
+    def _split_drawings(self, row: torch.Tensor, skip_special_tokens: bool, decode_image_tokens) -> list:
+        """One row of token ids as strings and pictures in turn."""
+        row, count = torch.as_tensor(row), self.grid_size**2
+        boi, eoi = self.tokenizer.convert_tokens_to_ids([self.boi_token, self.eoi_token])
+        parts: list = []
+        while len(row):
+            start = (row == boi).nonzero().flatten()
+            end = (row == eoi).nonzero().flatten()
+            begin = int(start[0]) if len(start) else len(row)
+            text = self.tokenizer.decode(row[:begin], skip_special_tokens=skip_special_tokens)
+            parts += [text] if text.strip() else []
+            stop = int(end[end > begin][0]) if (end > begin).any() else len(row)
+            drawing = row[begin:stop]
+            if (drawing >= self.first_code_id).sum() == count:  # a drawing that was cut off is left out
+                parts += self._to_pictures(decode_image_tokens(drawing[None]))
+            row = row[stop + 1 :]
+        return parts
+
+
+def add_tokens(tokenizer, codebook_size: int, row_end: bool = False) -> int:
+    """Extends a tokenizer in place by the tokens of DPS that it lacks, and sets what ends, pads and lays out a chat.
+
+    Returns:
+        How many tokens it had before; every new one has an id from there on.
+
+    Raises:
+        ValueError: it has some of the codes' tokens already, and not in a row.
+    """
+    known = tokenizer.get_vocab()
+    pad_tokens = (tokenizer.pad_token, "<|endoftext|>", tokenizer.eos_token)
+    specials = [DPSProcessor.image_token, DPSProcessor.boi_token, DPSProcessor.eoi_token]
+    specials += [DPSProcessor.row_end_token] if row_end else []
+    codes = [DPSProcessor.code_token.format(code) for code in range(codebook_size)]
+    # `skip_special_tokens` must drop placeholders, and must not drop thoughts and drawings.
+    plain = ("<think>", "</think>", *codes)
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=token not in plain, normalized=False)
+            for token in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", *specials, *codes)
+            if token not in known
+        ]
+    )
+    ids = tokenizer.convert_tokens_to_ids(codes)
+    if ids != list(range(ids[0], ids[0] + codebook_size)):
+        raise ValueError(
+            f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer that has none of them."
+        )
+
+    tokenizer.eos_token = "<|im_end|>"
+    # Not the token that ends an answer, where there is another: loss and masks leave padding out.
+    pads = [token for token in pad_tokens if token in known and token != tokenizer.eos_token]
+    tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return len(known)
+
+
+__all__ = ["CHAT_TEMPLATE", "DPSProcessor", "add_tokens"]
