@@ -196,7 +196,7 @@ class DPSModel(DPSPreTrainedModel):
             image_tokens = torch.stack([row[mask][-count:] for row, mask in zip(image_tokens, is_code)]) - start
         return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
 
-    def find_placeholders(self, input_ids, inputs_embeds) -> torch.BoolTensor:
+    def find_placeholders(self, input_ids, inputs_embeds) -> torch.Tensor:
         """Where placeholders stand, `(batch, sequence)`; told by their embedding where there are no `input_ids`."""
         if input_ids is None:
             placeholder = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
