@@ -87,6 +87,9 @@ def assemble(
     embeddings = copy.deepcopy(decoder.get_input_embeddings())
     old_weight, vocab_size = embeddings.weight, text_config.vocab_size
     embeddings.weight = _grow(old_weight, num_known, vocab_size)
+    new_codes = config.image_code_start_id >= num_known or isinstance(text_source, PreTrainedConfig)
+    if new_codes:
+        _liken(embeddings.weight, config.image_code_start_id, image_tokenizer)
     embeddings.num_embeddings, embeddings.padding_idx = vocab_size, text_config.pad_token_id
     decoder.set_input_embeddings(embeddings)
     model.model.language_model = decoder
@@ -97,6 +100,8 @@ def assemble(
         model.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False).apply(model._init_weights).to(**place)
         if head is not None:
             model.lm_head.weight = _grow(head.weight, num_known, vocab_size)
+        if new_codes:
+            _liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
     model.tie_weights()
     return model.eval()
 
@@ -110,6 +115,25 @@ def _grow(weight: torch.Tensor, num_known: int, size: int) -> nn.Parameter:
     values = known.float()
     new = torch.randn(size - len(known), known.shape[1], device=weight.device) * values.std(0) + values.mean(0)
     return nn.Parameter(torch.cat([known, new.to(known.dtype)]))
+
+
+@torch.no_grad()
+def _liken(weight: nn.Parameter, start: int, image_tokenizer: PreTrainedModel) -> None:
+    """Gives codes that stand for like patches like rows: what is learned of one then holds for its neighbours.
+
+    The rows become random Fourier features of the codes' latents (Rahimi and Recht 2007, section 3): their similarity
+    is a Gaussian kernel, one standard deviation of the latents wide.
+    """
+    if isinstance(image_tokenizer, JanusVQVAE):
+        latents = image_tokenizer.quantize.embedding.weight.float()
+    else:
+        latents = image_tokenizer.quantizer.dequantize(torch.arange(image_tokenizer.config.codebook_size))
+    latents = (latents - latents.mean(0)) / latents.std(0).clamp(min=1e-6)  # (codebook_size, latent channels)
+    directions, phases = torch.randn(latents.shape[1], weight.shape[1]), torch.rand(weight.shape[1]) * 2 * torch.pi
+    features = (latents.to(directions.device) @ directions + phases).cos()
+    features = (features - features.mean(0)) / features.std(0)
+    known = weight[:start].float()
+    weight[start : start + len(features)] = (features.to(known) * known.std(0) + known.mean(0)).to(weight)
 
 
 def _find(name: str, component: Component, model_types: tuple[str, ...], wanted) -> PreTrainedModel:

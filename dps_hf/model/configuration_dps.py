@@ -199,7 +199,13 @@ class DPSConfig(PreTrainedConfig):
                 f"vision_config.model_type must be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution); "
                 f"got {self.vision_config.model_type!r}. Take the vision_config of such a checkpoint."
             )
-        _divides("vision_config", self.vision_config.image_size, "patch_size", self.vision_config.patch_size)
+        # A rest is fine, and left out by the tower's strided convolution: published towers have 384 pixels in patches of 14.
+        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
+        if not 0 < patch_size <= image_size:
+            raise ValueError(
+                f"vision_config.patch_size must be positive and at most image_size; got {patch_size} and {image_size}. "
+                "Set it to 14 or 16, say."
+            )
         if self.image_tokenizer_config.model_type not in ("janus_vqgan", DPSImageTokenizerConfig.model_type):
             raise ValueError(
                 "image_tokenizer_config.model_type must be 'dps_image_tokenizer' or 'janus_vqgan'; got "

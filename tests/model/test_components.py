@@ -184,7 +184,7 @@ def test_new_rows_resemble_the_old_ones(save, tokenizer):
         new = grown[len(WORDS) :]
         assert ((new.mean(0) - old.mean(0)).abs() < 0.2 * old.std(0)).all()
         torch.testing.assert_close(new.std(0), old.std(0), rtol=0.2, atol=0)
-        assert torch.pdist(new).min() > old.std(0).mean()  # no two alike
+        assert torch.pdist(new).min() > 0.2 * old.std(0).mean()  # no two the same
 
 
 def test_padded_rows_are_drawn_anew(save, tokenizer):
@@ -392,6 +392,7 @@ JANUS_PRO_VQ = JanusVQVAEConfig(num_patches=24)
     [
         (SMOLLM2_135M, SIGLIP_BASE, (0.31, 196)),
         (SMOLLM2_1_7B, SIGLIP2_SO400M_PATCH16, (2.25, 256)),
+        (SMOLLM2_1_7B, SIGLIP2_SO400M, (2.25, 729)),  # 27 patches of 14 pixels a side, 6 pixels left out
     ],
 )
 def test_published_sizes_fit_together_on_the_meta_device(text, vision, expected):
@@ -410,6 +411,12 @@ def test_published_sizes_fit_together_on_the_meta_device(text, vision, expected)
     assert model(ids).logits.shape == (2, num_image_tokens, config.vocab_size)
 
 
-def test_tower_whose_patches_do_not_fill_the_picture_names_the_size_that_does():
-    with torch.device("meta"), pytest.raises(ValueError, match=r"384 and 14. Try 378"):
-        DPSForConditionalGeneration.from_components(SMOLLM2_135M, SIGLIP2_SO400M, JANUS_PRO_VQ)
+def test_codes_of_like_patches_start_with_like_rows():
+    torch.manual_seed(0)
+    codes = DPSImageTokenizerConfig(image_size=16, patch_size=4, hidden_sizes=(8,), levels=(8, 8))
+    text = LlamaConfig(vocab_size=10, hidden_size=64, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    model = DPSForConditionalGeneration.from_components(text, SiglipVisionConfig(num_hidden_layers=1), codes)
+    start = model.config.image_code_start_id
+    rows = torch.nn.functional.normalize(model.get_input_embeddings().weight[start : start + 64], dim=-1)
+    similarity = rows @ rows[0]  # codes count levels of the first channel, then of the second
+    assert similarity[1] > 0.8 and similarity[8] > 0.8 and similarity[63] < 0.5
