@@ -25,7 +25,7 @@ COLOURS = {
     "pink": (255, 120, 205),
     "black": (15, 15, 15),
 }
-SIZES = {"small": 15, "big": 25}  # side of the bounding box, pixels
+SIZES = {"small": 16, "big": 24}  # side of the bounding box, pixels
 NUMBERS = {"a": 1, "two": 2, "three": 3, "four": 4}
 
 MARGIN = 1  # pixels kept free along the border
@@ -53,16 +53,23 @@ class Scene:
     things: tuple[Thing, ...]
 
 
-def sample_scene(rng: np.random.Generator, count: int | None = None) -> Scene:
-    """A scene of `count` things, 1 to 4; by default 35 % hold one thing, 30 % two, the rest three or four."""
+def sample_scene(rng: np.random.Generator, count: int | None = None, tidy: bool = False) -> Scene:
+    """A scene of `count` things, 1 to 4; by default 35 % hold one thing, 30 % two, the rest three or four.
+
+    `tidy`: boxes begin and end at multiples of 8 pixels. A model that draws in patches of 8x8 pixels then has one way
+    to draw a thing instead of 64, and learns what the words mean instead of how outlines are cut.
+    """
     if count is None:
         count = int(np.searchsorted((0.35, 0.65, 0.85), rng.random(), side="right")) + 1
     while True:
         things: list[Thing] = []
         for _ in range(30):
             size = pick(rng, tuple(SIZES))
-            low = SIZES[size] // 2 + MARGIN
-            x, y = (int(v) for v in rng.integers(low, IMAGE_SIZE - low, 2))
+            half = SIZES[size] // 2
+            if tidy:
+                x, y = (half + 8 * int(v) for v in rng.integers(0, (IMAGE_SIZE - SIZES[size]) // 8 + 1, 2))
+            else:
+                x, y = (int(v) for v in rng.integers(half + MARGIN, IMAGE_SIZE - half - MARGIN + 1, 2))
             thing = Thing(pick(rng, SHAPES), pick(rng, tuple(COLOURS)), size, x, y)
             if all(_apart(thing, other) for other in things):
                 things.append(thing)
@@ -82,12 +89,12 @@ def held_out(scene: Scene) -> bool:
     return hashlib.blake2b(repr(content).encode()).digest()[0] * 10 < 256
 
 
-def sample_split(rng: np.random.Generator, split: str, count: int | None = None) -> Scene:
+def sample_split(rng: np.random.Generator, split: str, count: int | None = None, tidy: bool = False) -> Scene:
     """Draws scenes until one belongs to `split`, "train" or "validation"."""
     if split not in ("train", "validation"):
         raise ValueError(f"split must be 'train' or 'validation'; got {split!r}.")
     while True:
-        scene = sample_scene(rng, count)
+        scene = sample_scene(rng, count, tidy)
         if held_out(scene) == (split == "validation"):
             return scene
 
@@ -206,7 +213,7 @@ def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
 
     70 % of the scenes hold one thing: there a word has one place to show, which is how it is learned.
     """
-    scene = sample_split(rng, split, count=_mostly_one(rng))
+    scene = sample_split(rng, split, count=_mostly_one(rng), tidy=True)
     prompt = caption(scene, sizes=rng.random() < 0.5)
     if rng.random() < 0.3:
         prompt = pick(rng, DRAW).format(prompt)

@@ -33,7 +33,7 @@ def scenes() -> list[Scene]:
 
 def box(thing: Thing) -> tuple[int, int, int, int]:
     half = SIZES[thing.size] // 2
-    return thing.x - half, thing.y - half, thing.x + half, thing.y + half
+    return thing.x - half, thing.y - half, thing.x + half - 1, thing.y + half - 1
 
 
 def test_things_stay_inside_and_apart(scenes):
@@ -44,6 +44,14 @@ def test_things_stay_inside_and_apart(scenes):
             for other in scene.things[:i]:
                 a, b = box(thing), box(other)
                 assert max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) > GAP
+
+
+def test_in_a_tidy_scene_boxes_begin_and_end_at_multiples_of_8():
+    rng = np.random.default_rng(0)
+    for thing in (thing for _ in range(200) for thing in sample_scene(rng, tidy=True).things):
+        left, top, right, bottom = box(thing)
+        assert left % 8 == top % 8 == (right + 1) % 8 == (bottom + 1) % 8 == 0
+        assert min(left, top) >= 0 and max(right, bottom) <= 63
 
 
 def test_a_third_of_the_scenes_hold_one_thing_and_none_more_than_four(scenes):
