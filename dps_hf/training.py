@@ -140,10 +140,19 @@ class RecordCollator:
 
     Args:
         prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
+        code_dropout: share of the drawings in which codes, a random share of them, are hidden from those that follow.
+            Whoever sees all codes before it can go on without the words; who does not has nothing but the words.
     """
 
-    def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor, prompt_dropout: float = 0.0):
-        self.model, self.processor, self.prompt_dropout = model, processor, prompt_dropout
+    def __init__(
+        self,
+        model: DPSForConditionalGeneration,
+        processor: DPSProcessor,
+        prompt_dropout: float = 0.0,
+        code_dropout: float = 0.0,
+    ):
+        self.model, self.processor = model, processor
+        self.prompt_dropout, self.code_dropout = prompt_dropout, code_dropout
 
     def __call__(self, records: list[Record]) -> dict:
         prompts, texts = [], []
@@ -165,10 +174,14 @@ class RecordCollator:
         for row, (length, prompt_length) in enumerate(zip(*lengths, strict=True)):
             answer_length = length - prompt_length
             labels[row, :-answer_length] = -100
-            draws = labels[row, -answer_length] == self.model.config.boi_token_id
-            if draws and self.model.training and torch.rand(()) < self.prompt_dropout:
+            if not self.model.training or labels[row, -answer_length] != self.model.config.boi_token_id:
+                continue
+            if torch.rand(()) < self.prompt_dropout:
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
                 batch["attention_mask"][row, :-answer_length] = 0
                 labels[row, -answer_length] = -100
+            elif torch.rand(()) < self.code_dropout:
+                codes = batch["input_ids"][row, 1 - answer_length :]
+                codes[torch.rand(len(codes)) < torch.rand(())] = self.model.config.pad_token_id
         first = int((labels != -100).any(0).float().argmax())
         return {**batch, "labels": labels, "logits_to_keep": labels.shape[1] - first + 1}

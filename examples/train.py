@@ -27,6 +27,7 @@ class ScriptArguments:
     freeze_vision_tower: keeps the tower as it was trained.
     tasks: task to weight.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
+    code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
     evaluation_records: held-out records of each task for the loss curves.
     generation: fields of the generation config that is saved with the model.
     """
@@ -39,6 +40,7 @@ class ScriptArguments:
     freeze_vision_tower: bool = False
     tasks: dict = field(default_factory=dict)
     prompt_dropout: float = 0.1
+    code_dropout: float = 0.0
     evaluation_records: int = 128
     generation: dict = field(default_factory=dict)
 
@@ -84,7 +86,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     trainer = Trainer(
         model=model,
         args=training,
-        data_collator=RecordCollator(model, processor, script.prompt_dropout),
+        data_collator=RecordCollator(model, processor, script.prompt_dropout, script.code_dropout),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=processor,

@@ -152,3 +152,21 @@ def test_trl_trains_on_drawings_as_code_text(make_model, tiny_processor, tmp_pat
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert losses[-1] < losses[0] / 2
+
+
+def test_hidden_codes_are_still_to_be_foretold_and_the_words_stay(make_model, tiny_processor):
+    model = make_model().train()
+    example = record("t", ["a red square"], [RED])
+    plain = RecordCollator(model, tiny_processor)([example])
+    hidden = 0
+    for _ in range(20):
+        batch = RecordCollator(model, tiny_processor, code_dropout=1.0)([example])
+        assert torch.equal(batch["labels"], plain["labels"])
+        changed = batch["input_ids"] != plain["input_ids"]
+        assert (batch["input_ids"][changed] == model.config.pad_token_id).all()
+        assert (plain["labels"][changed] != -100).all()
+        hidden += int(changed.sum())
+    assert hidden > 20
+    assert torch.equal(
+        RecordCollator(model.eval(), tiny_processor, 0.0, 1.0)([example])["input_ids"], plain["input_ids"]
+    )
