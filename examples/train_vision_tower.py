@@ -1,16 +1,20 @@
-"""Trains the image encoder of DPS from nothing: which emoji is it, and which things are in the scene?
+"""Trains the image encoder of DPS from nothing: which emoji is it, and which things are where in the scene?
 
-A small classifier on top of the tower, thrown away afterwards, makes features that are the same across art styles;
-the captions of `train.py` then need far fewer pictures. Labels instead of captions: one forward pass of the small
-tower costs a tenth of one of the whole model.
+A vision transformer alone needs far more pictures than there are emoji. So a small convolutional network learns
+first, from labels, and the tower learns from it (DeiT, arXiv 2012.12877, section 4): on emoji its mean feature follows
+the network's, on scenes each of its patches tells the thing in it. Network and heads are thrown away afterwards.
 
 python examples/train_vision_tower.py --config examples/recipes/nano_vision_tower.yaml
 """
 
+import copy
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import EvalPrediction, SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments, set_seed
@@ -22,24 +26,33 @@ from dps_hf.training import Curves, last_checkpoint, to_pixels
 
 EMOJI = sorted({pair.codepoints for pair in emoji.pairs("train")})
 KINDS = [(s, c, shape) for s in scenes.SIZES for c in scenes.COLOURS for shape in scenes.SHAPES]
+WIDTH = 256  # of the convolutional network's features
 
 
 @dataclass
 class ScriptArguments:
     """
     vision_config: fields of `SiglipVisionConfig`.
-    scenes: share of scenes among the pictures, the rest is emoji.
+    teacher_steps: steps of the convolutional network, at twice the batch size and three times the learning rate.
+    scenes: share of scenes among the tower's pictures, the rest is emoji.
     """
 
     vision_config: dict = field(default_factory=dict)
-    scenes: float = 0.3
+    teacher_steps: int = 1000
+    scenes: float = 0.25
+
+
+# Pictures
 
 
 class LabelledPictures(torch.utils.data.Dataset):
-    """Picture `i` depends on `(seed, i)` alone. `labels`: index of the emoji (-1 in scenes), then 0/1 for each kind of thing."""
+    """Picture `i` depends on `(seed, i)` alone.
 
-    def __init__(self, seed: int, length: int, share_of_scenes: float):
-        self.seed, self.length, self.share_of_scenes = seed, length, share_of_scenes
+    `labels`: index of the emoji (-1 in scenes), then the kind of thing whose centre lies in each patch (-1: none).
+    """
+
+    def __init__(self, seed: int, length: int, share_of_scenes: float, patch_size: int):
+        self.seed, self.length, self.share_of_scenes, self.patch_size = seed, length, share_of_scenes, patch_size
         self.index = {codepoints: index for index, codepoints in enumerate(EMOJI)}
 
     def __len__(self) -> int:
@@ -47,75 +60,182 @@ class LabelledPictures(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> dict:
         rng = np.random.default_rng([self.seed, i])
+        side = scenes.IMAGE_SIZE // self.patch_size
+        things = np.full(side**2, -1)
         if rng.random() < self.share_of_scenes:
-            scene = scenes.sample_scene(rng)
-            while scenes.held_out(scene):
-                scene = scenes.sample_scene(rng)
-            found = {(thing.size, thing.colour, thing.shape) for thing in scene.things}
-            return {"pixel_values": to_pixels(scenes.render(scene)), "labels": [-1, *(k in found for k in KINDS)]}
+            scene = scenes.sample_split(rng, "train")
+            for thing in scene.things:
+                patch = thing.y // self.patch_size * side + thing.x // self.patch_size
+                things[patch] = KINDS.index((thing.size, thing.colour, thing.shape))
+            return {"pixel_values": to_pixels(scenes.render(scene)), "labels": [-1, *things], "mirror": False}
         pairs = emoji.pairs("train")
         pair = pairs[rng.integers(len(pairs))]
-        image = emoji.jitter_colours(emoji.augment(emoji.picture(pair), rng, pair.may_mirror), rng)
-        return {"pixel_values": to_pixels(image), "labels": [self.index[pair.codepoints], *[0] * len(KINDS)]}
+        labels = [self.index[pair.codepoints], *things]
+        return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels, "mirror": pair.may_mirror}
 
 
 class HeldOutEmoji(torch.utils.data.Dataset):
     """Emoji in a style in which training never showed them."""
+
+    def __init__(self, num_patches: int):
+        self.num_patches = num_patches
 
     def __len__(self) -> int:
         return len(emoji.pairs("validation"))
 
     def __getitem__(self, i: int) -> dict:
         pair = emoji.pairs("validation")[i]
-        labels = [EMOJI.index(pair.codepoints), *[0] * len(KINDS)]
-        return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels}
+        labels = [EMOJI.index(pair.codepoints)] + [-1] * self.num_patches
+        return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels, "mirror": False}
 
 
-class Classifier(nn.Module):
-    """The tower and two linear heads on the mean of its features."""
+class Collator:
+    """Stacks pictures; emoji of the training set are turned, stretched, moved, tinted and partly covered."""
 
-    def __init__(self, tower: SiglipVisionModel):
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        pixels = torch.stack([example["pixel_values"] for example in examples])
+        labels = torch.tensor(np.array([example["labels"] for example in examples]))
+        chosen = labels[:, 0] >= 0
+        if self.model.training and chosen.any():
+            mirror = torch.tensor([example["mirror"] for example in examples])
+            pixels[chosen] = distort(pixels[chosen], mirror[chosen])
+        return {"pixel_values": pixels, "labels": labels}
+
+
+def distort(pixels: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
+    """`(batch, 3, height, width)` in [-1, 1], each picture in its own way; `mirror` `(batch,)`: which may be mirrored."""
+    batch, size = len(pixels), pixels.shape[-1]
+
+    def within(limit: float, *shape: int) -> torch.Tensor:
+        return (2 * torch.rand(batch, *shape) - 1) * limit
+
+    angle, scale, stretch = within(math.radians(12)), 1 / (1.04 + within(0.18)), 1 + within(0.1)
+    flip = torch.where(mirror & (torch.rand(batch) < 0.5), -1.0, 1.0)
+    rows = (
+        torch.stack([angle.cos() * scale * stretch * flip, -angle.sin() * scale, within(0.16)], dim=1),
+        torch.stack([angle.sin() * scale * flip, angle.cos() * scale / stretch, within(0.16)], dim=1),
+    )
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
+    pixels = F.grid_sample(pixels - 1, grid, align_corners=False) + 1  # what comes in is white
+    light = (1 - 0.2 * torch.rand(batch, 1, 1, 1)) * (1 - 0.1 * torch.rand(batch, 3, 1, 1))
+    pixels = (pixels + 1) * light - 1
+    grey = pixels.mean(1, keepdim=True)
+    pixels = grey + (pixels - grey) * (1 + within(0.3, 1, 1, 1))
+    x, y, half = (torch.randint(limit, (batch, 1, 1)) for limit in (size, size, 12))
+    side = torch.arange(size)
+    covered = ((side[None, None, :] - x).abs() < half) & ((side[None, :, None] - y).abs() < half)
+    return torch.where(covered[:, None], 1.0, pixels).clamp(-1, 1)
+
+
+# Models
+
+
+class Teacher(nn.Module):
+    """Three convolutions on the picture at half its size, then one vector, compared to one for each emoji by cosine."""
+
+    def __init__(self, width: int = 48):
         super().__init__()
-        self.tower = tower
-        self.emoji = nn.Linear(tower.config.hidden_size, len(EMOJI))
-        self.kinds = nn.Linear(tower.config.hidden_size, len(KINDS))
+
+        def block(channels_in: int, channels: int) -> list[nn.Module]:
+            conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
+            return [conv, nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(2)]
+
+        self.features = nn.Sequential(
+            nn.AvgPool2d(2),
+            *block(3, width),
+            *block(width, 2 * width),
+            *block(2 * width, 4 * width),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(4 * width * 16, WIDTH, bias=False),
+            nn.BatchNorm1d(WIDTH),
+        ).to(memory_format=torch.channels_last)
+        self.names = nn.Parameter(torch.randn(len(EMOJI), WIDTH))
+        self.temperature = nn.Parameter(torch.tensor(math.log(16)))
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        return self.temperature.exp() * F.normalize(features, dim=-1) @ F.normalize(self.names, dim=-1).T
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        features = self.tower(pixel_values).last_hidden_state.mean(1)  # (batch, hidden_size)
-        logits, names, is_emoji = self.emoji(features), labels[:, 0], labels[:, 0] >= 0
-        # Sums over the whole batch: a batch without scenes or without emoji must not divide by zero.
-        loss = F.cross_entropy(logits, names, ignore_index=-1, label_smoothing=0.1, reduction="sum")
-        kinds = F.binary_cross_entropy_with_logits(self.kinds(features), labels[:, 1:].float(), reduction="none")
-        return {"loss": (loss + kinds.sum(1)[~is_emoji].sum()) / len(labels), "logits": logits}
+        logits = self.logits(self.features(pixel_values.to(memory_format=torch.channels_last)))
+        return {"loss": F.cross_entropy(logits, labels[:, 0], label_smoothing=0.1), "logits": logits}
+
+
+class Student(nn.Module):
+    """The tower, a projection of its mean feature into the teacher's space, and a head on each patch."""
+
+    def __init__(self, tower: SiglipVisionModel, teacher: Teacher):
+        super().__init__()
+        self.tower, self.teacher = tower, copy.deepcopy(teacher).requires_grad_(False)
+        self.projection = nn.Linear(tower.config.hidden_size, WIDTH)
+        self.things = nn.Linear(tower.config.hidden_size, len(KINDS) + 1)
+
+    def train(self, mode: bool = True) -> "Student":
+        super().train(mode)
+        self.teacher.eval()  # it teaches what it knows: no dropout, no batch statistics
+        return self
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        is_emoji = labels[:, 0] >= 0
+        if self.training:  # between two emoji there are more pictures to agree on than there are emoji
+            share = torch.where(is_emoji & (torch.rand(len(labels)) < 0.5), 0.5 + 0.5 * torch.rand(len(labels)), 1.0)
+            share = share.view(-1, 1, 1, 1).to(pixel_values)
+            pixel_values = share * pixel_values + (1 - share) * pixel_values.roll(1, 0)
+        patches = self.tower(pixel_values).last_hidden_state  # (batch, patches, hidden_size)
+        projected = self.projection(patches.mean(1))
+        with torch.no_grad():
+            taught = self.teacher.features(pixel_values.to(memory_format=torch.channels_last))
+        follow = 10 * (1 - F.cosine_similarity(projected, taught, dim=-1))
+        tell = F.cross_entropy(self.things(patches).transpose(1, 2), labels[:, 1:] + 1, reduction="none").sum(1)
+        return {"loss": torch.where(is_emoji, follow, tell).mean(), "logits": self.teacher.logits(projected)}
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids[:, 0]).mean())}
 
 
-def main(script: ScriptArguments, training: TrainingArguments) -> None:
-    set_seed(training.seed)
-    # Model
-    tower = SiglipVisionModel(SiglipVisionConfig(vision_use_head=False, **script.vision_config))
-    print(f"{tower.num_parameters():,} parameters")
-
-    # Dataset
-    length = (
-        training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    )
-
-    # Training
+def fit(model: nn.Module, training: TrainingArguments, share_of_scenes: float, patch_size: int) -> None:
+    """Trains a model on labelled pictures, or goes on where it was interrupted."""
+    batch_size = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     trainer = Trainer(
-        model=Classifier(tower),
+        model=model,
         args=training,
-        train_dataset=LabelledPictures(training.seed, length, script.scenes),
-        eval_dataset=HeldOutEmoji(),
+        train_dataset=LabelledPictures(training.seed, training.max_steps * batch_size, share_of_scenes, patch_size),
+        eval_dataset=HeldOutEmoji((scenes.IMAGE_SIZE // patch_size) ** 2),
+        data_collator=Collator(model),
         compute_metrics=accuracy,
         callbacks=[Curves()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_state()
     print(trainer.evaluate())
+
+
+def main(script: ScriptArguments, training: TrainingArguments) -> None:
+    set_seed(training.seed)
+    training.remove_unused_columns = False
+    config = SiglipVisionConfig(vision_use_head=False, **script.vision_config)
+
+    # Teacher
+    teacher, folder = Teacher(), Path(training.output_dir) / "teacher"
+    weights = folder / "model.safetensors"
+    if weights.exists():
+        load_model(teacher, weights)
+    else:
+        lessons = copy.deepcopy(training)
+        lessons.output_dir, lessons.max_steps = str(folder), script.teacher_steps
+        lessons.per_device_train_batch_size *= 2
+        lessons.learning_rate *= 3
+        fit(teacher, lessons, 0.0, config.patch_size)
+        save_model(teacher, weights)
+
+    # Tower
+    tower = SiglipVisionModel(config)
+    print(f"{tower.num_parameters():,} parameters")
+    fit(Student(tower, teacher), training, script.scenes, config.patch_size)
     tower.save_pretrained(training.output_dir)
 
 
