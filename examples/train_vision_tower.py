@@ -152,7 +152,7 @@ class Teacher(nn.Module):
             nn.Dropout(0.2),
             nn.Linear(4 * width * 16, WIDTH, bias=False),
             nn.BatchNorm1d(WIDTH),
-        ).to(memory_format=torch.channels_last)
+        )
         self.names = nn.Parameter(torch.randn(len(EMOJI), WIDTH))
         self.temperature = nn.Parameter(torch.tensor(math.log(16)))
 
