@@ -7,13 +7,17 @@ import numpy as np
 from dps_hf.data.emoji import emoji_i2t, emoji_t2i
 from dps_hf.data.facts import facts
 from dps_hf.data.record import Record, record, validate
-from dps_hf.data.scenes import scenes_cot, scenes_i2t, scenes_t2i
+from dps_hf.data.scenes_cot import scenes_cot
+from dps_hf.data.scenes_edit import scenes_edit
+from dps_hf.data.scenes_i2t import scenes_i2t
+from dps_hf.data.scenes_t2i import scenes_t2i
 
 
 TASKS: dict[str, Callable[[np.random.Generator, str], Record]] = {
     "scenes_t2i": scenes_t2i,
     "scenes_i2t": scenes_i2t,
     "scenes_cot": scenes_cot,
+    "scenes_edit": scenes_edit,
     "emoji_t2i": emoji_t2i,
     "emoji_i2t": emoji_i2t,
     "facts": facts,

@@ -3,7 +3,6 @@
 Where the art and the names come from, and their licences: `files/LICENSES.md`.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dps_hf.data.record import Record, pick, record
+from dps_hf.data.splits import check_split, held_out_style
 
 
 STYLES = {
@@ -95,29 +95,10 @@ def _table() -> Any:
 # Split
 
 
-def held_out_style(codepoints: str, styles: Collection[str]) -> str | None:
-    """Which of an emoji's styles is kept out of training, if any.
-
-    At most one, and only where three or more exist: the model has then seen the emoji in two other styles, and the
-    style on other emoji. About 8 % of all pairs.
-    """
-    if len(styles) < 3:
-        return None
-    share = 0.083 * len(styles)
-    if _hash(codepoints) % 10_000 >= share * 10_000:
-        return None
-    return min(styles, key=lambda style: _hash(f"{codepoints} {style}"))
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
 @lru_cache(maxsize=2)
 def pairs(split: str) -> tuple[Pair, ...]:
     """The pairs of "train" or "validation"."""
-    if split not in ("train", "validation"):
-        raise ValueError(f"split must be 'train' or 'validation'; got {split!r}.")
+    check_split(split)
     styles = defaultdict(list)
     for pair in all_pairs():
         styles[pair.codepoints].append(pair.style)

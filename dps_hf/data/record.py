@@ -1,7 +1,7 @@
 """The one shape every example has, whichever task it comes from."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -24,15 +24,23 @@ class Record(TypedDict):
 
     The i-th `{"type": "image"}` of the conversation, whichever role it belongs to, is `images[i]`. A drawing to learn
     is an assistant message whose content is `[{"type": "image"}]`. Reasoning lives in the assistant's text, as
-    `<think>steps</think>answer`.
+    `<think>steps</think>answer`. `hint` and `steps`, where a task has them, are the help that `guidance.guide` may give.
     """
 
     messages: list[Message]
     images: list[Image.Image]
     task: str
+    hint: NotRequired[str]
+    steps: NotRequired[str]
 
 
-def record(task: str, prompt: Sequence[str | Image.Image], answer: Sequence[str | Image.Image]) -> Record:
+def record(
+    task: str,
+    prompt: Sequence[str | Image.Image],
+    answer: Sequence[str | Image.Image],
+    hint: str = "",
+    steps: str = "",
+) -> Record:
     """One question and one answer, each a sequence of texts and pictures in reading order."""
     return {
         "messages": [
@@ -41,6 +49,8 @@ def record(task: str, prompt: Sequence[str | Image.Image], answer: Sequence[str 
         ],
         "images": [part for part in (*prompt, *answer) if not isinstance(part, str)],
         "task": task,
+        "hint": hint,
+        "steps": steps,
     }
 
 

@@ -1,16 +1,14 @@
-"""Procedural 64x64 scenes of coloured shapes on white: drawing, describing and reasoning with exact answers."""
+"""Procedural 64x64 scenes of coloured shapes: what is in them, what is kept out of training, how they look."""
 
-import hashlib
-import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dps_hf.data.record import Record, pick, record
+from dps_hf.data.record import pick
+from dps_hf.data.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, check_split, one_in
 
 
 IMAGE_SIZE = 64
@@ -26,15 +24,14 @@ COLOURS = {
     "black": (15, 15, 15),
 }
 SIZES = {"small": 16, "big": 24}  # side of the bounding box, pixels
-NUMBERS = {"a": 1, "two": 2, "three": 3, "four": 4}
 
 MARGIN = 1  # pixels kept free along the border
 GAP = 3  # pixels kept free between two bounding boxes
 ORDER_GAP = 4  # two centres differ in x by this much, so that "left to right" is never a coin toss
 RELATION_GAP = 10  # two things are left of, above ... each other when their centres differ by this much
 
-Kind = tuple[str | None, str, str]
-"""Size (None: unsaid), colour, shape."""
+GROUNDS = ("white", "tint", "stripes", "checks", "dots")
+"""White, and light ones on which every colour can be told."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +47,48 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
+    """`ground`: one of `GROUNDS` and its light colour, RGB."""
+
     things: tuple[Thing, ...]
+    ground: tuple[str, tuple[int, int, int]] = ("white", (255, 255, 255))
 
 
-def sample_scene(rng: np.random.Generator, count: int | None = None, tidy: bool = False) -> Scene:
+def sample_scene(
+    rng: np.random.Generator,
+    count: int | None = None,
+    tidy: bool = False,
+    alike: bool = False,
+    grounds: tuple[str, ...] = ("white",),
+) -> Scene:
     """A scene of `count` things, 1 to 4; by default 35 % hold one thing, 30 % two, the rest three or four.
 
-    `tidy`: boxes begin and end at multiples of 8 pixels. A model that draws in patches of 8x8 pixels then has one way
-    to draw a thing instead of 64, and learns what the words mean instead of how outlines are cut.
+    Args:
+        tidy: boxes begin and end at multiples of 8 pixels. A model that draws in patches of 8x8 pixels then has one way
+            to draw a thing instead of 64, and learns what the words mean instead of how outlines are cut.
+        alike: all things have one shape, colour and size.
+        grounds: one of these, in a light colour.
     """
     if count is None:
         count = int(np.searchsorted((0.35, 0.65, 0.85), rng.random(), side="right")) + 1
+    ground = pick(rng, grounds), tuple(int(v) for v in rng.integers(224, 250, 3))
+    if ground[0] == "white":
+        ground = ("white", (255, 255, 255))
     while True:
         things: list[Thing] = []
         for _ in range(30):
-            size = pick(rng, tuple(SIZES))
-            half = SIZES[size] // 2
+            kind = pick(rng, SHAPES), pick(rng, tuple(COLOURS)), pick(rng, tuple(SIZES))
+            if alike and things:
+                kind = things[0].shape, things[0].colour, things[0].size
+            half = SIZES[kind[2]] // 2
             if tidy:
-                x, y = (half + 8 * int(v) for v in rng.integers(0, (IMAGE_SIZE - SIZES[size]) // 8 + 1, 2))
+                x, y = (half + 8 * int(v) for v in rng.integers(0, (IMAGE_SIZE - 2 * half) // 8 + 1, 2))
             else:
                 x, y = (int(v) for v in rng.integers(half + MARGIN, IMAGE_SIZE - half - MARGIN + 1, 2))
-            thing = Thing(pick(rng, SHAPES), pick(rng, tuple(COLOURS)), size, x, y)
+            thing = Thing(*kind, x, y)
             if all(_apart(thing, other) for other in things):
                 things.append(thing)
             if len(things) == count:
-                return Scene(tuple(things))
+                return Scene(tuple(things), ground)
 
 
 def _apart(a: Thing, b: Thing) -> bool:
@@ -83,19 +97,41 @@ def _apart(a: Thing, b: Thing) -> bool:
     return max(dx, dy) > distance and dx >= ORDER_GAP
 
 
+# Splits
+
+
+def has_unseen_pair(scene: Scene) -> bool:
+    """Whether a colour and a shape meet that never meet in training."""
+    return any((thing.colour, thing.shape) in UNSEEN_PAIRS for thing in scene.things)
+
+
+def has_unseen_count(scene: Scene) -> bool:
+    """Whether there are so many of a shape as never stand in one training picture."""
+    return any((number, shape) in UNSEEN_COUNTS for shape, number in Counter(t.shape for t in scene.things).items())
+
+
 def held_out(scene: Scene) -> bool:
-    """Whether the scene is kept out of training: 1 in 10, decided by what stands roughly where and by nothing else."""
+    """Whether the scene is kept out of training though its parts are not: 1 in 10, decided by what stands roughly where."""
     content = sorted((t.size, t.colour, t.shape, t.x // 16, t.y // 16) for t in scene.things)
-    return hashlib.blake2b(repr(content).encode()).digest()[0] * 10 < 256
+    return one_in(10, repr(content))
 
 
-def sample_split(rng: np.random.Generator, split: str, count: int | None = None, tidy: bool = False) -> Scene:
-    """Draws scenes until one belongs to `split`, "train" or "validation"."""
-    if split not in ("train", "validation"):
-        raise ValueError(f"split must be 'train' or 'validation'; got {split!r}.")
+def sample_split(
+    rng: np.random.Generator, split: str, count: int | None = None, unseen: str | None = None, **kwargs
+) -> Scene:
+    """Draws scenes until one belongs to `split`, "train" or "validation".
+
+    Args:
+        unseen: "pair" or "count", for validation: exactly this of the two occurs; by default neither does.
+        kwargs: of `sample_scene`.
+    """
+    check_split(split)
+    if unseen not in (None, "pair", "count") or (unseen and split == "train"):
+        raise ValueError(f"unseen must be None, or 'pair' or 'count' in validation; got {unseen!r} in {split}.")
+    wanted = (split == "validation", unseen == "pair", unseen == "count")
     while True:
-        scene = sample_scene(rng, count, tidy)
-        if held_out(scene) == (split == "validation"):
+        scene = sample_scene(rng, count, **kwargs)
+        if (held_out(scene) if not unseen else True, has_unseen_pair(scene), has_unseen_count(scene)) == wanted:
             return scene
 
 
@@ -104,11 +140,24 @@ def sample_split(rng: np.random.Generator, split: str, count: int | None = None,
 
 def render(scene: Scene) -> Image.Image:
     """The 64x64 RGB picture, anti-aliased."""
-    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
+    image = Image.fromarray(_ground(*scene.ground))
     for thing in scene.things:
         half = SIZES[thing.size] // 2
         image.paste(COLOURS[thing.colour], (thing.x - half, thing.y - half), _mask(thing.shape, SIZES[thing.size]))
     return image
+
+
+def _ground(pattern: str, colour: tuple[int, int, int]) -> np.ndarray:
+    """The empty picture: `(64, 64, 3)` uint8."""
+    y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
+    tinted = {
+        "white": np.zeros_like(x, dtype=bool),
+        "tint": np.ones_like(x, dtype=bool),
+        "stripes": (x + y) % 12 < 6,
+        "checks": (x // 8 + y // 8) % 2 == 0,
+        "dots": (x % 8 - 3.5) ** 2 + (y % 8 - 3.5) ** 2 < 5,
+    }[pattern]
+    return np.where(tinted[..., None], np.array(colour), 255).astype(np.uint8)
 
 
 @cache
@@ -141,194 +190,3 @@ def _mask(shape: str, side: int) -> Image.Image:
     else:
         raise ValueError(f"shape must be one of {', '.join(SHAPES)}; got {shape!r}.")
     return large.reduce(scale)
-
-
-# Words
-
-
-def caption(scene: Scene, sizes: bool = True) -> str:
-    """What is in the picture, left to right: "a small red circle and two big blue stars".
-
-    Things that are alike are counted where the first of them stands. `sizes=False` leaves the sizes unsaid.
-    """
-    ordered = sorted(scene.things, key=lambda t: (t.x, t.y))
-    return phrase(Counter((t.size if sizes else None, t.colour, t.shape) for t in ordered))
-
-
-def phrase(kinds: Counter[Kind]) -> str:
-    """Kinds of things and how many of each, in words, in the order of the counter."""
-    words = {number: word for word, number in NUMBERS.items()}
-    names = {kind: " ".join(word for word in kind if word) for kind in kinds}
-    return join([article(names[kind]) if n == 1 else f"{words[n]} {plural(names[kind])}" for kind, n in kinds.items()])
-
-
-def article(noun: str) -> str:
-    """ "a red circle", "an orange star"."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def plural(noun: str) -> str:
-    """ "crosses", "stars"."""
-    return noun + ("es" if noun.endswith("s") else "s")
-
-
-def join(items: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-_THING = re.compile(
-    rf"(an?|{'|'.join(list(NUMBERS)[1:])}) (?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?"
-)
-
-
-def parse_caption(text: str) -> Counter[Kind] | None:
-    """The reverse of `caption`: how many things of each (size or None, colour, shape); None if it is no caption.
-
-    Forgives what does not matter: capitals, a full stop, commas for "and", surplus spaces.
-    """
-    text = " ".join(text.casefold().strip(" .!\n").split())
-    kinds: Counter[Kind] = Counter()
-    for item in re.split(r", and |, | and ", text):
-        match = _THING.fullmatch(item)
-        if match is None:
-            return None
-        number, size, colour, shape = match.groups()
-        kinds[size, colour, shape] += NUMBERS["a" if number == "an" else number]
-    return kinds
-
-
-# Tasks
-
-DESCRIBE = ("Describe the picture.", "What do you see?", "What is in the picture?")
-DRAW = ("Draw {}.", "A picture of {}.", "Please draw {}.")
-
-
-def _mostly_one(rng: np.random.Generator) -> int:
-    return int(rng.choice((1, 2, 3, 4), p=(0.7, 0.2, 0.06, 0.04)))
-
-
-def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
-    """Draw what the text says. Half of the prompts name no sizes, as people often don't.
-
-    70 % of the scenes hold one thing: there a word has one place to show, which is how it is learned.
-    """
-    scene = sample_split(rng, split, count=_mostly_one(rng), tidy=True)
-    prompt = caption(scene, sizes=rng.random() < 0.5)
-    if rng.random() < 0.3:
-        prompt = pick(rng, DRAW).format(prompt)
-    return record("scenes_t2i", [prompt], [render(scene)])
-
-
-def scenes_i2t(rng: np.random.Generator, split: str) -> Record:
-    """Describe the picture; the answer is `caption(scene)`. As many scenes hold one thing as in `scenes_t2i`."""
-    scene = sample_split(rng, split, count=_mostly_one(rng))
-    return record("scenes_i2t", [render(scene), pick(rng, DESCRIBE)], [caption(scene)])
-
-
-def scenes_cot(rng: np.random.Generator, split: str) -> Record:
-    """Answer a question about the picture, in 2 of 3 records after thinking aloud."""
-    scene = sample_split(rng, split)
-    question, steps, answer = ask(rng, scene)
-    if rng.random() < 2 / 3:
-        answer = f"<think>I see {caption(scene)}. {steps}</think>{answer}"
-    return record("scenes_cot", [render(scene), question], [answer])
-
-
-def ask(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
-    """A question about the scene, the steps to its answer, and the answer."""
-    kinds = (
-        [_exists, _count, _attribute] if len(scene.things) == 1 else [_exists, _count, _compare, _relate, _attribute]
-    )
-    while True:
-        asked = pick(rng, kinds)(rng, scene)
-        if asked is not None:
-            return asked
-
-
-def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, int]:
-    """A description by colour, shape or both: singular, plural, and how many things of the scene it fits.
-
-    Fits something in half of the draws, so that yes and no are equally common.
-    """
-    wanted = rng.random() < 0.5
-    by_colour, by_shape = pick(rng, ((True, True), (True, False), (False, True)))
-    while True:
-        seen = pick(rng, scene.things)
-        colour = seen.colour if wanted else pick(rng, tuple(COLOURS))
-        # A wrong description shares a word with the scene, else a glance at either word would do.
-        shape = seen.shape if wanted or (by_colour and rng.random() < 0.5) else pick(rng, SHAPES)
-        if not wanted and by_shape and rng.random() < 0.25:
-            colour = seen.colour
-        number = sum(
-            (not by_colour or t.colour == colour) and (not by_shape or t.shape == shape) for t in scene.things
-        )
-        if (number > 0) == wanted:
-            noun = shape if by_shape else "thing"
-            prefix = f"{colour} " if by_colour else ""
-            return prefix + noun, prefix + plural(noun), number
-
-
-def _exists(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
-    one, _, number = _few(rng, scene)
-    question = f"Is there {article(one)}?"
-    return (question, f"There is {article(one)}.", "yes") if number else (question, f"There is no {one}.", "no")
-
-
-def _count(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
-    if len(scene.things) > 1 and rng.random() < 0.25:
-        number = len(scene.things)
-        return "How many things are there?", f"I count {number}.", str(number)
-    one, many, number = _few(rng, scene)
-    return f"How many {many} are there?", f"I count {number} {one if number == 1 else many}.", str(number)
-
-
-def _compare(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
-    field = pick(rng, ("shape", "colour"))
-    counts = Counter(getattr(t, field) for t in scene.things)
-    options = SHAPES if field == "shape" else tuple(COLOURS)
-    a = pick(rng, tuple(counts))
-    if rng.random() < 0.5:
-        b = pick(rng, [option for option in options if counts[option] < counts[a]])
-    else:
-        b = pick(rng, [option for option in options if option != a])
-        if counts[a] > counts[b]:
-            a, b = b, a
-    names = {v: plural(v) if field == "shape" else f"{v} things" for v in (a, b)}
-    answer, sign = ("yes", ">") if counts[a] > counts[b] else ("no", "<" if counts[a] < counts[b] else "=")
-    steps = f"{names[a]}: {counts[a]}, {names[b]}: {counts[b]}. {counts[a]} {sign} {counts[b]}."
-    return f"Are there more {names[a]} than {names[b]}?", steps, answer
-
-
-RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-
-
-def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | None:
-    names = Counter(f"{t.colour} {t.shape}" for t in scene.things)
-    unique = [t for t in scene.things if names[f"{t.colour} {t.shape}"] == 1]
-    if len(unique) < 2:
-        return None
-    a, b = (unique[i] for i in rng.permutation(len(unique))[:2])
-    relation = pick(rng, tuple(RELATIONS))
-    dx, dy = RELATIONS[relation]
-    lead = (a.x - b.x) * dx + (a.y - b.y) * dy
-    if abs(lead) < RELATION_GAP:
-        return None
-    true = next(r for r, (u, v) in RELATIONS.items() if (u, v) == ((dx, dy) if lead > 0 else (-dx, -dy)))
-    one, other = f"{a.colour} {a.shape}", f"{b.colour} {b.shape}"
-    return (
-        f"Is the {one} {relation} the {other}?",
-        f"The {one} is {true} the {other}.",
-        "yes" if lead > 0 else "no",
-    )
-
-
-def _attribute(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | None:
-    thing = pick(rng, scene.things)
-    asked, known = pick(rng, (("colour", "shape"), ("shape", "colour"), ("size", "shape"), ("size", "colour")))
-    if sum(getattr(t, known) == getattr(thing, known) for t in scene.things) > 1:
-        return None  # "the star" must mean one star
-    noun = thing.shape if known == "shape" else f"{thing.colour} thing"
-    answer = getattr(thing, asked)
-    is_answer = article(answer) if asked == "shape" else answer
-    return f"What {asked} is the {noun}?", f"The {noun} is {is_answer}.", answer

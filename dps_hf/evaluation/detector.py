@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from dps_hf.data.scenes import COLOURS, SHAPES, Kind, Scene
+from dps_hf.data.scenes import COLOURS, SHAPES, Scene
+from dps_hf.data.wording import Kind
 
 
 INK = 60.0  # a pixel further than this from white, in RGB, belongs to a thing

@@ -1,0 +1,84 @@
+"""Levels of guidance: how much help an example gives to whoever learns from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from dps_hf.data.record import Record
+
+
+LEVELS = ("none", "hint", "steps", "noise")
+"""The bare example; a hint after the question; worked steps before the answer; a noisy question, its answer clean."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Shares of the levels at the beginning and at the end of training; in between they change evenly.
+
+    Raises:
+        ValueError: an unknown level, a share below 0, or no share above 0.
+    """
+
+    start: Mapping[str, float] = field(default_factory=lambda: {"none": 1, "steps": 2})
+    end: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            shares = getattr(self, name)
+            if shares is None:
+                continue
+            for level, share in shares.items():
+                if level not in LEVELS:
+                    raise ValueError(f"{name} must name levels out of {', '.join(LEVELS)}; got {level!r}.")
+                if not 0 <= share < float("inf"):
+                    raise ValueError(f"{name}[{level!r}] must be 0 or more and finite; got {share}.")
+            if not any(shares.values()):
+                raise ValueError(f"{name} must give at least one level more than 0; got {dict(shares)}.")
+
+    def level(self, rng: np.random.Generator, progress: float) -> str:
+        """Draws a level; `progress` runs from 0 to 1."""
+        ends = [
+            np.array([shares.get(level, 0.0) for level in LEVELS], dtype=float)
+            for shares in (self.start, self.end or self.start)
+        ]
+        first, last = (shares / shares.sum() for shares in ends)
+        return str(rng.choice(LEVELS, p=first + (last - first) * min(max(progress, 0.0), 1.0)))
+
+
+def guide(example: Record, level: str, rng: np.random.Generator) -> Record:
+    """The record with this much guidance; unchanged where it has none of this kind to give."""
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {', '.join(LEVELS)}; got {level!r}.")
+    messages = [{**message, "content": list(message["content"])} for message in example["messages"]]
+    images = list(example["images"])
+    if level == "hint" and example.get("hint"):
+        messages[-2]["content"].append({"type": "text", "text": f" Hint: {example['hint']}"})
+    elif level == "steps" and example.get("steps"):
+        messages[-1]["content"].insert(0, {"type": "text", "text": f"<think>{example['steps']}</think>"})
+    elif level == "noise":
+        asked = sum(part["type"] == "image" for message in messages[:-1] for part in message["content"])
+        images[:asked] = [noisy(image, rng) for image in images[:asked]]
+        if not asked:
+            for part in messages[-2]["content"]:
+                part_text = part.get("text")
+                if part_text:
+                    messages[-2]["content"] = [{"type": "text", "text": misspelt(part_text, rng)}]
+                    break
+    return {**example, "messages": messages, "images": images}
+
+
+def noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Blurred by up to one pixel, with noise of up to 20 of 255."""
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1))), dtype=np.float32)
+    return Image.fromarray((pixels + rng.normal(0, rng.uniform(0, 20), pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def misspelt(text: str, rng: np.random.Generator) -> str:
+    """One pair of neighbouring letters swapped."""
+    places = [i for i in range(len(text) - 1) if text[i].isalpha() and text[i + 1].isalpha() and text[i] != text[i + 1]]
+    if not places:
+        return text
+    i = places[int(rng.integers(len(places)))]
+    return f"{text[:i]}{text[i + 1]}{text[i]}{text[i + 2 :]}"

@@ -1,0 +1,197 @@
+"""Scenes in words, in four languages, and words back into scenes."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+
+from dps_hf.data.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
+
+
+Kind = tuple[str | None, str, str]
+"""Size (None: unsaid), colour, shape."""
+
+LANGUAGES = ("en", "de", "es", "zh")
+MOST = 4  # things of a kind for which there is a word
+
+DESCRIBE = {
+    "en": ("Describe the picture.", "What do you see?", "What is in the picture?", "What does the picture show?"),
+    "de": ("Beschreibe das Bild.", "Was siehst du?", "Was ist auf dem Bild?"),
+    "es": ("Describe la imagen.", "¿Qué ves?", "¿Qué hay en la imagen?"),
+    "zh": ("描述这张图片。", "你看到了什么？", "图片里有什么？"),
+}
+DRAW = {
+    "en": ("{}", "Draw {}.", "A picture of {}.", "Please draw {}.", "Show me {}."),
+    "de": ("{}", "Ein Bild: {}.", "Bitte zeichnen: {}.", "Zeig mir das: {}."),
+    "es": ("{}", "Dibuja {}.", "Una imagen de {}.", "Muéstrame {}."),
+    "zh": ("{}", "画{}。", "一张图片：{}。", "给我看{}。"),
+}
+"""Ways of asking. The last of each language never occurs in training."""
+
+_SHAPES = {
+    # singular, plural, gender
+    "de": {
+        "circle": ("Kreis", "Kreise", "m"),
+        "square": ("Quadrat", "Quadrate", "n"),
+        "triangle": ("Dreieck", "Dreiecke", "n"),
+        "star": ("Stern", "Sterne", "m"),
+        "cross": ("Kreuz", "Kreuze", "n"),
+        "heart": ("Herz", "Herzen", "n"),
+    },
+    "es": {
+        "circle": ("círculo", "círculos", "m"),
+        "square": ("cuadrado", "cuadrados", "m"),
+        "triangle": ("triángulo", "triángulos", "m"),
+        "star": ("estrella", "estrellas", "f"),
+        "cross": ("cruz", "cruces", "f"),
+        "heart": ("corazón", "corazones", "m"),
+    },
+    "zh": dict(zip(SHAPES, ("圆形", "正方形", "三角形", "星形", "十字", "心形"), strict=True)),
+}
+_ADJECTIVES = {
+    "de": {
+        **dict(zip(COLOURS, "rot grün blau gelb orangefarben violett rosafarben schwarz".split(), strict=True)),
+        **dict(zip(SIZES, ("klein", "groß"), strict=True)),
+    },
+    "es": {
+        **dict(zip(COLOURS, "rojo verde azul amarillo naranja morado rosa negro".split(), strict=True)),
+        **dict(zip(SIZES, ("pequeño", "grande"), strict=True)),
+    },
+    "zh": {
+        **dict(zip(COLOURS, "红色 绿色 蓝色 黄色 橙色 紫色 粉色 黑色".split(), strict=True)),
+        **dict(zip(SIZES, "小大", strict=True)),
+    },
+}
+_NUMBERS = {
+    "en": ("two", "three", "four"),
+    "de": ("zwei", "drei", "vier"),
+    "es": ("dos", "tres", "cuatro"),
+    "zh": ("一个", "两个", "三个", "四个"),
+}
+_COMMA = {"en": ", ", "de": ", ", "es": ", ", "zh": "、"}
+_AND = {"en": " and ", "de": " und ", "es": " y ", "zh": "和"}
+
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+"""Relation of one thing to another, and in which direction it lies from there, in pixels to the right and downwards."""
+
+_RELATE = {
+    "en": {relation: f"{{}} {relation} {{}}" for relation in RELATIONS},
+    "de": {
+        "left of": "links {}, rechts {}",
+        "right of": "rechts {}, links {}",
+        "above": "oben {}, unten {}",
+        "below": "unten {}, oben {}",
+    },
+    "es": {
+        "left of": "{} a la izquierda de {}",
+        "right of": "{} a la derecha de {}",
+        "above": "{} encima de {}",
+        "below": "{} debajo de {}",
+    },
+    "zh": {
+        "left of": "{}在{}的左边",
+        "right of": "{}在{}的右边",
+        "above": "{}在{}的上面",
+        "below": "{}在{}的下面",
+    },
+}
+
+
+def phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
+    """ "two small red circles", "zwei kleine rote Kreise", "dos círculos rojos pequeños", "两个红色的小圆形"."""
+    size, colour, shape = kind
+    if language == "en":
+        words = " ".join(word for word in kind if word)
+        return article(words) if number == 1 else f"{_NUMBERS['en'][number - 2]} {plural(words)}"
+    adjectives = _ADJECTIVES[language]
+    if language == "zh":
+        return f"{_NUMBERS['zh'][number - 1]}{adjectives[colour]}的{adjectives[size] if size else ''}{_SHAPES['zh'][shape]}"
+    singular, several, gender = _SHAPES[language][shape]
+    noun = singular if number == 1 else several
+    if language == "de":
+        ending = "e" if number > 1 else {"m": "er", "n": "es"}[gender]
+        words = " ".join(adjectives[word] + ending for word in (size, colour) if word)
+        return f"{'ein' if number == 1 else _NUMBERS['de'][number - 2]} {words} {noun}"
+    words = " ".join(_spanish(adjectives[word], gender, number) for word in (colour, size) if word)
+    one = "un" if gender == "m" else "una"
+    return f"{one if number == 1 else _NUMBERS['es'][number - 2]} {noun} {words}"
+
+
+def _spanish(adjective: str, gender: str, number: int) -> str:
+    if adjective in ("naranja", "rosa"):  # names of things, which stay as they are
+        return adjective
+    if adjective.endswith("o") and gender == "f":
+        adjective = adjective[:-1] + "a"
+    return adjective + ("" if number == 1 else "s" if adjective[-1] in "aeo" else "es")
+
+
+def phrases(kinds: Counter[Kind], language: str = "en") -> str:
+    """Kinds of things and how many of each, in the order of the counter: "a red circle and two blue stars"."""
+    return join([phrase(kind, number, language) for kind, number in kinds.items()], language)
+
+
+def kind(thing: Thing, sizes: bool = True) -> Kind:
+    """What a thing is, wherever it stands; `sizes=False` leaves its size unsaid."""
+    return (thing.size if sizes else None, thing.colour, thing.shape)
+
+
+def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
+    """What is in the picture, left to right: "a small red circle and two big blue stars".
+
+    Things that are alike are counted where the first of them stands.
+    """
+    ordered = sorted(scene.things, key=lambda thing: (thing.x, thing.y))
+    return phrases(Counter(kind(thing, sizes) for thing in ordered), language)
+
+
+def related(one: Kind, relation: str, other: Kind, language: str = "en") -> str:
+    """ "a red circle left of a blue star", "links ein roter Kreis, rechts ein blauer Stern"."""
+    return _RELATE[language][relation].format(phrase(one, 1, language), phrase(other, 1, language))
+
+
+def article(noun: str) -> str:
+    """ "a red circle", "an orange star"."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def plural(noun: str) -> str:
+    """ "crosses", "stars"."""
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
+def join(items: Sequence[str], language: str = "en") -> str:
+    """ "a, b and c"."""
+    if len(items) == 1:
+        return items[0]
+    return f"{_COMMA[language].join(items[:-1])}{_AND[language]}{items[-1]}"
+
+
+@cache
+def _kinds() -> dict[str, tuple[Kind, int]]:
+    """Every phrase of every language, and what it means. No phrase means two things."""
+    return {
+        phrase((size, colour, shape), number, language).casefold(): ((size, colour, shape), number)
+        for language in LANGUAGES
+        for size in (None, *SIZES)
+        for colour in COLOURS
+        for shape in SHAPES
+        for number in range(1, MOST + 1)
+    }
+
+
+_SEPARATORS = re.compile(r", and |、|和|, |,| and | und | y ")
+
+
+def parse_caption(text: str) -> Counter[Kind] | None:
+    """The reverse of `phrases`, whichever the language: how many things of each kind; None if it is no caption.
+
+    Forgives what does not matter: capitals, a full stop, commas for "and", surplus spaces.
+    """
+    text = " ".join(text.casefold().strip(" .!。\n").split())
+    kinds: Counter[Kind] = Counter()
+    for item in _SEPARATORS.split(text):
+        if item not in _kinds():
+            return None
+        kind, number = _kinds()[item]
+        kinds[kind] += number
+    return kinds
