@@ -61,6 +61,8 @@ def sample_scene(rng: np.random.Generator, count: int | None = None, tidy: bool 
     """
     if count is None:
         count = int(np.searchsorted((0.35, 0.65, 0.85), rng.random(), side="right")) + 1
+    if count not in range(1, 5):
+        raise ValueError(f"count must be 1 to 4; got {count}.")
     while True:
         things: list[Thing] = []
         for _ in range(30):
