@@ -5,8 +5,8 @@ verdicts = exact_judge([Case("a big red star", drawing), Case("What is the capit
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -108,8 +108,8 @@ def _listed(kinds: Counter[Kind]) -> str:
 # Names
 
 
-@lru_cache(maxsize=1)
-def _facts() -> dict[str, tuple[str, ...]]:
+@cache
+def _facts() -> Mapping[str, Sequence[str]]:
     forward = {wish.format(country): (capital,) for country, capital in CAPITALS.items() for wish in FORWARD}
     return forward | {wish.format(capital): (country,) for country, capital in CAPITALS.items() for wish in BACKWARD}
 
@@ -119,7 +119,7 @@ def emoji_asked_for(wanted: str) -> tuple[emoji.Pair, str] | None:
     return _emoji_by_name().get(wanted.casefold()) if _STYLED.fullmatch(wanted) else None
 
 
-@lru_cache(maxsize=1)
+@cache
 def _emoji_by_name() -> dict[str, tuple[emoji.Pair, str]]:
     named: dict[str, tuple[emoji.Pair, str]] = {}
     for language in emoji.QUESTIONS:  # English first: it keeps a name that two languages share
@@ -139,7 +139,7 @@ def _judge_emoji(pair: emoji.Pair, drawing: Image.Image) -> Judgement:
     return scores, f"nearest of the style: {emoji.all_pairs()[rows[int(distances.argmin())]].names['en']}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gallery(style: str) -> tuple[list[int], np.ndarray]:
     rows = [pair.index for pair in emoji.all_pairs() if pair.style == style]
     return rows, pooled(emoji.pictures()[rows])

@@ -80,7 +80,9 @@ class OpenAIJudge:
         except ImportError as error:
             raise ImportError("OpenAIJudge needs openai. Install it with `pip install dps_hf[judge]`.") from error
         if concurrency < 1 or retries < 0:
-            raise ValueError(f"concurrency must be at least 1 and retries at least 0; got {concurrency} and {retries}.")
+            raise ValueError(
+                f"concurrency must be at least 1 and retries at least 0; got {concurrency} and {retries}."
+            )
         if requests_per_minute is not None and requests_per_minute <= 0:
             raise ValueError(f"requests_per_minute must be above 0; got {requests_per_minute}. None sets no limit.")
         self.name = model
@@ -192,7 +194,9 @@ class OpenAIJudge:
         self._count("unreadable", unreadable)
         if None in replies:
             missing = sum(reply is None for reply in replies)
-            logger.warning("%s: %d of %d replies are missing; so far: %s", self.name, missing, len(keys), dict(self.counts))
+            logger.warning(
+                "%s: %d of %d replies are missing; so far: %s", self.name, missing, len(keys), dict(self.counts)
+            )
         return replies
 
     def _ask_one(self, key: str, question: Question) -> None:
@@ -288,7 +292,9 @@ NO_KEY = "none"
 def _key(variable: str, needed: bool) -> str:
     key = os.environ.get(variable, "").strip()
     if not key and needed:
-        raise ValueError(f"The environment variable {variable} holds no key. Set it, or give the base_url of a server.")
+        raise ValueError(
+            f"The environment variable {variable} holds no key. Set it, or give the base_url of a server."
+        )
     if not (key.isascii() and key.isprintable()):
         raise ValueError(f"The key in {variable} has characters that no key has. Set it again; it is not shown here.")
     return key or NO_KEY

@@ -42,7 +42,9 @@ class Rubric:
         shipped = RUBRICS / f"{source}.jinja"
         path = shipped if shipped.exists() else Path(source)
         if not path.is_file():
-            raise ValueError(f"rubric must be 'answer', 'drawing' or the path of a template file; got {str(source)!r}.")
+            raise ValueError(
+                f"rubric must be 'answer', 'drawing' or the path of a template file; got {str(source)!r}."
+            )
         jinja = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
         try:
             module: Any = jinja.from_string(path.read_text(encoding="utf-8")).module
@@ -72,7 +74,9 @@ class Rubric:
         else:
             fields |= dict.fromkeys(self.aspects, (score if task == "score" else side, ...))
         # The schema allows no other keys, as OpenAI asks; a reply may have some all the same.
-        return create_model("Reply", __config__=ConfigDict(json_schema_extra={"additionalProperties": False}), **fields)
+        return create_model(
+            "Reply", __config__=ConfigDict(json_schema_extra={"additionalProperties": False}), **fields
+        )
 
     def question(self, task: str, judge: str, case: Case, other: Case | None = None) -> "Question":
         """`task` is one of `TASKS`; `other` is the second response to compare with."""
@@ -116,21 +120,19 @@ class Question:
         """As the chat protocol wants them: pictures as data URLs, and a plain string where there are none."""
         # Nobody can write a text that holds its own digest, so no text can close the tags around it.
         mark = self.key[:16]
-        content: list[dict[str, Any]] = []
+        content = [_text(f"The mark of this case is {mark}.")]
         for label, body in self.parts:
             if isinstance(body, str):
                 content.append(_text(f"<{label} {mark}>\n{inert(body)}\n</{label} {mark}>"))
             else:
-                url = {"type": "image_url", "image_url": {"url": data_url(body)}}
-                content += [_text(f"<{label} {mark}>"), url, _text(f"</{label} {mark}>")]
-        content.insert(0, _text(f"The mark of this case is {mark}."))
-        content.append(_text(f"Here ends the case {mark}. Reply with the JSON object of your instructions, only that."))
-        if all(part["type"] == "text" for part in content):
-            return [self._system(), {"role": "user", "content": "\n".join(part["text"] for part in content)}]
-        return [self._system(), {"role": "user", "content": content}]
-
-    def _system(self) -> dict[str, str]:
-        return {"role": "system", "content": self.instructions}
+                picture = {"type": "image_url", "image_url": {"url": data_url(body)}}
+                content += [_text(f"<{label} {mark}>"), picture, _text(f"</{label} {mark}>")]
+        content.append(_text(f"The case {mark} ends here. Reply with the JSON object that your instructions ask for."))
+        wordy = all(part["type"] == "text" for part in content)
+        return [
+            {"role": "system", "content": self.instructions},
+            {"role": "user", "content": "\n".join(part["text"] for part in content) if wordy else content},
+        ]
 
     def response_format(self) -> dict[str, Any]:
         """The schema of the reply, for servers that hold the model to it."""
@@ -158,7 +160,7 @@ class Question:
         return verdicts[0] if len(verdicts) == 1 else None
 
 
-def _text(text: str) -> dict[str, str]:
+def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 

@@ -45,9 +45,12 @@ class SelfJudge:
 
     def _verdict(self, case: Case, wanted: str, description: str) -> Verdict | None:
         things, seen = parse_caption(wanted), parse_caption(description)
-        if (things is not None and seen is None) or not description:
+        if things is None and description:
+            scores = {"words": _shared_words(wanted, description)}
+        elif things is not None and seen is not None:
+            scores = scene_scores(seen, things)[0]
+        else:
             return None
-        scores = {"words": _shared_words(wanted, description)} if things is None else scene_scores(seen, things)[0]
         return Verdict(scores, f"I see: {description}", self.name, case.origin)
 
 

@@ -51,7 +51,7 @@ def read_votes(path: str | PathLike) -> list[tuple[Case, Verdict]]:
         return votes
     aside.write_text("".join(json.dumps(entry) + "\n" for entry in bad), encoding="utf-8")
     listed = "\n".join(f"line {entry['line']}: {entry['error']}" for entry in bad)
-    logger.warning("%s: %d lines are bad and left out; %s keeps them.\n%s", path, len(bad), aside.name, listed)
+    logger.warning("%s: %d bad line(s) left out; %s keeps them.\n%s", path, len(bad), aside.name, listed)
     return votes
 
 
@@ -90,7 +90,7 @@ def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
 
 def _thumb(thumb: Any) -> float:
     if thumb not in list(THUMBS):
-        raise ValueError(f"'thumb' must be \"up\" or \"down\"; got {thumb!r}.")
+        raise ValueError(f'\'thumb\' must be "up" or "down"; got {thumb!r}.')
     return THUMBS[thumb]
 
 

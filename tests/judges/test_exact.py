@@ -13,7 +13,9 @@ STAR = Thing("star", "red", "big", 16, 32)
 CIRCLE = Thing("circle", "blue", "small", 48, 32)
 
 
-@pytest.mark.parametrize("prompt", ["a red star", "Draw a red star.", "Please draw a red star.", "A picture of a red star."])
+@pytest.mark.parametrize(
+    "prompt", ["a red star", "Draw a red star.", "Please draw a red star.", "A picture of a red star."]
+)
 def test_what_is_to_be_drawn_is_the_same_in_all_words(prompt):
     assert asked_for(prompt) == "a red star"
 
@@ -74,14 +76,19 @@ def test_answers_that_are_known_decide():
 
 def test_what_cannot_be_checked_has_no_verdict():
     white = Image.new("RGB", (64, 64), "white")
-    assert exact_judge([Case("Why?", "Because."), Case("a nice view", white), Case("dream, noto style", white)]) == [None] * 3
+    assert (
+        exact_judge([Case("Why?", "Because."), Case("a nice view", white), Case("dream, noto style", white)])
+        == [None] * 3
+    )
 
 
 def test_an_emoji_is_right_when_none_of_its_style_is_nearer():
     pair = next(p for p in emoji.all_pairs() if p.names["en"] == "green apple" and p.style == "noto")
     other = next(p for p in emoji.all_pairs() if p.names["en"] == "snowman" and p.style == "noto")
     pictures = [emoji.picture(pair), emoji.picture(pair).resize((32, 32)), emoji.picture(other)]
-    cases = [Case(prompt, p) for p in pictures for prompt in ("green apple, noto style", "Draw Green apple, noto style.")]
+    cases = [
+        Case(prompt, p) for p in pictures for prompt in ("green apple, noto style", "Draw Green apple, noto style.")
+    ]
     same, _, small, _, wrong, _ = verdicts = exact_judge(cases)
     assert same.scores == small.scores == {"exact": 1, "likeness": 1}
     assert wrong.scores["exact"] == 0 and wrong.scores["likeness"] < 1 and "snowman" in wrong.rationale

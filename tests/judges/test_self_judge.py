@@ -42,7 +42,12 @@ def test_scenes_are_compared_thing_by_thing(judge_seeing, white):
 
 def test_emoji_are_asked_for_in_the_language_of_the_prompt(judge_seeing, white):
     judge = judge_seeing("Green apple.", "grüner Apfel", "cat", "")
-    prompts = ["green apple, noto style", "grüner Apfel, noto style", "green apple, twemoji style", "green apple, noto style"]
+    prompts = [
+        "green apple, noto style",
+        "grüner Apfel, noto style",
+        "green apple, twemoji style",
+        "green apple, noto style",
+    ]
     right, german, wrong, nothing = judge([Case(prompt, white) for prompt in prompts])
     assert right.scores == german.scores == {"words": 1.0}
     assert wrong.scores == {"words": 0.0} and nothing is None

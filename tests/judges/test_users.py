@@ -41,7 +41,12 @@ def test_thumbs_and_ratings_are_verdicts_with_their_line_as_origin(write):
 def test_a_choice_is_a_verdict_on_each_response(write):
     line = {"prompt": "What is this?", "images": ["red.png"], "chosen": "red", "rejected": "blue"}
     (chosen, up), (rejected, down) = read_votes(write(line))
-    assert (chosen.response, up.scores, rejected.response, down.scores) == ("red", {"choice": 1.0}, "blue", {"choice": 0.0})
+    assert (chosen.response, up.scores, rejected.response, down.scores) == (
+        "red",
+        {"choice": 1.0},
+        "blue",
+        {"choice": 0.0},
+    )
     assert len(chosen.images) == len(rejected.images) == 1
 
 
@@ -74,7 +79,7 @@ def test_a_bad_line_is_reported_by_number_and_kept_aside_while_the_others_count(
     path = write(good, line, good)
     with caplog.at_level(logging.WARNING):
         assert [verdict.origin for _, verdict in read_votes(path)] == ["votes.jsonl:1", "votes.jsonl:3"]
-    assert "1 lines are bad" in caplog.text and "line 2: " in caplog.text
+    assert "1 bad line(s) left out" in caplog.text and "line 2: " in caplog.text
     [kept] = map(json.loads, (path.parent / "votes.bad.jsonl").read_text().splitlines())
     assert kept["line"] == 2 and complaint in kept["error"] and complaint in caplog.text
     if not isinstance(line, bytes):
