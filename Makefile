@@ -11,8 +11,9 @@ torch := $(shell grep '^torch==' constraints.txt)
 
 # Handed to the recipe through the environment and never expanded by make,
 # so that a prompt may hold quotes, dollars and spaces.
-override PROMPT := $(value PROMPT)
-override IMAGE := $(value IMAGE)
+# Only what the command line says counts: some shells have a PROMPT of their own.
+override PROMPT := $(if $(filter command,$(firstword $(origin PROMPT))),$(value PROMPT))
+override IMAGE := $(if $(filter command,$(firstword $(origin IMAGE))),$(value IMAGE))
 export PROMPT IMAGE
 
 .DEFAULT_GOAL := help
@@ -50,14 +51,14 @@ nano: $(VENV)/.extra-train ## train dps-nano from nothing
 	$(python) examples/train_text_tokenizer.py --config examples/recipes/nano_text_tokenizer.yaml
 	$(python) examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
 	$(python) examples/train_vision_tower.py --config examples/recipes/nano_vision_tower.yaml
-	$(python) examples/train.py --config examples/recipes/nano_1.yaml
-	$(python) examples/train.py --config examples/recipes/nano_2.yaml
+	$(python) examples/train.py --config examples/recipes/nano_drawing.yaml
 	$(python) examples/train.py --config examples/recipes/nano.yaml
 	$(python) examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
+	$(MAKE) evaluate
 
 .PHONY: evaluate
 evaluate: $(VENV)/.extra-train ## score dps-nano and write the figures into its card
-	$(python) examples/evaluate.py $(ARGS)
+	$(python) examples/evaluate.py --fresh $(ARGS)
 	$(python) examples/release_nano.py --output dps_hf/checkpoints/dps-nano
 
 .PHONY: bench

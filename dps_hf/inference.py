@@ -51,6 +51,7 @@ def draw(
         generation: whatever `model.generate` takes. Drawings are sampled unless it says `do_sample=False`, and guided
             as the model's generation config says unless it gives a `guidance_scale`.
     """
+    _refuse_one("prompts", prompts)
     drawings: list[Image.Image] = []
     chats = [[_user({"type": "text", "text": prompt})] for prompt in prompts]
     for batch in _batches(chats, batch_size, progress):
@@ -77,6 +78,7 @@ def ask(
         think: whether the model first thinks aloud.
         batch_size, progress, generation: as for [`draw`]. Answers are greedy unless it says `do_sample=True`.
     """
+    _refuse_one("questions", questions)
     if pictures is not None and len(pictures) != len(questions):
         raise ValueError(
             f"pictures must be as many as questions; got {len(pictures)} and {len(questions)}. Repeat some."
@@ -95,6 +97,20 @@ def ask(
         written = processor.post_process_multimodal_output(tokens[:, inputs["input_ids"].shape[1] :])
         answers += [Answer(*processor.split_thinking(begun + text)) for text in written]
     return answers
+
+
+def encode(
+    model: DPSForConditionalGeneration, processor: DPSProcessor, pictures: Sequence[Image.Image]
+) -> torch.Tensor:
+    """The codes of pictures, `(pictures, grid_size * grid_size)`: letterboxed at the size of drawings, not at the tower's."""
+    size = {"height": model.config.drawing_size, "width": model.config.drawing_size}
+    pixels = processor.image_processor(list(pictures), size=size, return_tensors="pt")["pixel_values"]
+    return model.encode_image(pixels.to(model.device))
+
+
+def _refuse_one(name: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str):  # or each of its letters would be taken for a text
+        raise TypeError(f"{name} must be a list of texts; got the text {texts!r}. Put it in a list.")
 
 
 def _user(*content: dict) -> dict:

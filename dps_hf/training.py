@@ -1,5 +1,6 @@
 """What the training scripts share: resuming, curves as a plot, records as batches."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dps_hf.data import Record
 from dps_hf.data.mixture import Mixture
+from dps_hf.inference import encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
@@ -108,8 +110,7 @@ def encode_drawings(
     targets = [image for record in records for image, role in _pictures(record) if role == "assistant"]
     if not targets:
         return records
-    pixels = processor.image_processor(targets, return_tensors="pt")["pixel_values"]
-    codes = iter(model.encode_image(pixels.to(model.device)).cpu())
+    codes = iter(encode(model, processor, targets).cpu())
     encoded = []
     for record in records:
         messages: list = []
@@ -171,17 +172,21 @@ class RecordCollator:
         # Without pictures: the answer holds none, so that its length is the same.
         lengths = [[len(ids) for ids in self.processor.tokenizer(side)["input_ids"]] for side in (texts, prompts)]
         labels = batch["input_ids"].clone()
+        # What is dropped depends on the batch alone: a run that is resumed, where torch's own generator stands
+        # elsewhere, drops the same.
+        chance = torch.Generator().manual_seed(zlib.crc32("".join(texts).encode()))
         for row, (length, prompt_length) in enumerate(zip(*lengths, strict=True)):
             answer_length = length - prompt_length
             labels[row, :-answer_length] = -100
             if not self.model.training or labels[row, -answer_length] != self.model.config.boi_token_id:
                 continue
-            if torch.rand(()) < self.prompt_dropout:
+            if torch.rand((), generator=chance) < self.prompt_dropout:
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
                 batch["attention_mask"][row, :-answer_length] = 0
                 labels[row, -answer_length] = -100
-            elif torch.rand(()) < self.code_dropout:
+            elif torch.rand((), generator=chance) < self.code_dropout:
                 codes = batch["input_ids"][row, 1 - answer_length :]
-                codes[torch.rand(len(codes)) < torch.rand(())] = self.model.config.pad_token_id
+                share = torch.rand((), generator=chance)
+                codes[torch.rand(len(codes), generator=chance) < share] = self.model.config.pad_token_id
         first = int((labels != -100).any(0).float().argmax())
         return {**batch, "labels": labels, "logits_to_keep": labels.shape[1] - first + 1}

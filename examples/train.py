@@ -24,6 +24,7 @@ class ScriptArguments:
         and a fresh connector.
     text_config: fields of the decoder's config, `model_type` among them.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
+    row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
     freeze_vision_tower: keeps the tower as it was trained.
     tasks: task to weight.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
@@ -37,6 +38,7 @@ class ScriptArguments:
     text_tokenizer: str | None = None
     vision_tower: str | None = None
     image_tokenizer: str | None = None
+    row_end: bool = False
     freeze_vision_tower: bool = False
     tasks: dict = field(default_factory=dict)
     prompt_dropout: float = 0.1
@@ -62,6 +64,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
             vision=script.vision_tower,
             image_tokenizer=script.image_tokenizer,
             tokenizer=script.text_tokenizer,
+            row_end=script.row_end,
         )
     model.model.vision_tower.requires_grad_(not script.freeze_vision_tower)
     model.generation_config = GenerationConfig(
@@ -70,6 +73,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     print(f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trained")
 
     # Dataset
+    if training.max_steps < 1:
+        raise ValueError(f"max_steps must be 1 or more, since the mixture has no end; got {training.max_steps}.")
     batch_size = training.train_batch_size
     length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
     train = Mixture(script.tasks, seed=training.seed, length=length, block=batch_size)

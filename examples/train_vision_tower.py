@@ -9,6 +9,7 @@ python examples/train_vision_tower.py --config examples/recipes/nano_vision_towe
 
 import copy
 import math
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,30 +102,35 @@ class Collator:
         chosen = labels[:, 0] >= 0
         if self.model.training and chosen.any():
             mirror = torch.tensor([example["mirror"] for example in examples])
-            pixels[chosen] = distort(pixels[chosen], mirror[chosen])
+            # By the pictures alone: a run that is resumed, where torch's own generator stands elsewhere, does the same.
+            chance = torch.Generator().manual_seed(zlib.crc32(pixels.numpy().tobytes()))
+            pixels[chosen] = distort(pixels[chosen], mirror[chosen], chance)
         return {"pixel_values": pixels, "labels": labels}
 
 
-def distort(pixels: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
+def distort(pixels: torch.Tensor, mirror: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
     """`(batch, 3, height, width)` in [-1, 1], each picture in its own way; `mirror` `(batch,)`: which may be mirrored."""
     batch, size = len(pixels), pixels.shape[-1]
 
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(batch, *shape, generator=chance)
+
     def within(limit: float, *shape: int) -> torch.Tensor:
-        return (2 * torch.rand(batch, *shape) - 1) * limit
+        return (2 * rand(*shape) - 1) * limit
 
     angle, scale, stretch = within(math.radians(12)), 1 / (1.04 + within(0.18)), 1 + within(0.1)
-    flip = torch.where(mirror & (torch.rand(batch) < 0.5), -1.0, 1.0)
+    flip = torch.where(mirror & (rand() < 0.5), -1.0, 1.0)
     rows = (
         torch.stack([angle.cos() * scale * stretch * flip, -angle.sin() * scale, within(0.16)], dim=1),
         torch.stack([angle.sin() * scale * flip, angle.cos() * scale / stretch, within(0.16)], dim=1),
     )
     grid = F.affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
     pixels = F.grid_sample(pixels - 1, grid, align_corners=False) + 1  # what comes in is white
-    light = (1 - 0.2 * torch.rand(batch, 1, 1, 1)) * (1 - 0.1 * torch.rand(batch, 3, 1, 1))
+    light = (1 - 0.2 * rand(1, 1, 1)) * (1 - 0.1 * rand(3, 1, 1))
     pixels = (pixels + 1) * light - 1
     grey = pixels.mean(1, keepdim=True)
     pixels = grey + (pixels - grey) * (1 + within(0.3, 1, 1, 1))
-    x, y, half = (torch.randint(limit, (batch, 1, 1)) for limit in (size, size, 12))
+    x, y, half = (torch.randint(limit, (batch, 1, 1), generator=chance) for limit in (size, size, 12))
     side = torch.arange(size)
     covered = ((side[None, None, :] - x).abs() < half) & ((side[None, :, None] - y).abs() < half)
     return torch.where(covered[:, None], 1.0, pixels).clamp(-1, 1)
@@ -181,7 +187,8 @@ class Student(nn.Module):
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         is_emoji = labels[:, 0] >= 0
         if self.training:  # between two emoji there are more pictures to agree on than there are emoji
-            share = torch.where(is_emoji & (torch.rand(len(labels)) < 0.5), 0.5 + 0.5 * torch.rand(len(labels)), 1.0)
+            mixed, other = torch.rand(2, len(labels), device=labels.device)
+            share = torch.where(is_emoji & (mixed < 0.5), 0.5 + 0.5 * other, 1.0)
             share = share.view(-1, 1, 1, 1).to(pixel_values)
             pixel_values = share * pixel_values + (1 - share) * pixel_values.roll(1, 0)
         patches = self.tower(pixel_values).last_hidden_state  # (batch, patches, hidden_size)
@@ -233,6 +240,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         save_model(teacher, weights)
 
     # Tower
+    set_seed(training.seed)  # whether the teacher was trained just now or before an interruption
     tower = SiglipVisionModel(config)
     print(f"{tower.num_parameters():,} parameters")
     fit(Student(tower, teacher), training, script.scenes, config.patch_size)

@@ -156,17 +156,38 @@ def test_trl_trains_on_drawings_as_code_text(make_model, tiny_processor, tmp_pat
 
 def test_hidden_codes_are_still_to_be_foretold_and_the_words_stay(make_model, tiny_processor):
     model = make_model().train()
-    example = record("t", ["a red square"], [RED])
-    plain = RecordCollator(model, tiny_processor)([example])
+    hiding = RecordCollator(model, tiny_processor, code_dropout=1.0)
     hidden = 0
-    for _ in range(20):
-        batch = RecordCollator(model, tiny_processor, code_dropout=1.0)([example])
+    for i in range(20):
+        example = record("t", [f"a red square, {i}"], [RED])
+        batch, plain = hiding([example]), RecordCollator(model, tiny_processor)([example])
         assert torch.equal(batch["labels"], plain["labels"])
         changed = batch["input_ids"] != plain["input_ids"]
         assert (batch["input_ids"][changed] == model.config.pad_token_id).all()
         assert (plain["labels"][changed] != -100).all()
         hidden += int(changed.sum())
     assert hidden > 20
-    assert torch.equal(
-        RecordCollator(model.eval(), tiny_processor, 0.0, 1.0)([example])["input_ids"], plain["input_ids"]
+    model.eval()
+    assert torch.equal(hiding([example])["input_ids"], plain["input_ids"])
+
+
+def test_what_is_dropped_depends_on_the_batch_alone(make_model, tiny_processor):
+    collate = RecordCollator(make_model().train(), tiny_processor, prompt_dropout=0.3, code_dropout=0.5)
+    examples = [record("t", [f"square {i}"], [RED]) for i in range(8)]
+    first = collate(examples)
+    torch.rand(7)  # a resumed run finds torch's own generator elsewhere
+    again = collate(examples)
+    for name in ("input_ids", "attention_mask", "labels"):
+        assert torch.equal(first[name], again[name])
+    assert not first["attention_mask"].all() or (first["input_ids"] != collate(examples[::-1])["input_ids"]).any()
+
+
+def test_drawings_are_learned_at_their_own_size_not_at_the_towers(make_model, tiny_processor, monkeypatch):
+    seen = []
+    model = make_model()
+    model.encode_image = lambda pixels: (
+        seen.append(pixels.shape) or torch.zeros(len(pixels), model.config.grid_size**2)
     )
+    monkeypatch.setattr(tiny_processor.image_processor, "size", {"height": 4, "width": 4})
+    encode_drawings([record("t", ["a red square"], [RED])], model, tiny_processor)
+    assert seen == [(1, 3, model.config.drawing_size, model.config.drawing_size)]

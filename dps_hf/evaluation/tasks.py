@@ -14,7 +14,7 @@ from dps_hf.data.facts import BACKWARD, CAPITALS, FORWARD
 from dps_hf.data.record import pick
 from dps_hf.evaluation.detector import detect, same_things
 from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr, wilson_interval
-from dps_hf.inference import ask, draw
+from dps_hf.inference import ask, draw, encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
@@ -166,7 +166,7 @@ def image_tokenizer(subject: Subject) -> dict[str, Figure]:
     values = []
     for pair in subject.held_out_emoji():
         picture = emoji.picture(pair)
-        pixels = model.decode_image_tokens(model.encode_image(_pixels(subject, [picture])))
+        pixels = model.decode_image_tokens(encode(model, subject.processor, [picture]))
         again = subject.processor.post_process_multimodal_output(pixels, generation_mode="image")
         values.append(psnr(picture.resize((size, size)), again[0]))
     return {"psnr_db": mean(values)}
@@ -180,7 +180,7 @@ def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
     losses: dict[str, list[float]] = {"right": [], "shuffled": []}
     for start in range(0, len(pairs), 25):
         batch = pairs[start : start + 25]
-        drawings = [processor.drawing_text(c) for c in model.encode_image(_pixels(subject, map(emoji.picture, batch)))]
+        drawings = [processor.drawing_text(c) for c in encode(model, processor, [emoji.picture(p) for p in batch])]
         for name, worded in (("right", batch), ("shuffled", [pairs[i - 1] for i in range(start, start + len(batch))])):
             chats = [
                 [{"role": "user", "content": emoji_prompt(pair)}, {"role": "assistant", "content": drawing}]

@@ -42,8 +42,8 @@ def assemble(
     text_config = decoder.config
     codes = image_tokenizer.config
     codebook_size = codes.num_embeddings if codes.model_type == "janus_vqgan" else codes.codebook_size
-    if tokenizer is None and isinstance(text_source, (str, os.PathLike)):
-        tokenizer = text_source
+    if tokenizer is None and not isinstance(text_source, PreTrainedConfig):
+        tokenizer = getattr(text_source, "name_or_path", text_source) or None
     if tokenizer is None:  # the config's own layout: what is new comes last
         num_known = text_config.vocab_size
         ids = {"row_end_token_id": num_known if row_end else None}
@@ -94,7 +94,8 @@ def assemble(
     decoder.set_input_embeddings(embeddings)
     model.model.language_model = decoder
     model.model.vision_tower = vision.to(**place)
-    model.model.image_tokenizer = image_tokenizer.to(**place).requires_grad_(False)
+    # In float32 whatever the rest is in, as `from_pretrained` keeps it too: its codes are roundings.
+    model.model.image_tokenizer = image_tokenizer.to(device=text.device, dtype=torch.float32).requires_grad_(False)
     model.model.connector = type(model.model.connector)(config).apply(model._init_weights).to(**place)
     if not tied:
         model.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False).apply(model._init_weights).to(**place)

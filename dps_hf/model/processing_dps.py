@@ -215,6 +215,8 @@ class DPSProcessor(ProcessorMixin):
         row, count = torch.as_tensor(row), self.grid_size**2
         boi, eoi = self.tokenizer.convert_tokens_to_ids([self.boi_token, self.eoi_token])
         parts: list = []
+        if len(row) and (row[0] >= self.first_code_id):  # the prompt, which was cut off, had begun the drawing
+            row = torch.cat([row.new_full((1,), boi), row])
         while len(row):
             start = (row == boi).nonzero().flatten()
             end = (row == eoi).nonzero().flatten()
@@ -252,6 +254,11 @@ def add_tokens(tokenizer, codebook_size: int, row_end: bool = False) -> int:
             if token not in known
         ]
     )
+    if (surplus := DPSProcessor.code_token.format(codebook_size)) in known:
+        raise ValueError(
+            f"The tokenizer has codes for another image tokenizer: {surplus}, and the codebook ends at {codebook_size - 1}. "
+            "Take the tokenizer that was made for this one."
+        )
     ids = tokenizer.convert_tokens_to_ids(codes)
     if ids != list(range(ids[0], ids[0] + codebook_size)):
         raise ValueError(

@@ -14,6 +14,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
+from dps_hf.training import last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]
@@ -98,16 +99,18 @@ def test_training_saves_a_model_its_processor_and_its_curves(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
-    run("train.py", recipe("whole"))
-    killed = recipe("killed")
+    chances = {"prompt_dropout": 0.3, "code_dropout": 0.5}
+    run("train.py", recipe("whole", **chances))
+    killed = recipe("killed", **chances)
     process = subprocess.Popen(
         command("train.py", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
     )
     deadline = time.monotonic() + 300
-    while not (tmp_path / "killed" / "checkpoint-2").exists() and time.monotonic() < deadline:
+    while last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
     assert not (tmp_path / "killed" / "model.safetensors").exists(), "it had finished before it was killed"
     run("train.py", killed)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -124,7 +127,13 @@ def test_an_image_tokenizer_trains_from_its_recipe(tmp_path):
 
 def test_a_vision_tower_trains_from_its_recipe(tmp_path):
     fields = yaml.safe_load((ROOT / "examples/recipes/nano_vision_tower.yaml").read_text())
-    fields |= {**TRAINING, "output_dir": str(tmp_path / "tower"), "max_steps": 2, "eval_strategy": "no"}
+    fields |= {
+        **TRAINING,
+        "output_dir": str(tmp_path / "tower"),
+        "max_steps": 2,
+        "teacher_steps": 2,
+        "eval_strategy": "no",
+    }
     (tmp_path / "tower.yaml").write_text(yaml.safe_dump(fields))
     run("train_vision_tower.py", tmp_path / "tower.yaml")
     assert SiglipVisionModel.from_pretrained(tmp_path / "tower").config.image_size == 64

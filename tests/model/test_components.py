@@ -201,7 +201,9 @@ def test_dtype_is_that_of_the_decoder(save, tokenizer, tmp_path):
     source, folder = save(LLAMA)
     source.to(torch.bfloat16).save_pretrained(folder)
     model, _processor = dps_hf.from_components(folder, VISION, IMAGE_TOKENIZER)
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16} and model.config.dtype == torch.bfloat16
+    parts = {name: weight.dtype for name, weight in model.named_parameters() if "image_tokenizer" not in name}
+    assert set(parts.values()) == {torch.bfloat16} and model.config.dtype == torch.bfloat16
+    assert {weight.dtype for weight in model.model.image_tokenizer.parameters()} == {torch.float32}
     model.save_pretrained(tmp_path / "dps")
     loaded = DPSForConditionalGeneration.from_pretrained(tmp_path / "dps")
     assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))

@@ -314,13 +314,13 @@ def test_corrupt_files_raise_nothing_but_value_errors(image_processor, picture, 
 
 def test_what_is_no_picture_is_refused(image_processor, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    for source in (tmp_path / "notes.txt", b"hello", "data:image/png;base64,aGVsbG8=", tmp_path):
+    for source in (tmp_path / "notes.txt", b"hello", "data:image/png;base64,aGVsbG8="):
         with pytest.raises(ValueError, match="corrupt or of an unknown format"):
             image_processor(source)
     for source in ("data:image/png;base64,!", "data:,"):
         with pytest.raises(ValueError):
             image_processor(source)
-    for source in ("no/such/file.png", tmp_path / "none.png", "x" * 5000 + ".png", "null\0.png"):
+    for source in ("no/such/file.png", tmp_path, tmp_path / "none.png", "x" * 5000 + ".png", "null\0.png", "cats", ""):
         with pytest.raises(ValueError, match="No picture at"):
             image_processor(source)
     for source in (None, 7, {"url": "x"}, [None]):

@@ -5,6 +5,7 @@ from dataclasses import field
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, SiglipVisionConfig
+from transformers.activations import ACT2FN
 from transformers.models.auto import modeling_auto
 
 
@@ -211,6 +212,16 @@ class DPSConfig(PreTrainedConfig):
                 "image_tokenizer_config.model_type must be 'dps_image_tokenizer' or 'janus_vqgan'; got "
                 f"{self.image_tokenizer_config.model_type!r}. Set one of the two."
             )
+        if self.projector_hidden_act not in ACT2FN:
+            raise ValueError(
+                f"projector_hidden_act must be an activation that transformers knows; got {self.projector_hidden_act!r}. "
+                "Set it to 'gelu_pytorch_tanh', say."
+            )
+        if getattr(self.text_config, "vocab_size", None) is None or self.text_config.is_encoder_decoder:
+            raise ValueError(
+                f"text_config.model_type must be that of a decoder; got {self.text_config.model_type!r}. Take a model that "
+                "AutoModelForCausalLM loads, such as 'llama'."
+            )
         for part in ("vision_config", "image_tokenizer_config"):
             channels = getattr(getattr(self, part), "num_channels", 3)
             if channels != 3:
@@ -225,8 +236,17 @@ class DPSConfig(PreTrainedConfig):
         if start < 0 or end > vocab_size:
             raise ValueError(
                 f"image_code_start_id + codebook size must lie within text_config.vocab_size; got {start} + "
-                f"{self.codebook_size} and {vocab_size}. Set text_config.vocab_size to at least {max(start, 0) + self.codebook_size}."
+                f"{self.codebook_size} and {vocab_size}. Set text_config.vocab_size to at least "
+                f"{max(start, 3) + self.codebook_size}, which leaves room for text."
             )
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, list) else [values]:
+                if value is not None and start <= value < end:
+                    raise ValueError(
+                        f"{name} must lie outside of the image codes [{start}, {end}), which no text can end with; got {value}. "
+                        f"Set text_config.{name}."
+                    )
         taken: dict[int, str] = {}
         for name in ("image_token_id", "boi_token_id", "eoi_token_id", "row_end_token_id"):
             value = getattr(self, name)
@@ -235,7 +255,7 @@ class DPSConfig(PreTrainedConfig):
             if not 0 <= value < vocab_size or start <= value < end:
                 raise ValueError(
                     f"{name} must lie in the vocabulary of {vocab_size} tokens and outside of the image codes "
-                    f"[{start}, {end}); got {value}. Choose an id below {start}."
+                    f"[{start}, {end}); got {value}. Choose an id {f'below {start}' if start else f'from {end}'}."
                 )
             if value in taken:
                 raise ValueError(
@@ -268,7 +288,10 @@ def _sub_config(value: dict | PreTrainedConfig | None, default_model_type: str) 
     if model_type == DPSImageTokenizerConfig.model_type:
         return DPSImageTokenizerConfig(**value)
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"model_type of a nested config must be one that transformers knows; got {model_type!r}.")
+        raise ValueError(
+            f"model_type of a nested config must be one that transformers knows; got {model_type!r}. "
+            f"Set it to {default_model_type!r}, say."
+        )
     return CONFIG_MAPPING[model_type](**value)
 
 

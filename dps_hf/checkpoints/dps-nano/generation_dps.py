@@ -90,10 +90,14 @@ def guided_sample(
     attention_mask = model_kwargs.pop("attention_mask", None)
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     cache = model_kwargs.get("past_key_values")
-    first_inputs = {name: model_kwargs[name] for name in ("pixel_values",) if model_kwargs.get(name) is not None}
+    pixel_values = model_kwargs.get("pixel_values")
+    first_inputs = {} if pixel_values is None else {"pixel_values": pixel_values}
+
     # The unguided half has no pictures: it could not see them anyway.
-    without_pictures = torch.where(input_ids == config.image_token_id, config.boi_token_id, input_ids)
-    next_ids = torch.cat([input_ids, without_pictures])
+    def doubled(ids):
+        return torch.cat([ids, torch.where(ids == config.image_token_id, config.boi_token_id, ids)])
+
+    next_ids = doubled(input_ids)
 
     while True:
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -134,8 +138,7 @@ def guided_sample(
         if unfinished.max() == 0:
             break
         if cache is None:  # everything is computed anew, pictures included
-            pictures_gone = torch.where(input_ids == config.image_token_id, config.boi_token_id, input_ids)
-            next_ids = torch.cat([input_ids, pictures_gone])
+            next_ids = doubled(input_ids)
         else:
             next_ids, first_inputs = tokens.repeat(2)[:, None], {}
 
@@ -222,9 +225,11 @@ class DPSGenerationMixin(GenerationMixin):
         if mode != "text" and guidance_scale is not None and guidance_scale != 1:
             names = ("assistant_model", "prompt_lookup_num_tokens", "inputs_embeds", "past_key_values")
             refused = [name for name in names if setting(name) is not None]
+            refused += [name for name in ("output_attentions", "output_hidden_states") if setting(name)]
             if refused or setting("num_beams") not in (None, 1):
                 raise ValueError(
-                    f"guidance_scale needs greedy decoding or sampling from input_ids; got {' and '.join(refused) or 'num_beams > 1'}. "
+                    f"guidance_scale needs greedy decoding or sampling from input_ids, and gives scores and logits only; "
+                    f"got {' and '.join(refused) or 'num_beams > 1'}. "
                     "Leave it out, or set guidance_scale=1."
                 )
             streamer = kwargs.pop("streamer", None)
@@ -252,9 +257,7 @@ class DPSGenerationMixin(GenerationMixin):
         mask = torch.ones_like(input_ids) if mask is None else mask
         begun = input_ids[:, -1:] == boi if input_ids.shape[1] else input_ids.new_zeros(len(input_ids), 1).bool()
         if not begun.all():
-            longer = torch.cat([input_ids, torch.full_like(input_ids[:, :1], boi)], 1) if input_ids.shape[1] else None
-            if longer is None:
-                longer = input_ids.new_full((input_ids.shape[0], 1), boi)
+            longer = torch.cat([input_ids, input_ids.new_full((len(input_ids), 1), boi)], 1)
             longer_mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], 1)
             # Rows that have begun already move to the right, behind one more padding token.
             moved = torch.cat([torch.full_like(longer[:, :1], boi), longer[:, :-1]], 1)
@@ -275,6 +278,11 @@ class DPSGenerationMixin(GenerationMixin):
             ids = input_ids if input_ids.shape[1] else None  # without columns where inputs_embeds are the prompt
             placeholders = self.model.find_placeholders(ids, model_kwargs.get("inputs_embeds"))
             counts = placeholders.sum(1) // self.config.num_image_tokens
+            if counts.sum() != len(pixel_values):
+                raise ValueError(
+                    f"input_ids have placeholders for {int(counts.sum())} pictures and pixel_values hold {len(pixel_values)}. "
+                    "Let the processor make both."
+                )
             rows = pixel_values.split(counts.tolist())
             model_kwargs["pixel_values"] = None
             input_ids, model_kwargs = super()._expand_inputs_for_generation(

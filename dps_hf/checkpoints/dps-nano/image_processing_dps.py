@@ -5,6 +5,7 @@ import binascii
 import os
 from io import BytesIO
 from pathlib import Path
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -34,8 +35,10 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
             source = _read(source, fetch_urls)
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             return to_rgb(image)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"No picture at {name}. Give a path, a PIL image, bytes, base64 or a data URL.") from None
+    except URLError as error:
+        raise ValueError(f"The picture at {name} could not be fetched: {error}. Open it yourself.") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"The picture {name} is too large: {error} Scale it down first.") from None
     except ValueError:
@@ -57,9 +60,12 @@ def _read(source: str, fetch_urls: bool) -> str | bytes:
     if not is_data and os.path.exists(source):
         return source
     try:
-        return base64.b64decode("".join(source.partition(",")[2 if is_data else 0].split()), validate=True)
+        content = base64.b64decode("".join(source.partition(",")[2 if is_data else 0].split()), validate=True)
     except binascii.Error as error:
         raise error if is_data else FileNotFoundError from None
+    if not is_data and len(content) < 26:  # shorter than any picture file: a name that happens to be base64
+        raise FileNotFoundError
+    return content
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

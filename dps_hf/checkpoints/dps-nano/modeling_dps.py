@@ -85,6 +85,8 @@ class DPSPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # Its codes are roundings: in half precision one scene in three gets the codes that training saw, or fewer.
+    _keep_in_fp32_modules_strict = {"image_tokenizer"}
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -182,9 +184,14 @@ class DPSModel(DPSPreTrainedModel):
             returns: `(batch, 3, drawing_size, drawing_size)` in [-1, 1]
 
         Raises:
-            ValueError: a row holds no whole drawing.
+            ValueError: another shape, or a row holds no whole drawing.
         """
         start, count = self.config.image_code_start_id, self.config.grid_size**2
+        if image_tokens.dim() != 2:
+            raise ValueError(
+                f"image_tokens must be (batch, codes or token ids); got the shape {tuple(image_tokens.shape)}. "
+                "Add the batch: image_tokens[None]."
+            )
         is_code = (image_tokens >= start) & (image_tokens < start + self.config.codebook_size)
         # Codes lie below `codebook_size`; where token ids of codes may lie there too, a bare drawing is taken for codes.
         if image_tokens.shape[1] != count or bool((image_tokens >= self.config.codebook_size).any()):
@@ -193,7 +200,9 @@ class DPSModel(DPSPreTrainedModel):
                     f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds {found}. "
                     'Call generate(generation_mode="image"), which always ends with one.'
                 )
-            image_tokens = torch.stack([row[mask][-count:] for row, mask in zip(image_tokens, is_code)]) - start
+            codes = [row[mask] for row, mask in zip(image_tokens, is_code)]
+            # A drawing that was cut off after the last whole one is left out.
+            image_tokens = torch.stack([row[: len(row) // count * count][-count:] for row in codes]) - start
         return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
 
     def find_placeholders(self, input_ids, inputs_embeds) -> torch.Tensor:
@@ -290,7 +299,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         """Joins a decoder, an image encoder and an image tokenizer; the connector between them and the new tokens are fresh.
 
         Each may be a checkpoint (its weights are taken as they are), a loaded model (which is copied and stays as it is)
-        or a config (fresh weights). All take the decoder's dtype. `DPSProcessor.from_components` makes the processor.
+        or a config (fresh weights). All but the image tokenizer take the decoder's dtype. `DPSProcessor.from_components` makes the processor.
 
         Args:
             text: any decoder with which `AutoModelForCausalLM` works, with its head or without.

@@ -1,0 +1,57 @@
+"""What judges replied, in a file that only grows: whoever pays for replies keeps them, whatever happens."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from threading import Lock
+
+
+class ReplyCache:
+    """Replies by key, each a line of JSON that is written as soon as the reply is there.
+
+    A process that is killed loses at most the line that it was writing: that line is skipped from then on, and counted
+    in `broken_lines`. To have something asked again, delete its line.
+    """
+
+    def __init__(self, path: str | PathLike):
+        self.path = Path(path)
+        self.broken_lines = 0
+        self._replies: dict[str, str] = {}
+        self._lock = Lock()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        whole = True
+        # Bytes, since a line that was cut may end within a letter.
+        with self.path.open("a+b") as file:
+            file.seek(0)
+            for line in file:
+                whole = line.endswith(b"\n")
+                self._read(line)
+            if not whole:
+                file.write(b"\n")  # else the next line would be lost with this one
+
+    def _read(self, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            key, reply = entry["key"], entry["reply"]
+        except (ValueError, KeyError, TypeError):
+            self.broken_lines += bool(line.strip())
+            return
+        self._replies[key] = reply
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._replies
+
+    def __getitem__(self, key: str) -> str:
+        return self._replies[key]
+
+    def add(self, key: str, reply: str, **about: str | int) -> None:
+        """Writes the reply down before it is used; `about` is for whoever reads the file.
+
+        Raises:
+            OSError: the file cannot be written, the disk being full for instance.
+        """
+        line = json.dumps({"key": key, **about, "reply": reply}) + "\n"  # ASCII: any letter survives any cut
+        # One write in append mode: lines of two processes do not mix. Open for the line only, no handle is left over.
+        with self._lock, self.path.open("ab") as file:
+            file.write(line.encode())
+            self._replies[key] = reply

@@ -1,0 +1,206 @@
+"""What a judging model is asked, and how its reply is read: everything about it but the network."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+from PIL import Image
+
+from dps_hf.judges.verdict import Case
+from dps_hf.model.image_processing_dps import to_rgb
+
+
+RUBRICS = Path(__file__).parent / "rubrics"
+TASKS = ("score", "compare", "refine")
+
+Part = tuple[str, str | Image.Image]
+"""What it is, "prompt" for instance, and the thing itself."""
+
+
+class Rubric:
+    """Aspects, their scale and what to look for, read from a template file.
+
+    Args:
+        source: "answer" or "drawing", which come with the package, or the path of a Jinja file that sets `aspects`
+            (what each means, by name), `lowest` and `highest` (whole numbers), and holds the guidance as its text.
+
+    Raises:
+        ValueError: there is no such file, or it sets something else.
+        ImportError: pydantic is missing.
+    """
+
+    def __init__(self, source: str | PathLike):
+        shipped = RUBRICS / f"{source}.jinja"
+        path = shipped if shipped.exists() else Path(source)
+        if not path.is_file():
+            raise ValueError(
+                f"rubric must be 'answer', 'drawing' or the path of a template file; got {str(source)!r}."
+            )
+        jinja = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+        try:
+            module: Any = jinja.from_string(path.read_text(encoding="utf-8")).module
+            self.aspects, self.lowest, self.highest = module.aspects, module.lowest, module.highest
+        except (TemplateError, AttributeError) as error:
+            raise ValueError(
+                f"The rubric {path} cannot be used: {error}. It must set aspects, lowest and highest; see {shipped.parent}."
+            ) from None
+        _check(path, self.aspects, self.lowest, self.highest)
+        self.name = path.stem
+        rules = jinja.from_string((RUBRICS / "rules.jinja").read_text(encoding="utf-8"))
+        scale = {"aspects": self.aspects, "lowest": self.lowest, "highest": self.highest}
+        self._instructions = {task: rules.render(task=task, guidance=str(module).strip(), **scale) for task in TASKS}
+        self._replies = {task: self._reply_type(task) for task in TASKS}
+
+    def _reply_type(self, task: str) -> Any:
+        try:
+            from pydantic import ConfigDict, Field, create_model
+        except ImportError as error:
+            raise ImportError("A rubric needs pydantic. Install it with `pip install dps_hf[judge]`.") from error
+        # Strict: "8/10", true and 7.5 are no whole numbers.
+        score = Annotated[int, Field(strict=True, ge=self.lowest, le=self.highest)]
+        side = Literal["first", "second", "tie"]
+        fields: dict[str, Any] = {"rationale": (str, ...)}  # first, so that it is thought of before the scores
+        if task == "refine":
+            fields["rewrite"] = (str, ...)
+        else:
+            fields |= dict.fromkeys(self.aspects, (score if task == "score" else side, ...))
+        # The schema allows no other keys, as OpenAI asks; a reply may have some all the same.
+        return create_model(
+            "Reply", __config__=ConfigDict(json_schema_extra={"additionalProperties": False}), **fields
+        )
+
+    def question(self, task: str, judge: str, case: Case, other: Case | None = None) -> "Question":
+        """`task` is one of `TASKS`; `other` is the second response to compare with."""
+        responses = ["response"] if other is None else ["first", "second"]
+        parts: list[Part] = [("picture", image) for image in case.images]
+        parts += [("prompt", case.prompt)]
+        parts += [(label, c.response) for label, c in zip(responses, (case, other)) if c is not None]
+        return Question(judge, self._instructions[task], tuple(parts), self._replies[task])
+
+    def scaled(self, value: int) -> float:
+        """A score of this rubric as one between 0 and 1."""
+        return (value - self.lowest) / (self.highest - self.lowest)
+
+
+def _check(path: Path, aspects: Any, lowest: Any, highest: Any) -> None:
+    if not isinstance(aspects, dict) or not aspects:
+        raise ValueError(f"{path}: aspects must be a dict of names and meanings; got {aspects!r}.")
+    for name in aspects:
+        if not re.fullmatch("[a-z][a-z_]*", str(name)) or name in ("rationale", "rewrite"):
+            raise ValueError(f"{path}: an aspect is a word of small letters, not rationale or rewrite; got {name!r}.")
+    if not (isinstance(lowest, int) and isinstance(highest, int) and lowest < highest):
+        raise ValueError(f"{path}: lowest must be a whole number below highest; got {lowest!r} and {highest!r}.")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask of one judge, and the type of the reply: two that are alike have the same `key`."""
+
+    judge: str
+    instructions: str
+    parts: Sequence[Part]
+    reply_type: Any
+
+    @property
+    def key(self) -> str:
+        """Of the judge, the rubric with its rules, the texts and the pixels of the pictures: 64 hex digits."""
+        parts = [[label, body if isinstance(body, str) else _digest(body)] for label, body in self.parts]
+        return hashlib.sha256(json.dumps([self.judge, self.instructions, parts]).encode()).hexdigest()
+
+    def messages(self) -> list[dict[str, Any]]:
+        """As the chat protocol wants them: pictures as data URLs, and a plain string where there are none."""
+        # Nobody can write a text that holds its own digest, so no text can close the tags around it.
+        mark = self.key[:16]
+        content = [_text(f"The mark of this case is {mark}.")]
+        for label, body in self.parts:
+            if isinstance(body, str):
+                content.append(_text(f"<{label} {mark}>\n{inert(body)}\n</{label} {mark}>"))
+            else:
+                picture = {"type": "image_url", "image_url": {"url": data_url(body)}}
+                content += [_text(f"<{label} {mark}>"), picture, _text(f"</{label} {mark}>")]
+        content.append(_text(f"The case {mark} ends here. Reply with the JSON object that your instructions ask for."))
+        wordy = all(part["type"] == "text" for part in content)
+        return [
+            {"role": "system", "content": self.instructions},
+            {"role": "user", "content": "\n".join(part["text"] for part in content) if wordy else content},
+        ]
+
+    def response_format(self) -> dict[str, Any]:
+        """The schema of the reply, for servers that hold the model to it."""
+        schema = {"name": "verdict", "strict": True, "schema": self.reply_type.model_json_schema()}
+        return {"type": "json_schema", "json_schema": schema}
+
+    def read(self, reply: str) -> Any:
+        """The fields of the one JSON object in the reply that has them, whatever stands around it; else None.
+
+        What also stands in the judged texts is a quotation, no verdict; and two different verdicts are none.
+        """
+        from pydantic import ValidationError
+
+        texts = [_squeezed(inert(body)) for _, body in self.parts if isinstance(body, str)]
+        verdicts: list[Any] = []
+        for written, value in _objects(reply.rpartition("</think>")[2]):
+            if any(_squeezed(written) in text for text in texts):
+                continue
+            try:
+                verdict = self.reply_type.model_validate(value)
+            except ValidationError:
+                continue
+            if verdict not in verdicts:
+                verdicts.append(verdict)
+        return verdicts[0] if len(verdicts) == 1 else None
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+JOINER = "\u2060"  # has no width
+
+
+def inert(text: str) -> str:
+    """The same to the eye, but no tag, and no control token such as `<|im_end|>` or `[INST]` for a server to obey."""
+    text = text.encode("utf-8", "replace").decode()  # half a letter pair cannot be sent
+    return re.sub(r"<(?=\S)|\[(?=/?[A-Z_]+\])", rf"\g<0>{JOINER}", text)
+
+
+def not_inert(text: str) -> str:
+    """Undoes `inert` in what the judge copied."""
+    return re.sub(rf"([<\[]){JOINER}", r"\1", text)
+
+
+def data_url(image: Image.Image) -> str:
+    buffer = BytesIO()
+    to_rgb(image).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _digest(image: Image.Image) -> str:
+    # Of the pixels: files of the same picture differ between versions of Pillow.
+    rgb = to_rgb(image)
+    return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _objects(text: str) -> Iterator[tuple[str, Any]]:
+    """Every JSON object in the text that is not inside another: as it is written, and its value."""
+    decoder, start = json.JSONDecoder(), text.find("{")
+    while start >= 0:
+        try:
+            value, end = decoder.raw_decode(text, start)
+            yield text[start:end], value
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)

@@ -1,0 +1,116 @@
+"""Thumbs, ratings and choices that people gave, one JSON object a line, as verdicts.
+
+{"prompt": "What is the capital of France?", "response": "Paris.", "thumb": "up"}
+{"prompt": "a red star", "response": {"image": "drawings/7.png"}, "rating": 4, "comment": "a bit crooked"}
+{"prompt": "What is this?", "images": ["cat.png"], "chosen": "a cat", "rejected": "a dog"}
+
+Ratings are from 1 to 5. Pictures are paths below the file's folder. Other fields may be there and mean nothing.
+"""
+
+import json
+import logging
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dps_hf.judges.verdict import Case, Verdict
+from dps_hf.model.image_processing_dps import open_picture
+
+
+STARS = (1, 5)
+THUMBS = {"up": 1.0, "down": 0.0}
+KINDS = ("thumb", "rating", "chosen")
+
+logger = logging.getLogger(__name__)
+
+
+def read_votes(path: str | PathLike) -> list[tuple[Case, Verdict]]:
+    """Every vote of a JSONL file, with the response that it is about.
+
+    A choice is two of them: 1 for the chosen response, 0 for the rejected one. The origin is the file and the line.
+
+    Bad lines are left out. A warning names them, and `<name>.bad.jsonl` next to the file keeps each with its number and
+    what is wrong with it; that file goes when no line is bad any more.
+    """
+    path = Path(path)
+    aside = path.with_suffix(".bad.jsonl")
+    votes: list[tuple[Case, Verdict]] = []
+    bad: list[dict[str, str | int]] = []
+    with path.open("rb") as file:  # bytes, so that letters that are no UTF-8 spoil their own line only
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                votes += _votes(json.loads(line), path.parent, f"{path.name}:{number}")
+            except (ValueError, RecursionError) as error:
+                bad.append({"line": number, "error": str(error), "text": line.decode(errors="backslashreplace")})
+    if not bad:
+        aside.unlink(missing_ok=True)
+        return votes
+    aside.write_text("".join(json.dumps(entry) + "\n" for entry in bad), encoding="utf-8")
+    listed = "\n".join(f"line {entry['line']}: {entry['error']}" for entry in bad)
+    logger.warning("%s: %d bad line(s) left out; %s keeps them.\n%s", path, len(bad), aside.name, listed)
+    return votes
+
+
+def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
+    """
+    Raises:
+        ValueError: names the field, what it holds and what it should hold.
+    """
+    if not isinstance(vote, dict):
+        raise ValueError(f'A line must be an object such as {{"prompt": ..., "thumb": "up"}}; got {vote!r}.')
+    kinds = [kind for kind in KINDS if kind in vote]
+    if len(kinds) != 1:
+        raise ValueError(f"A line must have one of {', '.join(KINDS)}; got {', '.join(kinds) or 'none'}.")
+    prompt, comment, images = vote.get("prompt"), vote.get("comment", ""), vote.get("images", [])
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"'prompt' must be a text; got {prompt!r}.")
+    if not isinstance(comment, str):
+        raise ValueError(f"'comment' must be a text; got {comment!r}.")
+    if not isinstance(images, list):
+        raise ValueError(f"'images' must be a list of paths; got {images!r}.")
+    shown = tuple(_picture("images", image, folder) for image in images)
+    if kinds == ["chosen"]:
+        scores = {"chosen": 1.0, "rejected": 0.0}
+        aspect = "choice"
+    else:
+        aspect = kinds[0]
+        scores = {"response": _thumb(vote["thumb"]) if aspect == "thumb" else _rating(vote["rating"])}
+    return [
+        (
+            Case(prompt, _response(field, vote.get(field), folder), shown, origin=origin),
+            Verdict({aspect: score}, comment, "users", origin),
+        )
+        for field, score in scores.items()
+    ]
+
+
+def _thumb(thumb: Any) -> float:
+    if thumb not in list(THUMBS):
+        raise ValueError(f'\'thumb\' must be "up" or "down"; got {thumb!r}.')
+    return THUMBS[thumb]
+
+
+def _rating(rating: Any) -> float:
+    low, high = STARS
+    if isinstance(rating, bool) or not isinstance(rating, (int, float)) or not low <= rating <= high:
+        raise ValueError(f"'rating' must be a number from {low} to {high}; got {rating!r}.")
+    return (rating - low) / (high - low)
+
+
+def _response(field: str, response: Any, folder: Path) -> str | Image.Image:
+    if isinstance(response, dict) and "image" in response:
+        return _picture(field, response["image"], folder)
+    if not isinstance(response, str) or not response.strip():
+        raise ValueError(f'\'{field}\' must be a text or {{"image": "path"}}; got {response!r}.')
+    return response
+
+
+def _picture(field: str, name: Any, folder: Path) -> Image.Image:
+    # People send these files: none of them gets to see what lies elsewhere.
+    if not isinstance(name, str) or not (path := (folder / name).resolve()).is_relative_to(folder.resolve()):
+        raise ValueError(f"'{field}' must be the path of a picture below {folder}; got {name!r}.")
+    return open_picture(path)

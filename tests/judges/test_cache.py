@@ -1,0 +1,36 @@
+import json
+
+from dps_hf.judges.cache import ReplyCache
+
+
+def test_replies_are_there_again_in_the_next_run(tmp_path):
+    cache = ReplyCache(tmp_path / "new" / "cache.jsonl")
+    assert "a" not in cache
+    cache.add("a", 'one\n"two" ✓', judge="me")
+    again = ReplyCache(cache.path)
+    assert again["a"] == cache["a"] == 'one\n"two" ✓'
+    assert json.loads(cache.path.read_text())["judge"] == "me"
+
+
+def test_a_file_that_was_cut_anywhere_keeps_the_lines_before_and_takes_new_ones(tmp_path):
+    cache = ReplyCache(tmp_path / "cache.jsonl")
+    for key in "abc":
+        cache.add(key, f"reply {key} é")
+    whole = cache.path.read_bytes()
+    starts = [0, *(i + 1 for i, byte in enumerate(whole) if byte == ord("\n"))]
+    for length in range(len(whole) + 1):
+        cache.path.write_bytes(whole[:length])
+        cut = ReplyCache(cache.path)
+        # A line that lacks only its end is whole.
+        lines = sum(end - 1 <= length for end in starts[1:])
+        assert [key in cut for key in "abc"] == [i < lines for i in range(3)]
+        assert cut.broken_lines == (length not in starts and length + 1 not in starts)
+        cut.add("d", "new")
+        assert ReplyCache(cut.path)["d"] == "new"
+
+
+def test_lines_of_something_else_are_skipped_and_counted(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    path.write_bytes(b'\xff\xfe\n{"key": "a"}\n7\n\0\0\0\n\n{"key": "b", "reply": "fine"}\n')
+    cache = ReplyCache(path)
+    assert cache.broken_lines == 4 and cache["b"] == "fine" and "a" not in cache
