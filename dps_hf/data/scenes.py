@@ -70,14 +70,11 @@ def sample_scene(
     """
     if count is None:
         count = int(np.searchsorted((0.35, 0.65, 0.85), rng.random(), side="right")) + 1
-<<<<<<< HEAD
+    if count not in range(1, 5):
+        raise ValueError(f"count must be 1 to 4; got {count}.")
     ground = pick(rng, grounds), tuple(int(v) for v in rng.integers(224, 250, 3))
     if ground[0] == "white":
         ground = ("white", (255, 255, 255))
-=======
-    if count not in range(1, 5):
-        raise ValueError(f"count must be 1 to 4; got {count}.")
->>>>>>> main
     while True:
         things: list[Thing] = []
         for _ in range(30):
