@@ -6,6 +6,7 @@ import numpy as np
 
 from dps_hf.data.record import pick
 from dps_hf.data.scenes import COLOURS, RELATION_GAP, SHAPES, Scene
+from dps_hf.data.splits import UNSEEN_PAIRS
 from dps_hf.data.wording import RELATIONS, article, plural
 
 
@@ -54,7 +55,9 @@ def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, int]:
         number = sum(
             (not by_colour or t.colour == colour) and (not by_shape or t.shape == shape) for t in scene.things
         )
-        if (number > 0) == wanted:
+        # What is not there is no unseen pair either: training would say of it nothing but no.
+        unseen = by_colour and by_shape and (colour, shape) in UNSEEN_PAIRS
+        if (number > 0) == wanted and (wanted or not unseen):
             noun = shape if by_shape else "thing"
             prefix = f"{colour} " if by_colour else ""
             return prefix + noun, prefix + plural(noun), number

@@ -32,6 +32,8 @@ RELATION_GAP = 10  # two things are left of, above ... each other when their cen
 
 GROUNDS = ("white", "tint", "stripes", "checks", "dots")
 """White, and light ones on which every colour can be told."""
+HALF_WHITE = ("white",) * (len(GROUNDS) - 1) + GROUNDS[1:]
+"""Each as often as the others together, for pictures to be read. Drawings are always on white."""
 
 
 @dataclass(frozen=True)

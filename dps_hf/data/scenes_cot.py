@@ -4,13 +4,13 @@ import numpy as np
 
 from dps_hf.data.questions import ask
 from dps_hf.data.record import Record, record
-from dps_hf.data.scenes import GROUNDS, render, sample_split
+from dps_hf.data.scenes import HALF_WHITE, render, sample_split
 from dps_hf.data.wording import caption
 
 
 def scenes_cot(rng: np.random.Generator, split: str) -> Record:
     """A question; the steps begin with what is seen. Half of the grounds are white."""
-    scene = sample_split(rng, split, grounds=(*["white"] * (len(GROUNDS) - 1), *GROUNDS[1:]))
+    scene = sample_split(rng, split, grounds=HALF_WHITE)
     question, hint, steps, answer = ask(rng, scene)
     return record(
         "scenes_cot", [render(scene), question], [answer], hint=hint, steps=f"I see {caption(scene)}. {steps}"

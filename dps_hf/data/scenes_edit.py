@@ -5,7 +5,16 @@ from dataclasses import replace
 import numpy as np
 
 from dps_hf.data.record import Record, pick, record
-from dps_hf.data.scenes import COLOURS, SHAPES, Scene, has_unseen_count, has_unseen_pair, render, sample_split
+from dps_hf.data.scenes import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    has_unseen_count,
+    has_unseen_pair,
+    held_out,
+    render,
+    sample_split,
+)
 from dps_hf.data.wording import article, kind
 
 
@@ -16,7 +25,7 @@ def scenes_edit(rng: np.random.Generator, split: str) -> Record:
 
 
 def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:
-    """The scene before, the instruction, the scene after."""
+    """The scene before, the instruction, the scene after. Training sees no held-out scene after an edit, either."""
     while True:
         scene = sample_split(rng, split, int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2))), tidy=True)
         index = int(rng.integers(len(scene.things)))
@@ -38,5 +47,6 @@ def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:
             things[index] = replace(thing, shape=shape)
             instruction = f"Turn {name} into {article(shape)}."
         after = replace(scene, things=tuple(things))
-        if not has_unseen_pair(after) and not has_unseen_count(after):
+        kept_out = has_unseen_pair(after) or has_unseen_count(after) or (split == "train" and held_out(after))
+        if not kept_out:
             return scene, instruction, after

@@ -1,10 +1,13 @@
 """Draw what the words say: things, how many of them, where; with a plan as the worked steps."""
 
+from collections import Counter
+
 import numpy as np
 
 from dps_hf.data.record import Record, pick, record
 from dps_hf.data.scenes import RELATION_GAP, Scene, Thing, render, sample_split
-from dps_hf.data.wording import DRAW, LANGUAGES, RELATIONS, caption, kind, phrase, related
+from dps_hf.data.splits import check_split, one_in
+from dps_hf.data.wording import DRAW, LANGUAGES, RELATIONS, Wish, contents, kind, phrase, say
 
 
 def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
@@ -27,29 +30,45 @@ def prompted(
     count: int | None = None,
     unseen: str | None = None,
 ) -> tuple[Scene, str]:
-    """A tidy scene and the words for it.
+    """A tidy scene and the words for it; those of "validation" ask for what training never asks for in any language.
 
     Args:
         form: "things" (a list), "counting" (two to four alike) or "position" (two things and how they stand).
         count: things in the scene; by default mostly one in a list, two to four when counting.
         unseen: see `sample_split`.
     """
-    if form == "counting":
-        scene = sample_split(rng, split, count or int(rng.integers(2, 5)), unseen, tidy=True, alike=True)
-        return scene, caption(scene, sizes, language)
-    if form == "position":
-        while True:
-            scene = sample_split(rng, split, 2, unseen, tidy=True)
-            one, other = scene.things
-            if one.colour == other.colour and one.shape == other.shape:
-                continue
-            true = [r for r in RELATIONS if lead(one, other, r) >= RELATION_GAP]
-            if true:
-                return scene, related(kind(one, sizes), pick(rng, true), kind(other, sizes), language)
-    # Most hold one thing: there a word has one place to show, which is how it is learned.
-    count = count or int(rng.choice((1, 2, 3, 4), p=(0.6, 0.25, 0.1, 0.05)))
-    scene = sample_split(rng, split, count, unseen, tidy=True)
-    return scene, caption(scene, sizes, language)
+    check_split(split)
+    pictures = split if unseen else "train"  # what is held out here are words: validation may reuse a picture
+    while True:
+        alike, number = form == "counting", count
+        if form == "position":
+            number = 2
+        elif number is None:
+            # Most lists hold one thing: there a word has one place to show, which is how it is learned.
+            number = int(rng.integers(2, 5)) if alike else int(rng.choice((1, 2, 3, 4), p=(0.6, 0.25, 0.1, 0.05)))
+        scene = sample_split(rng, pictures, number, unseen, tidy=True, alike=alike)
+        wish = _placed(rng, scene, sizes) if form == "position" else Wish(contents(scene, sizes))
+        if wish and (unseen or held_out_wish(wish) == (split == "validation")):
+            return scene, say(wish, language)
+
+
+def _placed(rng: np.random.Generator, scene: Scene, sizes: bool) -> Wish | None:
+    """How one of the two things stands to the other; None where that could not be told or seen."""
+    one, other = scene.things
+    true = [relation for relation in RELATIONS if lead(one, other, relation) >= RELATION_GAP]
+    if not true or kind(one, sizes=False) == kind(other, sizes=False):
+        return None
+    a, b = kind(one, sizes), kind(other, sizes)
+    return Wish(Counter((a, b)), (a, pick(rng, true), b))
+
+
+def held_out_wish(wish: Wish) -> bool:
+    """Whether training never asks for this, in whichever words and order: 1 wish in 10."""
+    relation = wish.relation
+    if relation and relation[1] in ("right of", "below"):
+        mirrored = {"right of": "left of", "below": "above"}[relation[1]]
+        relation = relation[2], mirrored, relation[0]
+    return one_in(10, repr((sorted(wish.kinds.items(), key=repr), relation)))
 
 
 def lead(one: Thing, other: Thing, relation: str) -> int:

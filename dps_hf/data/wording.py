@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from dps_hf.data.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
@@ -10,6 +11,15 @@ from dps_hf.data.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
 
 Kind = tuple[str | None, str, str]
 """Size (None: unsaid), colour, shape."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a prompt asks for, in whichever words: `relation` says how one of two things stands to the other."""
+
+    kinds: Counter[Kind]
+    relation: tuple[Kind, str, Kind] | None = None
+
 
 LANGUAGES = ("en", "de", "es", "zh")
 MOST = 4  # things of a kind for which there is a word
@@ -26,7 +36,7 @@ DRAW = {
     "es": ("{}", "Dibuja {}.", "Una imagen de {}.", "Muéstrame {}."),
     "zh": ("{}", "画{}。", "一张图片：{}。", "给我看{}。"),
 }
-"""Ways of asking. The last of each language never occurs in training."""
+"""Ways of asking; of these and of `DESCRIBE`, the last of each language never occurs in training."""
 
 _SHAPES = {
     # singular, plural, gender
@@ -135,18 +145,24 @@ def kind(thing: Thing, sizes: bool = True) -> Kind:
     return (thing.size if sizes else None, thing.colour, thing.shape)
 
 
-def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
-    """What is in the picture, left to right: "a small red circle and two big blue stars".
+def contents(scene: Scene, sizes: bool = True) -> Counter[Kind]:
+    """How many things of each kind there are, in the order in which the first of each stands from left to right."""
+    return Counter(kind(thing, sizes) for thing in sorted(scene.things, key=lambda thing: (thing.x, thing.y)))
 
-    Things that are alike are counted where the first of them stands.
-    """
-    ordered = sorted(scene.things, key=lambda thing: (thing.x, thing.y))
-    return phrases(Counter(kind(thing, sizes) for thing in ordered), language)
+
+def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
+    """What is in the picture, left to right: "a small red circle and two big blue stars"."""
+    return phrases(contents(scene, sizes), language)
 
 
 def related(one: Kind, relation: str, other: Kind, language: str = "en") -> str:
     """ "a red circle left of a blue star", "links ein roter Kreis, rechts ein blauer Stern"."""
     return _RELATE[language][relation].format(phrase(one, 1, language), phrase(other, 1, language))
+
+
+def say(wish: Wish, language: str = "en") -> str:
+    """The reverse of `parse_wish`."""
+    return related(*wish.relation, language) if wish.relation else phrases(wish.kinds, language)
 
 
 def article(noun: str) -> str:
@@ -187,11 +203,56 @@ def parse_caption(text: str) -> Counter[Kind] | None:
 
     Forgives what does not matter: capitals, a full stop, commas for "and", surplus spaces.
     """
-    text = " ".join(text.casefold().strip(" .!。\n").split())
     kinds: Counter[Kind] = Counter()
-    for item in _SEPARATORS.split(text):
+    for item in _SEPARATORS.split(_plain(text).casefold()):
         if item not in _kinds():
             return None
         kind, number = _kinds()[item]
         kinds[kind] += number
     return kinds
+
+
+def parse_wish(text: str) -> Wish | None:
+    """What is to be drawn: a caption or how two things stand, in any of the ways of asking; None if it is neither.
+
+    Forgives what `parse_caption` forgives.
+    """
+    wanted = asked_for(text)
+    for sentence, relation in _relations():
+        if match := sentence.fullmatch(wanted):
+            one, other = (_kinds().get(words.casefold()) for words in match.groups())
+            if one and other and one[1] == other[1] == 1:
+                return Wish(Counter([one[0], other[0]]), (one[0], relation, other[0]))
+    kinds = parse_caption(wanted)
+    return None if kinds is None else Wish(kinds)
+
+
+def asked_for(text: str) -> str:
+    """What a prompt asks to draw, without its way of asking: "Please draw a red star." asks for "a red star"."""
+    text = _plain(text)
+    match = _asking().fullmatch(text)
+    return next(filter(None, match.groups())) if match else text
+
+
+def _plain(text: str) -> str:
+    """Without surplus spaces, and without what ends a sentence."""
+    return " ".join(text.split()).rstrip(" .!。")
+
+
+@cache
+def _asking() -> re.Pattern[str]:
+    ways = (_pattern(_plain(way)) for ways in DRAW.values() for way in ways if way != "{}")
+    return re.compile("|".join(ways), re.IGNORECASE)
+
+
+@cache
+def _relations() -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple(
+        (re.compile(_pattern(sentence), re.IGNORECASE), relation)
+        for sentences in _RELATE.values()
+        for relation, sentence in sentences.items()
+    )
+
+
+def _pattern(template: str) -> str:
+    return re.escape(template).replace(r"\{\}", "(.+)")

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import permutations
 
 import numpy as np
 from PIL import Image
 
 from dps_hf.data.scenes import COLOURS, SHAPES, Scene
-from dps_hf.data.wording import Kind
+from dps_hf.data.wording import RELATIONS, Kind, Wish
 
 
 INK = 60.0  # a pixel further than this from white, in RGB, belongs to a thing
@@ -22,6 +23,8 @@ MISFIT = 0.14  # largest squared difference from an outline, as a share of its a
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 SOFTNESS = 3  # outlines are smoothed over 2 * 3 + 1 cells of the grid
 GRID = 24  # side of the box in which outlines are compared
+LEAD = 4  # pixels by which a thing must be left of, above ... another
+NEAR = 4  # pixels by which a thing may stand off its place, in x and in y
 
 UNKNOWN = "unknown"
 
@@ -38,7 +41,7 @@ class Detected:
 
 
 def detect(image: Image.Image) -> list[Detected]:
-    """The things in a picture on a white ground, left to right.
+    """The things in a picture on a white or light ground, left to right.
 
     Forgives noise, blur and compression. A blob that looks like none of the shapes is reported as "unknown", so that a
     failed drawing is never taken for a good one.
@@ -178,3 +181,33 @@ def same_things(found: Iterable[Detected], wanted: Scene | Counter[Kind]) -> boo
             return False
         left[match, colour, shape] -= 1
     return not any(left.values())
+
+
+def fulfils(found: Iterable[Detected], wish: Wish) -> bool:
+    """Whether exactly the wished things were found, and stand as wished, clearly: by at least `LEAD` pixels."""
+    found = list(found)
+    if not same_things(found, wish.kinds) or wish.relation is None:
+        return same_things(found, wish.kinds)
+    one, relation, other = wish.relation
+    dx, dy = RELATIONS[relation]
+    return any(
+        (a.x - b.x) * dx + (a.y - b.y) * dy >= LEAD
+        for a, b in permutations(found, 2)
+        if same_things([a], Counter([one])) and same_things([b], Counter([other]))
+    )
+
+
+def same_scene(found: Iterable[Detected], wanted: Scene) -> bool:
+    """Whether exactly the wanted things were found, each of them within `NEAR` pixels of its place."""
+    left = list(found)
+    for thing in wanted.things:
+        here = [
+            other
+            for other in left
+            if (other.size, other.colour, other.shape) == (thing.size, thing.colour, thing.shape)
+            and max(abs(other.x - thing.x), abs(other.y - thing.y)) <= NEAR
+        ]
+        if not here:
+            return False
+        left.remove(here[0])
+    return not left

@@ -98,4 +98,4 @@ def test_the_detector_takes_only_words_and_colours_from_the_scenes():
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dps_hf")
         for alias in node.names
     }
-    assert names <= {"COLOURS", "SHAPES", "SIZES", "Kind", "Scene"}
+    assert names <= {"COLOURS", "RELATIONS", "SHAPES", "Kind", "Scene", "Wish"}

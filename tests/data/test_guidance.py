@@ -1,0 +1,101 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dps_hf.data.guidance import LEVELS, Schedule, guide, misspelt
+from dps_hf.data.mixture import Mixture
+from dps_hf.data.record import record, validate
+
+
+RED, BLUE = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def question():
+    return record("t", [RED, "How many?"], ["2"], hint="Count them.", steps="One, two.")
+
+
+def texts(example) -> list[str]:
+    return ["".join(part.get("text", "") for part in message["content"]) for message in example["messages"]]
+
+
+def test_each_level_gives_its_help_and_no_other(question, rng):
+    guided = {level: guide(question, level, rng) for level in LEVELS}
+    assert texts(guided["none"]) == ["How many?", "2"]
+    assert texts(guided["hint"]) == ["How many? Hint: Count them.", "2"]
+    assert texts(guided["steps"]) == ["How many?", "<think>One, two.</think>2"]
+    assert texts(guided["noise"]) == ["How many?", "2"]
+    for level, example in guided.items():
+        validate(example)
+        assert (example["images"][0].tobytes() == RED.tobytes()) == (level != "noise")
+    assert texts(question) == ["How many?", "2"], "the record itself was changed"
+
+
+def test_noise_is_in_the_question_and_never_in_what_is_to_be_drawn(rng):
+    edited = guide(record("t", [RED, "Make it blue."], [BLUE]), "noise", rng)
+    assert [image.tobytes() == clean.tobytes() for image, clean in zip(edited["images"], (RED, BLUE))] == [False, True]
+    assert texts(edited) == ["Make it blue.", ""]
+    drawn = guide(record("t", ["a blue square"], [BLUE]), "noise", rng)
+    assert drawn["images"][0].tobytes() == BLUE.tobytes()
+    (prompt, _) = texts(drawn)
+    assert prompt != "a blue square" and Counter(prompt) == Counter("a blue square")
+
+
+def test_a_plan_stands_before_the_drawing(rng):
+    planned = guide(record("t", ["a blue square"], [BLUE], steps="row 2 column 2."), "steps", rng)
+    assert planned["messages"][1]["content"] == [
+        {"type": "text", "text": "<think>row 2 column 2.</think>"},
+        {"type": "image"},
+    ]
+
+
+def test_where_there_is_no_help_of_a_kind_the_record_stays_as_it_is(rng):
+    plain = record("t", ["?"], ["!"])
+    assert all(guide(plain, level, rng) == plain for level in LEVELS)
+    assert misspelt("a 1 bb", rng) == "a 1 bb"
+
+
+def test_an_unknown_level_is_refused(question, rng):
+    with pytest.raises(ValueError, match="level must be one of none, hint, steps, noise; got 'more'"):
+        guide(question, "more", rng)
+
+
+def test_shares_change_evenly_from_start_to_end(rng):
+    schedule = Schedule({"steps": 3, "none": 1}, {"none": 1})
+    for progress, share in ((0, 0.75), (0.5, 0.375), (1, 0), (7, 0)):
+        counts = Counter(schedule.level(rng, progress) for _ in range(1000))
+        assert counts["steps"] / 1000 == pytest.approx(share, abs=0.05)
+        assert set(counts) <= {"steps", "none"}
+
+
+def test_without_an_end_nothing_changes():
+    draws = [[Schedule().level(np.random.default_rng(i), progress) for i in range(50)] for progress in (0, 1)]
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "complaint"),
+    [
+        ({"more": 1}, None, "start must name levels out of none, hint, steps, noise; got 'more'"),
+        ({"none": -1}, None, r"start\['none'\] must be 0 or more and finite; got -1"),
+        ({"none": 1}, {"hint": float("inf")}, r"end\['hint'\] must be 0 or more and finite; got inf"),
+        ({"none": 0}, None, "start must give at least one level more than 0"),
+        ({"none": 1}, {}, "end must give at least one level more than 0"),
+    ],
+)
+def test_bad_schedules_are_named(start, end, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Schedule(start, end)
+
+
+def test_a_mixture_anneals_its_guidance_over_its_length():
+    mixture = Mixture({"scenes_cot": 1}, length=300, guidance=Schedule({"steps": 1}, {"none": 1}))
+    thought = ["<think>" in texts(mixture[i])[1] for i in range(300)]
+    assert sum(thought[:75]) > 50 and sum(thought[-75:]) < 25

@@ -1,0 +1,72 @@
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dps_hf.data.questions import HINTS, ask
+from dps_hf.data.scenes import Scene, Thing, sample_scene
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    rng = np.random.default_rng(0)
+    return [sample_scene(rng) for _ in range(1000)]
+
+
+def answer_to(question: str, scene: Scene) -> str:
+    """Answers by other means than `ask` does: from the words of the question."""
+
+    def fits(words: str) -> list[Thing]:
+        singular = re.sub(r"(?<=cross)es$|(?<!s)s$", "", words)
+        return [t for t in scene.things if set(singular.split()) <= {t.colour, t.shape, "thing"}]
+
+    def yes(truth: bool) -> str:
+        return "yes" if truth else "no"
+
+    if match := re.fullmatch(r"Is there an? (.+)\?", question):
+        return yes(bool(fits(match[1])))
+    if match := re.fullmatch(r"How many (.+) are there\?", question):
+        return str(len(fits(match[1])))
+    if match := re.fullmatch(r"Are there more (.+) than (.+)\?", question):
+        return yes(len(fits(match[1])) > len(fits(match[2])))
+    if match := re.fullmatch(r"Is the (.+) (left of|right of|above|below) the (.+)\?", question):
+        (a,), (b,) = fits(match[1]), fits(match[3])
+        return yes({"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}[match[2]])
+    match = re.fullmatch(r"What (size|colour|shape) is the (.+)\?", question)
+    assert match, question
+    (thing,) = fits(match[2])
+    return getattr(thing, match[1])
+
+
+def test_questions_are_answered_rightly_and_all_kinds_are_asked(scenes):
+    rng = np.random.default_rng(1)
+    kinds: Counter[str] = Counter()
+    for scene in scenes:
+        question, hint, steps, answer = ask(rng, scene)
+        assert answer == answer_to(question, scene), (question, scene)
+        assert steps.endswith(".") and hint in HINTS.values()
+        kinds[" ".join(question.split()[:2])] += 1
+    assert set(kinds) == {"Is there", "Is the", "How many", "Are there", "What colour", "What shape", "What size"}
+
+
+@pytest.mark.parametrize("opening", ["Is there", "Is the", "Are there"])
+def test_yes_and_no_are_equally_common(opening, scenes):
+    rng = np.random.default_rng(2)
+    asked = [ask(rng, scene) for scene in scenes + scenes]
+    answers = [answer for question, _, _, answer in asked if question.startswith(opening)]
+    assert set(answers) == {"yes", "no"}
+    assert answers.count("yes") / len(answers) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("kind", HINTS)
+def test_a_kind_of_question_can_be_chosen(kind):
+    scene = Scene((Thing("circle", "red", "big", 16, 16), Thing("star", "blue", "small", 48, 48)))
+    rng = np.random.default_rng(0)
+    assert {ask(rng, scene, kind)[1] for _ in range(10)} == {HINTS[kind]}
+
+
+def test_a_question_that_the_scene_does_not_allow_is_refused():
+    scene = Scene((Thing("circle", "red", "big", 16, 16),))
+    with pytest.raises(ValueError, match="found no question of kind 'relate'"):
+        ask(np.random.default_rng(0), scene, "relate")

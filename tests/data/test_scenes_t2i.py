@@ -1,0 +1,93 @@
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dps_hf.data.record import validate
+from dps_hf.data.scenes_t2i import held_out_wish, lead, prompted, scenes_t2i
+from dps_hf.data.wording import DRAW, LANGUAGES, RELATIONS, Wish, parse_caption, parse_wish, related
+from dps_hf.evaluation.detector import detect, fulfils
+
+
+ONE, OTHER = ("small", "red", "circle"), (None, "blue", "star")
+
+
+def test_prompts_ask_for_what_the_picture_shows():
+    rng = np.random.default_rng(0)
+    sized, placed = 0, 0
+    for _ in range(60):
+        example = scenes_t2i(rng, "train")
+        validate(example)
+        prompt = example["messages"][0]["content"][0]["text"]
+        wish = parse_wish(prompt)
+        assert wish is not None, prompt
+        assert fulfils(detect(example["images"][0]), wish), prompt
+        sized += next(iter(wish.kinds))[0] is not None
+        placed += wish.relation is not None
+    assert 15 < sized < 45 and 3 < placed < 30
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("form", ["things", "counting", "position"])
+def test_every_form_is_asked_for_in_every_language(form, language):
+    rng = np.random.default_rng(0)
+    for sizes in (True, False):
+        scene, prompt = prompted(rng, "train", form, language, sizes)
+        wish = parse_wish(prompt)
+        assert {size is not None for size, _, _ in wish.kinds} == {sizes}
+        assert (wish.relation is not None) == (form == "position")
+        if form == "counting":
+            assert len(wish.kinds) == 1 and wish.kinds.total() == len(scene.things) > 1
+
+
+def test_things_that_stand_in_a_relation_stand_so_clearly():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        scene, prompt = prompted(rng, "train", "position")
+        one, relation, other = parse_wish(prompt).relation
+        a = next(t for t in scene.things if (t.colour, t.shape) == one[1:])
+        b = next(t for t in scene.things if (t.colour, t.shape) == other[1:])
+        assert lead(a, b, relation) >= 10, prompt
+
+
+def test_the_plan_says_what_is_drawn_and_in_which_cell():
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        example = scenes_t2i(rng, "train")
+        planned = re.findall(r"row (\d) column (\d): ([^.]+)\.", example["steps"])
+        assert " ".join(f"row {r} column {c}: {words}." for r, c, words in planned) == example["steps"]
+        found = detect(example["images"][0])
+        assert len(found) == len(planned)
+        for row, column, words in planned:
+            (kind,) = parse_caption(words)
+            y, x = 8 * int(row) - 8, 8 * int(column) - 8  # the cell's corner
+            (thing,) = [t for t in found if -2 <= t.x - x <= 7 and -2 <= t.y - y <= 7]
+            assert (thing.size, thing.colour, thing.shape) == kind
+        rows = [int(row) for row, _, _ in planned]
+        assert rows == sorted(rows), "a plan goes from above"
+
+
+
+
+def test_a_wish_is_held_out_whichever_way_it_is_said():
+    held_out = set()
+    for relation, mirrored in {"left of": "right of", "above": "below"}.items():
+        said = {
+            held_out_wish(parse_wish(words))
+            for language in LANGUAGES
+            for way in DRAW[language]
+            for words in (
+                way.format(related(ONE, relation, OTHER, language)),
+                way.format(related(OTHER, mirrored, ONE, language)),
+            )
+        }
+        assert len(said) == 1
+        held_out |= said
+    assert held_out_wish(Wish(Counter((ONE, OTHER)))) == held_out_wish(Wish(Counter((OTHER, ONE))))
+
+
+def test_about_one_wish_in_ten_is_held_out():
+    kinds = [(size, colour, shape) for size in (None, "small") for colour in "abcdefgh" for shape in "uvwxyz"]
+    wishes = [Wish(Counter((a, b)), (a, r, b)) for a in kinds[:20] for b in kinds[-20:] for r in RELATIONS]
+    assert 0.08 < np.mean([held_out_wish(wish) for wish in wishes]) < 0.12
