@@ -3,6 +3,7 @@
 model, processor = load()
 drawings = draw(model, processor, ["a small red star and two big blue circles", "cat, noto style"])
 answers = ask(model, processor, ["Describe the picture.", "What is this?"], drawings)
+changed = draw(model, processor, ["Make the red star green."], drawings[:1])
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def draw(
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
     prompts: Sequence[str],
+    pictures: Sequence[Image.Image] | None = None,
+    think: bool = False,
     batch_size: int = 32,
     progress: str | None = None,
     **generation,
@@ -46,19 +49,35 @@ def draw(
     """Draws each prompt, as many times as `num_return_sequences` says; the drawings of one prompt stand together.
 
     Args:
+        pictures: one for each prompt, which then says what to change in it.
+        think: whether the model first plans aloud. If it then draws nothing, the drawing is a white page.
         batch_size: prompts that are drawn at a time.
         progress: name of a progress bar; none is shown where it is left out.
         generation: whatever `model.generate` takes. Drawings are sampled unless it says `do_sample=False`, and guided
             as the model's generation config says unless it gives a `guidance_scale`.
+
+    Raises:
+        TypeError: `prompts` is one text.
+        ValueError: there are pictures, and not as many as prompts.
     """
-    _refuse_one("prompts", prompts)
     drawings: list[Image.Image] = []
-    chats = [[_user({"type": "text", "text": prompt})] for prompt in prompts]
-    for batch in _batches(chats, batch_size, progress):
-        inputs = _inputs(processor, batch).to(model.device)
-        tokens = model.generate(**inputs, **{"do_sample": True, **generation}, generation_mode="image")
-        pixels = model.decode_image_tokens(tokens)
-        drawings += processor.post_process_multimodal_output(pixels, generation_mode="image")
+    for batch in _batches(_chats("prompts", prompts, pictures), batch_size, progress):
+        inputs = _inputs(processor, batch, enable_thinking=think).to(model.device)
+        if think:
+            length = _answer_length(model) + model.config.num_drawing_tokens + 2  # begin and end of image
+            sampling = {"do_sample": True, "max_new_tokens": length, **generation}
+            tokens = model.generate(**inputs, **sampling, generation_mode="interleaved")
+            answers = processor.post_process_multimodal_output(
+                tokens[:, inputs["input_ids"].shape[1] :],
+                generation_mode="interleaved",
+                decode_image_tokens=model.decode_image_tokens,
+            )
+            page = Image.new("RGB", (model.config.drawing_size,) * 2, "white")
+            drawings += [next((part for part in parts if not isinstance(part, str)), page) for parts in answers]
+        else:
+            tokens = model.generate(**inputs, **{"do_sample": True, **generation}, generation_mode="image")
+            pixels = model.decode_image_tokens(tokens)
+            drawings += processor.post_process_multimodal_output(pixels, generation_mode="image")
     return drawings
 
 
@@ -77,20 +96,14 @@ def ask(
     Args:
         think: whether the model first thinks aloud.
         batch_size, progress, generation: as for [`draw`]. Answers are greedy unless it says `do_sample=True`.
+
+    Raises:
+        TypeError: `questions` is one text.
+        ValueError: there are pictures, and not as many as questions.
     """
-    _refuse_one("questions", questions)
-    if pictures is not None and len(pictures) != len(questions):
-        raise ValueError(
-            f"pictures must be as many as questions; got {len(pictures)} and {len(questions)}. Repeat some."
-        )
-    texts = [{"type": "text", "text": question} for question in questions]
-    if pictures is None:
-        chats = [[_user(text)] for text in texts]
-    else:
-        chats = [[_user({"type": "image", "image": picture}, text)] for picture, text in zip(pictures, texts)]
-    length = {"max_new_tokens": model.generation_config.max_new_tokens or MAX_NEW_TOKENS}
+    length = {"max_new_tokens": _answer_length(model)}
     answers: list[Answer] = []
-    for batch in _batches(chats, batch_size, progress):
+    for batch in _batches(_chats("questions", questions, pictures), batch_size, progress):
         inputs = _inputs(processor, batch, enable_thinking=think).to(model.device)
         tokens = model.generate(**inputs, **{"do_sample": False, **length, **generation}, generation_mode="text")
         begun = "<think>" if think else ""  # the prompt ends in it
@@ -108,13 +121,20 @@ def encode(
     return model.encode_image(pixels.to(model.device))
 
 
-def _refuse_one(name: str, texts: Sequence[str]) -> None:
+def _chats(name: str, texts: Sequence[str], pictures: Sequence[Image.Image] | None) -> list[list[dict]]:
+    """One conversation for each text, which comes after the picture in the same place; `name` is for errors."""
     if isinstance(texts, str):  # or each of its letters would be taken for a text
         raise TypeError(f"{name} must be a list of texts; got the text {texts!r}. Put it in a list.")
+    if pictures is not None and len(pictures) != len(texts):
+        raise ValueError(f"pictures must be as many as {name}; got {len(pictures)} and {len(texts)}. Repeat some.")
+    contents: list[list[dict]] = [[{"type": "text", "text": text}] for text in texts]
+    for content, picture in zip(contents, pictures or ()):
+        content.insert(0, {"type": "image", "image": picture})
+    return [[{"role": "user", "content": content}] for content in contents]
 
 
-def _user(*content: dict) -> dict:
-    return {"role": "user", "content": list(content)}
+def _answer_length(model: DPSForConditionalGeneration) -> int:
+    return model.generation_config.max_new_tokens or MAX_NEW_TOKENS
 
 
 def _inputs(processor: DPSProcessor, chats: list, **template):

@@ -2,6 +2,7 @@
 
 import zlib
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def encode_drawings(
                 ]
             messages.append({"role": message["role"], "content": parts})
         images = [image for image, role in _pictures(record) if role != "assistant"]
-        encoded.append(Record(messages=messages, images=images, task=record["task"]))
+        encoded.append(cast(Record, {**record, "messages": messages, "images": images}))
     return encoded
 
 
@@ -137,10 +138,12 @@ class RecordCollator:
     """Records to a padded batch; the loss is on the last answer alone.
 
     Padding is on the left, so that all answers end in the same place and logits are due for the last `logits_to_keep`
-    positions only. A `<think>` that begins an answer belongs to the prompt: it is how thinking is asked for.
+    positions only. A `<think>` that begins an answer belongs to the prompt: it is how thinking is asked for. An answer
+    may be text, a drawing, or a plan and then its drawing.
 
     Args:
-        prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
+        prompt_dropout: share of the drawings that are learned without all that comes before them, pictures and plan
+            included, for classifier-free guidance.
         code_dropout: share of the drawings in which codes, a random share of them, are hidden from those that follow.
             Whoever sees all codes before it can go on without the words; who does not has nothing but the words.
     """
@@ -156,6 +159,7 @@ class RecordCollator:
         self.prompt_dropout, self.code_dropout = prompt_dropout, code_dropout
 
     def __call__(self, records: list[Record]) -> dict:
+        config = self.model.config
         prompts, texts = [], []
         records = encode_drawings(records, self.model, self.processor)
         for record in records:
@@ -178,15 +182,17 @@ class RecordCollator:
         for row, (length, prompt_length) in enumerate(zip(*lengths, strict=True)):
             answer_length = length - prompt_length
             labels[row, :-answer_length] = -100
-            if not self.model.training or labels[row, -answer_length] != self.model.config.boi_token_id:
+            drawings = (labels[row] == config.boi_token_id).nonzero()
+            if not self.model.training or not len(drawings):
                 continue
+            begin = int(drawings[0])
             if torch.rand((), generator=chance) < self.prompt_dropout:
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
-                batch["attention_mask"][row, :-answer_length] = 0
-                labels[row, -answer_length] = -100
+                batch["attention_mask"][row, :begin] = 0
+                labels[row, : begin + 1] = -100
             elif torch.rand((), generator=chance) < self.code_dropout:
-                codes = batch["input_ids"][row, 1 - answer_length :]
+                codes = batch["input_ids"][row, begin + 1 : begin + 1 + config.num_drawing_tokens]
                 share = torch.rand((), generator=chance)
-                codes[torch.rand(len(codes), generator=chance) < share] = self.model.config.pad_token_id
+                codes[torch.rand(len(codes), generator=chance) < share] = config.pad_token_id
         first = int((labels != -100).any(0).float().argmax())
         return {**batch, "labels": labels, "logits_to_keep": labels.shape[1] - first + 1}

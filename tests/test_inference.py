@@ -1,6 +1,7 @@
 """Drawing and answering in batches."""
 
 import pytest
+import torch
 from PIL import Image
 
 from dps_hf.inference import ask, draw
@@ -36,6 +37,71 @@ def test_thinking_that_never_ends_is_no_answer(tiny_model, tiny_processor):
     assert answer.text == ""
 
 
-def test_pictures_must_be_as_many_as_questions(tiny_model, tiny_processor, colours):
-    with pytest.raises(ValueError, match="got 3 and 1"):
+def test_pictures_must_be_as_many_as_texts_and_texts_a_list(tiny_model, tiny_processor, colours):
+    with pytest.raises(ValueError, match="pictures must be as many as questions; got 3 and 1"):
         ask(tiny_model, tiny_processor, ["What is this?"], colours)
+    with pytest.raises(ValueError, match="pictures must be as many as prompts; got 3 and 1"):
+        draw(tiny_model, tiny_processor, ["Make it red."], colours)
+    with pytest.raises(TypeError, match="prompts must be a list of texts; got the text 'a cat'"):
+        draw(tiny_model, tiny_processor, "a cat")
+
+
+def test_an_edit_depends_on_its_own_picture_alone(tiny_model, tiny_processor, colours):
+    prompts = ["Make it red.", "Make it green, please.", "?"]
+    options = {"do_sample": False, "guidance_scale": 3.0}
+    seen = []
+    decode = tiny_model.decode_image_tokens
+    tiny_model.decode_image_tokens = lambda tokens: seen.append(tokens[:, -6:]) or decode(tokens)
+    try:
+        draw(tiny_model, tiny_processor, prompts, colours, **options)
+        for prompt, picture in zip(prompts, colours):
+            draw(tiny_model, tiny_processor, [prompt], [picture], **options)
+        draw(tiny_model, tiny_processor, prompts, colours[::-1], **options)
+    finally:
+        del tiny_model.decode_image_tokens
+    together, *apart, others = seen
+    assert torch.equal(together, torch.cat(apart))
+    assert not torch.equal(together, others)
+
+
+def planning(model, answer: list[int], monkeypatch) -> list[dict]:
+    """Makes the model's first row answer this, the others one token of text, and returns what it is asked with."""
+    asked = []
+
+    def generate(input_ids, **options):
+        asked.append(options)
+        rows = [answer] + [[65, *[model.config.pad_token_id] * (len(answer) - 1)]] * (len(input_ids) - 1)
+        return torch.cat([input_ids, torch.tensor(rows)], 1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    return asked
+
+
+def test_a_drawing_comes_after_its_plan_and_a_missing_one_is_a_white_page(
+    make_model, tiny_processor, token_ids, monkeypatch
+):
+    model = make_model()
+    codes = [token_ids[f"<img_{code}>"] for code in (3, 1, 4, 1)]
+    plan = tiny_processor.tokenizer("row 2</think>")["input_ids"]
+    drawn = [token_ids["<begin_of_image>"], *codes, token_ids["<end_of_image>"]]
+    asked = planning(model, [*plan, *drawn, token_ids["<|im_end|>"]], monkeypatch)
+    first, second = draw(model, tiny_processor, ["a star", "a very long circle"], think=True)
+    pixels = model.decode_image_tokens(torch.tensor([drawn]))
+    (expected,) = tiny_processor.post_process_multimodal_output(pixels, generation_mode="image")
+    assert first.tobytes() == expected.tobytes()
+    assert second.size == (16, 16) and second.getextrema() == ((255, 255),) * 3
+    assert asked[0]["generation_mode"] == "interleaved"
+
+
+def test_thinking_is_asked_for_and_leaves_room_for_a_whole_drawing(make_model, tiny_processor, monkeypatch):
+    model = make_model()
+    prompts, generate = [], model.generate
+
+    def spy(**options):
+        prompts.append((tiny_processor.tokenizer.decode(options["input_ids"][0]), options["max_new_tokens"]))
+        return generate(**options)
+
+    monkeypatch.setattr(model, "generate", spy)
+    assert len(draw(model, tiny_processor, ["a", "bb"], think=True, num_return_sequences=2, guidance_scale=2.0)) == 4
+    assert prompts[0][0].endswith("assistant\n<think>")
+    assert prompts[0][1] == 160 + 4 + 2

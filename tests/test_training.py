@@ -1,10 +1,13 @@
 """The collator, resuming, and the curves."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
+from dps_hf.inference import encode
 from dps_hf.training import (
     CHECKPOINT_FILES,
     Pictures,
@@ -72,6 +75,55 @@ def test_a_dropped_prompt_leaves_begin_of_image_and_the_drawing(make_model, tiny
     assert seen[0] == token_ids["<begin_of_image>"]
     assert (batch["labels"][0] == token_ids["<begin_of_image>"]).sum() == 0
     assert labelled(batch, 0, tiny_processor).startswith("<img_")
+
+
+@pytest.fixture
+def planned():
+    example = record("t", ["a red square"], [RED], hint="Big.", steps="row 2: a square.")
+    return guide(example, "steps", np.random.default_rng(0))
+
+
+def test_a_drawing_is_learned_with_the_plan_before_it(collate, planned, tiny_processor):
+    text = labelled(collate([planned]), 0, tiny_processor)
+    assert text.startswith("row 2: a square.</think><begin_of_image><img_") and text.endswith("<|im_end|>")
+
+
+def test_a_dropped_prompt_takes_the_plan_along(make_model, tiny_processor, token_ids, planned):
+    model = make_model().train()
+    batch = RecordCollator(model, tiny_processor, prompt_dropout=1.0)([planned, record("t", ["a blue square"], [BLUE])])
+    for row in range(2):
+        seen = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+        assert seen[0] == token_ids["<begin_of_image>"]
+        assert labelled(batch, row, tiny_processor) == tiny_processor.tokenizer.decode(seen[1:])
+    assert torch.isfinite(model(**batch).loss)
+
+
+def test_an_edit_can_be_learned_without_its_picture(make_model, tiny_processor):
+    model = make_model().train()
+    batch = RecordCollator(model, tiny_processor, prompt_dropout=1.0)([record("t", [RED, "make it blue"], [BLUE])])
+    assert len(batch["pixel_values"]) == 1 and batch["attention_mask"].sum() == 1 + 4 + 1 + 1
+    assert torch.isfinite(model(**batch).loss)
+
+
+def test_pictures_of_prompts_and_answers_go_their_own_ways(collate, tiny_model, tiny_processor):
+    edits = [record("t", [RED, "make it blue"], [BLUE]), record("t", ["a red square"], [RED])]
+    batch = collate([*edits, record("t", [BLUE, "Which colour?"], ["blue"])])
+    pixels = tiny_processor.image_processor([RED, BLUE], return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"], pixels)
+    for row, picture in enumerate((BLUE, RED)):
+        codes = encode(tiny_model, tiny_processor, [picture])[0]
+        assert labelled(batch, row, tiny_processor) == tiny_processor.drawing_text(codes) + "<|im_end|>"
+
+
+def test_encoding_keeps_what_guidance_needs(tiny_model, tiny_processor):
+    example = record("t", ["a red square"], [RED], hint="Big.", steps="row 2: a square.")
+    (encoded,) = encode_drawings([example], tiny_model, tiny_processor)
+    assert {field: encoded[field] for field in ("task", "hint", "steps")} == {
+        field: example[field] for field in ("task", "hint", "steps")
+    }
+    assert "<think>row 2: a square.</think><begin_of_image>" in "".join(
+        part["text"] for part in guide(encoded, "steps", np.random.default_rng(0))["messages"][1]["content"]
+    )
 
 
 def test_prompts_are_never_dropped_in_evaluation(tiny_model, tiny_processor):
@@ -159,11 +211,13 @@ def test_hidden_codes_are_still_to_be_foretold_and_the_words_stay(make_model, ti
     hiding = RecordCollator(model, tiny_processor, code_dropout=1.0)
     hidden = 0
     for i in range(20):
-        example = record("t", [f"a red square, {i}"], [RED])
+        example = record("t", [f"a red square, {i}"], [RED], steps="row 2")
+        example = guide(example, "steps" if i % 2 else "none", np.random.default_rng(0))
         batch, plain = hiding([example]), RecordCollator(model, tiny_processor)([example])
         assert torch.equal(batch["labels"], plain["labels"])
         changed = batch["input_ids"] != plain["input_ids"]
         assert (batch["input_ids"][changed] == model.config.pad_token_id).all()
+        assert (plain["input_ids"][changed] >= model.config.image_code_start_id).all(), "more than codes was hidden"
         assert (plain["labels"][changed] != -100).all()
         hidden += int(changed.sum())
     assert hidden > 20
