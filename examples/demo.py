@@ -20,8 +20,10 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from dps_hf import NANO
-from dps_hf.data import emoji, scenes
+from dps_hf.data import emoji
+from dps_hf.data.questions import ask as ask_about
 from dps_hf.data.record import pick
+from dps_hf.data.scenes import render, sample_split
 from dps_hf.evaluation.metrics import name_match
 from dps_hf.inference import ask, draw, load
 from dps_hf.model.image_processing_dps import open_picture
@@ -123,9 +125,9 @@ def named_emoji(model, processor, rng: np.random.Generator) -> Section:
 
 
 def answered_questions(model, processor, rng: np.random.Generator) -> Section:
-    held_out = [scenes.sample_split(rng, "validation", count) for count in (2, 3, 3, 4, 4, 4)]
-    questions, _, truths = zip(*(scenes.ask(rng, scene) for scene in held_out))
-    pictures = [scenes.render(scene) for scene in held_out]
+    held_out = [sample_split(rng, "validation", count) for count in (2, 3, 3, 4, 4, 4)]
+    questions, _, _, truths = zip(*(ask_about(rng, scene) for scene in held_out))
+    pictures = [render(scene) for scene in held_out]
     answers = ask(model, processor, questions, pictures, think=True)
     items = [
         Item(

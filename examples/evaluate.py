@@ -1,4 +1,4 @@
-"""Scores a DPS on held-out scenes and emoji: drawing, reading in 12 languages, reasoning, knowing.
+"""Scores a DPS on held-out scenes and emoji: drawing, editing, reading in 12 languages, reasoning, knowing.
 
 python examples/evaluate.py
 python examples/evaluate.py --model runs/nano --output outputs/nano.json --items 100 --tasks scenes_t2i emoji_t2i
@@ -21,8 +21,10 @@ from PIL import Image
 from transformers import GenerationConfig, HfArgumentParser
 
 from dps_hf import NANO
-from dps_hf.data import emoji, scenes
-from dps_hf.evaluation.tasks import TASKS, Subject, emoji_prompt
+from dps_hf.data import emoji
+from dps_hf.data.scenes import render
+from dps_hf.data.scenes_edit import edit
+from dps_hf.evaluation.tasks import FORMS, TASKS, Subject, emoji_prompt
 from dps_hf.inference import load
 from dps_hf.pages import Item, Section, page
 
@@ -80,19 +82,29 @@ def recipe(subject: Subject) -> dict:
     }
 
 
-def sheet(subject: Subject, count: int = 24) -> Image.Image:
-    """Drawings for a person to look at, the emoji beside the art that was held out."""
-    captions = [scenes.caption(scene) for scene in subject.held_out_scenes()[:count]]
-    pairs = subject.held_out_emoji(count)
-    drawings = subject.draw(captions + [emoji_prompt(pair) for pair in pairs])
-    drawn_scenes = [Item([drawing], [caption]) for drawing, caption in zip(drawings, captions)]
+def sheet(subject: Subject) -> Image.Image:
+    """Drawings for a person to look at: scenes, edits, and emoji beside the art that was held out."""
+    prompts = [prompt for name in FORMS for prompt in subject.held_out_prompts(name, 8)]
+    drawn_scenes = [Item([drawing], [prompt]) for drawing, prompt in zip(subject.draw(prompts), prompts)]
+
+    rng = subject.rng("sheet")
+    before, instructions, _ = zip(*(edit(rng, "validation") for _ in range(8)))
+    pictures = [render(scene) for scene in before]
+    edits = zip(pictures, subject.draw(instructions, pictures), instructions)
+
+    pairs = subject.held_out_emoji(24)
+    drawings = subject.draw([emoji_prompt(pair) for pair in pairs])
     drawn_emoji = [
-        Item([drawing, emoji.picture(pair)], [emoji_prompt(pair)])
-        for drawing, pair in zip(drawings[len(captions) :], pairs)
+        Item([drawing, emoji.picture(pair)], [emoji_prompt(pair)]) for drawing, pair in zip(drawings, pairs)
     ]
     return page(
         [
-            Section("Scenes", drawn_scenes, columns=8),
+            Section("Scenes that training never heard of", drawn_scenes, columns=8),
+            Section(
+                "Before and after an edit",
+                [Item([picture, drawing], [instruction]) for picture, drawing, instruction in edits],
+                columns=4,
+            ),
             Section("Emoji: drawn, and beside it the art that training never showed", drawn_emoji, columns=4),
         ]
     )

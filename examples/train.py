@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, GenerationConfig, SiglipVisionModel, Tr
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
+from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.training import Curves, RecordCollator, ShuffledWords, last_checkpoint
 
@@ -82,7 +83,9 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         task: Mixture({task: 1}, length=script.evaluation_records, split="validation") for task in script.tasks
     }
     for task in [task for task in held_out if task.endswith("t2i")]:
-        held_out[f"{task}_shuffled_words"] = ShuffledWords(held_out[task])
+        # Without plans, which would say what the words hide.
+        bare = Mixture({task: 1}, length=script.evaluation_records, split="validation", guidance=Schedule({"none": 1}))
+        held_out |= {task: bare, f"{task}_shuffled_words": ShuffledWords(bare)}
 
     # Training
     training.remove_unused_columns = False

@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from trl import TrlParser
 
 from dps_hf.data import emoji
+from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 
 
 TEXT_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TASKS = {"scenes_t2i": 1, "scenes_i2t": 1, "scenes_cot": 1, "scenes_edit": 0.5, "facts": 2}
 IMAGE_SPECIAL = ["<image>", "<begin_of_image>", "<end_of_image>"]
 
 
@@ -24,7 +26,7 @@ class ScriptArguments:
     vocab_size: all tokens together; a multiple of 64.
     codebook_size: how many of them are image codes.
     english: how often each English name counts; names in other languages count once.
-    records: how many records of scenes and facts are read.
+    records: how many records of scenes and facts are read, hints, plans and worked steps among them.
     """
 
     output_dir: str
@@ -42,11 +44,10 @@ def corpus(script: ScriptArguments) -> Iterator[str]:
     for questions in emoji.QUESTIONS.values():
         yield from questions * 10
     yield from [f", {style} style" for style in emoji.STYLES.values()] * 100
-    for record in map(Mixture({"scenes_cot": 1, "scenes_i2t": 1, "facts": 2}).__getitem__, range(script.records)):
+    guidance = Schedule({"none": 1, "hint": 1, "steps": 1})
+    for record in Mixture(TASKS, length=script.records, guidance=guidance):
         for message in record["messages"]:
-            yield from (
-                f"{message['role']}\n{part['text']}\n" for part in message["content"] if part["type"] == "text"
-            )
+            yield f"{message['role']}\n{''.join(part.get('text', '') for part in message['content'])}\n"
 
 
 def main(script: ScriptArguments) -> None:

@@ -64,7 +64,7 @@ class LabelledPictures(torch.utils.data.Dataset):
         side = scenes.IMAGE_SIZE // self.patch_size
         things = np.full(side**2, -1)
         if rng.random() < self.share_of_scenes:
-            scene = scenes.sample_split(rng, "train")
+            scene = scenes.sample_split(rng, "train", grounds=scenes.HALF_WHITE)
             for thing in scene.things:
                 patch = thing.y // self.patch_size * side + thing.x // self.patch_size
                 things[patch] = KINDS.index((thing.size, thing.colour, thing.shape))

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class Mixture:
-    """A map-style dataset whose i-th record depends on `(seed, i)` alone: training resumes anywhere, exactly.
+    """A map-style dataset whose i-th record depends on `(seed, i)` alone, and on `length` where guidance changes.
+
+    So training resumes anywhere, exactly.
 
     Args:
         weights: task to weight, the tasks being those of `dps_hf.data.TASKS`; weights need not sum to 1.

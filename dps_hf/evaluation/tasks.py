@@ -1,18 +1,24 @@
 """What a model is asked, and how often it is right: on scenes, emoji and facts, with the uncertainty of every figure."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from dps_hf.data import emoji, scenes
-from dps_hf.data.facts import BACKWARD, CAPITALS, FORWARD
+from dps_hf.data import emoji
+from dps_hf.data.facts import BACKWARD, FORWARD, capitals
+from dps_hf.data.questions import ask as ask_about
 from dps_hf.data.record import pick
-from dps_hf.evaluation.detector import detect, same_things
+from dps_hf.data.scenes import HALF_WHITE, Scene, render, sample_split
+from dps_hf.data.scenes_edit import edit
+from dps_hf.data.scenes_t2i import prompted
+from dps_hf.data.wording import DESCRIBE, LANGUAGES, caption, parse_caption, parse_wish
+from dps_hf.evaluation.detector import detect, fulfils, same_scene
 from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr, wilson_interval
 from dps_hf.inference import ask, draw, encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -21,6 +27,15 @@ from dps_hf.model.processing_dps import DPSProcessor
 
 Figure = dict[str, float | int | list[float]]
 """`value`, `n` (items it comes from) and `ci95` (limits of the 95 % confidence interval)."""
+
+FORMS: dict[str, dict[str, Any]] = {
+    "one_object": {"form": "things", "count": 1},
+    "two_objects": {"form": "things", "count": 2},
+    "counting": {"form": "counting"},
+    "position": {"form": "position"},
+    "unseen_pair": {"form": "things", "count": 1, "unseen": "pair"},
+}
+"""Figures of drawn scenes, and the prompts that each comes from: arguments of `prompted`."""
 
 CANDIDATES = 50  # emoji among which a drawing is looked up
 GALLERY = 200  # emoji among which features are looked up
@@ -51,15 +66,26 @@ class Subject:
         found = emoji.pairs("validation")
         return [found[i] for i in self.rng("emoji").permutation(len(found))[: count or self.items]]
 
-    def held_out_scenes(self, count: int | None = None) -> list[scenes.Scene]:
-        """Scenes of `count` things, or of 1 to 4."""
+    def held_out_scenes(self, count: int | None = None) -> list[Scene]:
+        """Scenes of `count` things, or of 1 to 4, on all grounds."""
         rng = self.rng("scenes")
-        return [scenes.sample_split(rng, "validation", count) for _ in range(self.items)]
+        return [sample_split(rng, "validation", count, grounds=HALF_WHITE) for _ in range(self.items)]
 
-    def draw(self, prompts: Sequence[str], guided: bool = True) -> list[Image.Image]:
+    def held_out_prompts(self, name: str, count: int | None = None) -> list[str]:
+        """English prompts for the figure `name` of `FORMS`, which training never hears; every other one names sizes."""
+        rng = self.rng(name)
+        return [prompted(rng, "validation", sizes=i % 2 == 0, **FORMS[name])[1] for i in range(count or self.items)]
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        pictures: list[Image.Image] | None = None,
+        guided: bool = True,
+        think: bool = False,
+    ) -> list[Image.Image]:
         torch.manual_seed(self.seed)
         sampling = self.sampling if guided else {**self.sampling, "guidance_scale": 1.0}
-        return draw(self.model, self.processor, prompts, self.batch_size, "drawings", **sampling)
+        return draw(self.model, self.processor, prompts, pictures, think, self.batch_size, "drawings", **sampling)
 
     def ask(
         self, questions: Sequence[str], pictures: list[Image.Image] | None = None, think: bool = False
@@ -95,14 +121,16 @@ def _figure(value: float, n: int, interval: tuple[float, float]) -> Figure:
 # Tasks
 
 
-def scenes_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
-    """Everything that the prompt names is in the drawing, and nothing else; every other prompt names sizes."""
+def scenes_t2i(
+    subject: Subject, names: Collection[str] = FORMS, guided: bool = True, think: bool = False
+) -> dict[str, Figure]:
+    """All that the prompt names is in the drawing, where it should be, and nothing else; `think`: after a plan."""
     figures = {}
-    for name, count in (("one_object", 1), ("two_objects", 2)):
-        prompts = [scenes.caption(scene, sizes=i % 2 == 0) for i, scene in enumerate(subject.held_out_scenes(count))]
-        wanted = [scenes.parse_caption(prompt) for prompt in prompts]
-        drawn = [detect(drawing) for drawing in subject.draw(prompts, guided)]
-        figures[name] = share(kinds is not None and same_things(found, kinds) for found, kinds in zip(drawn, wanted))
+    for name in names:
+        prompts = subject.held_out_prompts(name)
+        drawings = subject.draw(prompts, guided=guided, think=think)
+        wishes = [wish for prompt in prompts if (wish := parse_wish(prompt))]
+        figures[name] = share(fulfils(detect(drawing), wish) for drawing, wish in zip(drawings, wishes, strict=True))
     return figures
 
 
@@ -111,21 +139,29 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
     figures = {}
     for name, count in (("one_object", 1), ("exact", None)):
         held_out = subject.held_out_scenes(count)
-        answers = subject.ask([scenes.DESCRIBE[0]] * len(held_out), [scenes.render(scene) for scene in held_out])
-        truths = [scenes.parse_caption(scenes.caption(scene)) for scene in held_out]
-        figures[name] = share(scenes.parse_caption(answer) == truth for answer, truth in zip(answers, truths))
+        answers = subject.ask([DESCRIBE["en"][0]] * len(held_out), [render(scene) for scene in held_out])
+        truths = [parse_caption(caption(scene)) for scene in held_out]
+        figures[name] = share(parse_caption(answer) == truth for answer, truth in zip(answers, truths))
     return figures
 
 
 def scenes_cot(subject: Subject) -> dict[str, Figure]:
-    """The same questions after thinking (`answer`) and without (`direct`)."""
+    """The same questions, of all kinds, after thinking (`answer`) and without (`direct`)."""
     held_out, rng = subject.held_out_scenes(), subject.rng("questions")
-    questions, _, truths = zip(*(scenes.ask(rng, scene) for scene in held_out))
-    pictures = [scenes.render(scene) for scene in held_out]
+    questions, _, _, truths = zip(*(ask_about(rng, scene) for scene in held_out))
+    pictures = [render(scene) for scene in held_out]
     return {
         name: share(map(name_match, subject.ask(questions, pictures, think), truths))
         for name, think in (("answer", True), ("direct", False))
     }
+
+
+def scenes_edit(subject: Subject) -> dict[str, Figure]:
+    """What was asked has changed, and all else is what it was and where it was."""
+    rng = subject.rng("edits")
+    before, instructions, after = zip(*(edit(rng, "validation") for _ in range(subject.items)))
+    drawings = subject.draw(instructions, [render(scene) for scene in before])
+    return {"exact": share(same_scene(detect(drawing), scene) for drawing, scene in zip(drawings, after))}
 
 
 def emoji_i2t(subject: Subject) -> dict[str, Figure]:
@@ -144,7 +180,7 @@ def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     """Of 50 emoji of the style, the one most like the drawing is the held-out one that was asked for."""
     pairs, rng = subject.held_out_emoji(), subject.rng("candidates")
     right: list[bool] = []
-    for pair, drawing in zip(pairs, subject.draw([emoji_prompt(pair) for pair in pairs], guided)):
+    for pair, drawing in zip(pairs, subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided)):
         others = [p.index for p in emoji.all_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
         candidates = emoji.pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
         right += nearest_neighbours_right([drawing], candidates, [0])
@@ -152,12 +188,16 @@ def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
 
 
 def facts(subject: Subject) -> dict[str, Figure]:
-    """Every country's capital and every capital's country, once each."""
-    asked = [(FORWARD[0].format(country), capital) for country, capital in CAPITALS.items()]
-    asked += [(BACKWARD[0].format(capital), country) for country, capital in CAPITALS.items()]
-    chosen = [asked[i] for i in subject.rng("facts").permutation(len(asked))[: subject.items]]
-    questions, truths = zip(*chosen)
-    return {"en": share(map(name_match, subject.ask(questions), truths))}
+    """Every country's capital and every capital's country, once in each language; learnt by heart, not held out."""
+    figures = {}
+    for language in LANGUAGES:
+        pairs = capitals(language).items()
+        asked = [(FORWARD[language][0].format(country), capital) for country, capital in pairs]
+        asked += [(BACKWARD[language][0].format(capital), country) for country, capital in pairs]
+        chosen = [asked[i] for i in subject.rng("facts").permutation(len(asked))[: subject.items]]
+        questions, truths = zip(*chosen)
+        figures[language] = share(map(name_match, subject.ask(questions), truths))
+    return figures
 
 
 def image_tokenizer(subject: Subject) -> dict[str, Figure]:
@@ -235,8 +275,10 @@ def _pixels(subject: Subject, pictures: Iterable[Image.Image]) -> torch.Tensor:
 TASKS: dict[str, Callable[[Subject], dict[str, Figure]]] = {
     "scenes_t2i": scenes_t2i,
     "scenes_t2i_unguided": partial(scenes_t2i, guided=False),
+    "scenes_t2i_plan": partial(scenes_t2i, names=("counting", "position"), think=True),
     "scenes_i2t": scenes_i2t,
     "scenes_cot": scenes_cot,
+    "scenes_edit": scenes_edit,
     "emoji_i2t": emoji_i2t,
     "emoji_t2i": emoji_t2i,
     "emoji_t2i_unguided": partial(emoji_t2i, guided=False),

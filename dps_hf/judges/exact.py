@@ -12,23 +12,24 @@ import numpy as np
 from PIL import Image
 
 from dps_hf.data import emoji
-from dps_hf.data.facts import BACKWARD, CAPITALS, FORWARD
-from dps_hf.data.scenes import DRAW, IMAGE_SIZE, Kind, parse_caption
-from dps_hf.evaluation.detector import detect
+from dps_hf.data.facts import BACKWARD, FORWARD, capitals
+from dps_hf.data.scenes import IMAGE_SIZE
+from dps_hf.data.wording import LANGUAGES, Kind, Wish, asked_for, parse_caption, parse_wish, say
+from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match, pooled, squared_distances
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.model.image_processing_dps import to_rgb
 from dps_hf.model.processing_dps import DPSProcessor
 
 
-_DRAW = re.compile("|".join(re.escape(wish).replace(r"\{\}", "(.+)") for wish in DRAW), re.DOTALL)
 _STYLED = re.compile(rf"(.+), ({'|'.join(emoji.STYLES.values())}) style", re.DOTALL)
 
 
 def exact_judge(cases: Sequence[Case]) -> list[Verdict | None]:
     """What can be checked is, exactly; everything else has no verdict.
 
-    Drawings: scenes by caption, with "exact" and how much of "things", "shapes" and "colours" is right; emoji by
+    Drawings: scenes by caption or by how two things stand, in four languages, with "exact" and how much of "things",
+    "shapes" and "colours" is right, wherever they stand; emoji by
     "NAME, STYLE style", with "exact" where no emoji of the style is nearer to the drawing, and "likeness", the share of
     them that is further away. Texts: "exact", by the case's `answers`, or by the list of facts; where the right answer is
     the caption of a scene, the answer is scored as a drawing is. Reasoning is not judged, only the answer after it.
@@ -43,7 +44,7 @@ def _verdict(case: Case) -> Verdict | None:
     if isinstance(case.response, str):
         found = _judge_text(case, DPSProcessor.split_thinking(case.response)[1])
     else:
-        found = _judge_drawing(asked_for(case.prompt), case.response)
+        found = _judge_drawing(case.prompt, case.response)
     return found and Verdict(*found, judge="exact", origin=case.origin)
 
 
@@ -51,17 +52,11 @@ Judgement = tuple[dict[str, float], str] | None
 """Scores and rationale."""
 
 
-def asked_for(prompt: str) -> str:
-    """What is to be drawn: "Please draw a red star." asks for "a red star", and so does "a red star"."""
-    match = _DRAW.fullmatch(prompt.strip())
-    return next(filter(None, match.groups())) if match else prompt.strip()
-
-
-def _judge_drawing(wanted: str, drawing: Image.Image) -> Judgement:
-    kinds = parse_caption(wanted)
-    if kinds is not None:
-        return scene_scores(_things(drawing), kinds)
-    asked = emoji_asked_for(wanted)
+def _judge_drawing(prompt: str, drawing: Image.Image) -> Judgement:
+    wish = parse_wish(prompt)
+    if wish:
+        return _judge_scene(wish, drawing)
+    asked = emoji_asked_for(prompt)
     return asked and _judge_emoji(asked[0], drawing)
 
 
@@ -78,8 +73,11 @@ def _judge_text(case: Case, answer: str) -> Judgement:
 # Scenes
 
 
-def _things(picture: Image.Image) -> Counter[Kind]:
-    return Counter((thing.size, thing.colour, thing.shape) for thing in detect(picture))
+def _judge_scene(wish: Wish, drawing: Image.Image) -> Judgement:
+    found = detect(drawing)
+    scores, rationale = scene_scores(Counter((thing.size, thing.colour, thing.shape) for thing in found), wish.kinds)
+    where = f"; wanted {say(wish)}" if wish.relation else ""
+    return {**scores, "exact": float(fulfils(found, wish))}, rationale + where
 
 
 def scene_scores(found: Counter[Kind], wanted: Counter[Kind]) -> tuple[dict[str, float], str]:
@@ -110,13 +108,21 @@ def _listed(kinds: Counter[Kind]) -> str:
 
 @cache
 def _facts() -> Mapping[str, Sequence[str]]:
-    forward = {wish.format(country): (capital,) for country, capital in CAPITALS.items() for wish in FORWARD}
-    return forward | {wish.format(capital): (country,) for country, capital in CAPITALS.items() for wish in BACKWARD}
+    answers: dict[str, tuple[str]] = {}
+    for language in LANGUAGES:
+        for country, capital in capitals(language).items():
+            answers |= {question.format(country): (capital,) for question in FORWARD[language]}
+            answers |= {question.format(capital): (country,) for question in BACKWARD[language]}
+    return answers
 
 
-def emoji_asked_for(wanted: str) -> tuple[emoji.Pair, str] | None:
-    """The emoji that "NAME, STYLE style" asks for, and the language of its name."""
-    return _emoji_by_name().get(wanted.casefold()) if _STYLED.fullmatch(wanted) else None
+def emoji_asked_for(prompt: str) -> tuple[emoji.Pair, str] | None:
+    """The emoji that "NAME, STYLE style" asks for, in whichever way, and the language of its name."""
+    # As it stands first: some names begin as a way of asking does.
+    for wanted in (prompt.strip(), asked_for(prompt)):
+        if _STYLED.fullmatch(wanted) and (found := _emoji_by_name().get(wanted.casefold())):
+            return found
+    return None
 
 
 @cache

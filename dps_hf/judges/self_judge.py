@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from PIL import Image
 
 from dps_hf.data.emoji import QUESTIONS
-from dps_hf.data.scenes import DESCRIBE, parse_caption
+from dps_hf.data.wording import DESCRIBE, asked_for, parse_caption, parse_wish
 from dps_hf.inference import ask
-from dps_hf.judges.exact import asked_for, emoji_asked_for, scene_scores
+from dps_hf.judges.exact import emoji_asked_for, scene_scores
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
 
 class SelfJudge:
-    """Describes each drawing, in the language of the prompt, and compares the description with the prompt.
+    """Describes each drawing, emoji in the language of the prompt, and compares the description with the prompt.
 
-    Scenes are compared thing by thing, as [`~dps_hf.judges.exact.exact_judge`] does; everything else by its "words": how
-    many the two share (F1). Responses in words have no verdict, and neither has a scene whose description is no caption.
+    Scenes are compared thing by thing, as [`~dps_hf.judges.exact.exact_judge`] does, wherever the things stand; everything
+    else by its "words": how many the two share (F1). Responses in words have no verdict, and neither has a scene whose description is no caption.
 
     Args:
         model, processor: as [`dps_hf.inference.load`] gives them.
@@ -34,7 +34,7 @@ class SelfJudge:
         wanted, questions = {}, []
         for i in drawings:
             wanted[i], language = _wanted(cases[i].prompt)
-            questions.append(QUESTIONS[language][0] if language else DESCRIBE[0])
+            questions.append(QUESTIONS[language][0] if language else DESCRIBE["en"][0])
         pictures = list(drawings.values())
         answers = ask(self._model, self._processor, questions, pictures, batch_size=self._batch_size)
         described = dict(zip(drawings, answers))
@@ -44,11 +44,11 @@ class SelfJudge:
         ]
 
     def _verdict(self, case: Case, wanted: str, description: str) -> Verdict | None:
-        things, seen = parse_caption(wanted), parse_caption(description)
-        if things is None and description:
+        wish, seen = parse_wish(wanted), parse_caption(description)
+        if wish is None and description:
             scores = {"words": _shared_words(wanted, description)}
-        elif things is not None and seen is not None:
-            scores = scene_scores(seen, things)[0]
+        elif wish is not None and seen is not None:
+            scores = scene_scores(seen, wish.kinds)[0]
         else:
             return None
         return Verdict(scores, f"I see: {description}", self.name, case.origin)
@@ -56,9 +56,8 @@ class SelfJudge:
 
 def _wanted(prompt: str) -> tuple[str, str | None]:
     """What the drawing should show, and the language that says so if it is the name of an emoji."""
-    wanted = asked_for(prompt)
-    asked = emoji_asked_for(wanted)
-    return (asked[0].names[asked[1]], asked[1]) if asked else (wanted, None)
+    asked = emoji_asked_for(prompt)
+    return (asked[0].names[asked[1]], asked[1]) if asked else (asked_for(prompt), None)
 
 
 def _shared_words(a: str, b: str) -> float:

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from dps_hf.data.scenes import COLOURS, SHAPES, Scene, Thing, render, sample_scene
+from dps_hf.data.wording import RELATIONS, Wish, parse_wish
 from dps_hf.evaluation import detector
-from dps_hf.evaluation.detector import Detected, detect, same_things
+from dps_hf.evaluation.detector import Detected, detect, fulfils, same_scene, same_things
 
 
 def noisy(image: Image.Image) -> Image.Image:
@@ -88,6 +89,46 @@ def test_same_things_compares_kinds_counts_and_sizes():
     assert not same_things(found[:1], scene), "one star too few"
     assert not same_things(found, Counter({(None, "red", "star"): 1, (None, "blue", "star"): 1}))
     assert not same_things([Detected("unknown", "red", "big", 0, 0)], Counter({(None, "red", "star"): 1}))
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_a_wish_is_fulfilled_when_its_things_stand_as_they_should_by_four_pixels(relation):
+    one, other = (None, "red", "star"), ("big", "blue", "circle")
+    wish = Wish(Counter((one, other)), (one, relation, other))
+    dx, dy = RELATIONS[relation]
+
+    def found(lead: float) -> list[Detected]:
+        star = Detected("star", "red", "small", 30 + dx * lead, 30 + dy * lead)
+        return [Detected("circle", "blue", "big", 30, 30), star]
+
+    assert fulfils(found(4), wish) and fulfils(found(4)[::-1], wish)
+    assert not fulfils(found(3.9), wish) and not fulfils(found(-20), wish)
+    assert not fulfils(found(20)[:1], wish)
+    assert not fulfils([*found(20), Detected("cross", "black", "big", 50, 50)], wish), "one thing too many"
+    assert fulfils(found(-20), Wish(wish.kinds)), "without a relation it does not matter where they stand"
+
+
+def test_things_of_one_kind_can_stand_in_a_relation():
+    wish = parse_wish("a red star above a big red star")
+    big, small = Detected("star", "red", "big", 20, 50), Detected("star", "red", "small", 20, 10)
+    assert fulfils([big, small], wish)
+    assert not fulfils([Detected("star", "red", "big", 20, 10), Detected("star", "red", "small", 20, 50)], wish)
+
+
+def test_the_same_scene_has_the_same_things_within_four_pixels():
+    scene = Scene((Thing("star", "red", "big", 20, 20), Thing("star", "red", "big", 50, 50)))
+
+    def moved(*shifts: tuple[float, float]) -> list[Detected]:
+        things = zip(scene.things, shifts)
+        return [Detected(t.shape, t.colour, t.size, t.x + dx, t.y + dy) for t, (dx, dy) in things]
+
+    assert same_scene(detect(render(scene)), scene)
+    assert same_scene(moved((4, -4), (0, 0))[::-1], scene)
+    assert not same_scene(moved((4.1, 0), (0, 0)), scene)
+    assert not same_scene(moved((0, 0), (-30, -30)), scene), "one thing stands where the other does"
+    assert not same_scene(moved((0, 0)), scene)
+    assert not same_scene([*moved((0, 0), (0, 0)), Detected("star", "red", "big", 50, 10)], scene)
+    assert not same_scene([Detected("star", "red", "small", 20, 20), *moved((0, 0), (0, 0))[1:]], scene)
 
 
 def test_the_detector_takes_only_words_and_colours_from_the_scenes():

@@ -1,43 +1,95 @@
 """The tasks, put to one who knows all answers and to one who knows none; and the figures they give."""
 
-from collections import Counter
+import re
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
 import torch
 from PIL import Image
 
-from dps_hf.data import emoji, scenes
-from dps_hf.data.facts import CAPITALS
+from dps_hf.data import emoji
+from dps_hf.data.facts import capitals
+from dps_hf.data.scenes import COLOURS, Scene, Thing, render
+from dps_hf.data.wording import DESCRIBE, LANGUAGES, RELATIONS, Wish, caption, parse_wish
 from dps_hf.evaluation import tasks
 from dps_hf.evaluation.detector import detect
 
 
 class Oracle(tasks.Subject):
-    """Draws what it is told, and names what it sees."""
+    """Draws what it is told, changes what it is told to, and names what it sees."""
 
-    def draw(self, prompts, guided=True):
+    def draw(self, prompts, pictures=None, guided=True, think=False):
+        if pictures is not None:
+            return [self.edit(*pair) for pair in zip(prompts, pictures)]
         return [self.draw_one(prompt) for prompt in prompts]
 
     def draw_one(self, prompt: str) -> Image.Image:
-        kinds = scenes.parse_caption(prompt)
-        if kinds is None:
+        wish = parse_wish(prompt)
+        if wish is None:
             return emoji.picture(next(p for p in emoji.pairs("validation") if tasks.emoji_prompt(p) == prompt))
-        places = ((16, 16), (48, 48))
-        things = (scenes.Thing(s, c, z or "big", *at) for (z, c, s), at in zip(kinds.elements(), places))
-        return scenes.render(scenes.Scene(tuple(things)))
+        return self.draw_wish(wish)
+
+    def draw_wish(self, wish: Wish) -> Image.Image:
+        kinds, places = list(wish.kinds.elements()), ((16, 16), (48, 16), (16, 48), (48, 48))
+        if wish.relation:
+            one, relation, other = wish.relation
+            dx, dy = RELATIONS[relation]
+            kinds, places = [one, other], ((32 + 15 * dx, 32 + 15 * dy), (32 - 15 * dx, 32 - 15 * dy))
+        return render(Scene(tuple(Thing(s, c, z or "big", *at) for (z, c, s), at in zip(kinds, places))))
+
+    def edit(self, instruction: str, picture: Image.Image) -> Image.Image:
+        things = seen(picture).things
+        _, colour, shape, change = re.fullmatch(
+            r"(Make|Turn|Remove) the (\w+) (\w+)(?: into an?)? ?(\w*)\.", instruction
+        ).groups()
+        edited = []
+        for thing in things:
+            if (thing.colour, thing.shape) != (colour, shape):
+                edited.append(thing)
+            elif change:
+                edited.append(replace(thing, **{"colour" if change in COLOURS else "shape": change}))
+        return render(Scene(tuple(edited)))
 
     def ask(self, questions, pictures=None, think=False):
         return [self.answer(q, p) for q, p in zip(questions, pictures or [None] * len(questions))]
 
     def answer(self, question: str, picture: Image.Image | None) -> str:
         if picture is None:
-            capital = {**CAPITALS, **{city: country for country, city in CAPITALS.items()}}
-            return next(answer for name, answer in capital.items() if question.find(name) in (0, 23))
-        if question in scenes.DESCRIBE:
-            return scenes.phrase(Counter((t.size, t.colour, t.shape) for t in detect(picture)))
+            return known_by_heart()[question]
+        if question in DESCRIBE["en"]:
+            return caption(seen(picture))
         language = next(language for language, asked in emoji.QUESTIONS.items() if question in asked)
         return names_of()[picture.tobytes()][language]
+
+
+class Careless(Oracle):
+    """Knows all things and swaps the places of two; changes what it should and moves all else."""
+
+    def draw_wish(self, wish):
+        if wish.relation:
+            one, relation, other = wish.relation
+            wish = Wish(wish.kinds, (other, relation, one))
+        return super().draw_wish(wish)
+
+    def edit(self, instruction, picture):
+        moved = Image.new("RGB", picture.size, "white")
+        moved.paste(super().edit(instruction, picture), (0, 6))
+        return moved
+
+
+def seen(picture: Image.Image) -> Scene:
+    return Scene(tuple(Thing(t.shape, t.colour, t.size, round(t.x), round(t.y)) for t in detect(picture)))
+
+
+@lru_cache
+def known_by_heart() -> dict[str, str]:
+    answers: dict[str, str] = {}
+    for language in LANGUAGES:
+        for country, capital in capitals(language).items():
+            answers |= {question.format(country): capital for question in tasks.FORWARD[language]}
+            answers |= {question.format(capital): country for question in tasks.BACKWARD[language]}
+    return answers
 
 
 @lru_cache
@@ -46,14 +98,14 @@ def names_of() -> dict[bytes, dict[str, str]]:
 
 
 class Ignorant(tasks.Subject):
-    def draw(self, prompts, guided=True):
+    def draw(self, prompts, pictures=None, guided=True, think=False):
         return [Image.new("RGB", (64, 64), "white")] * len(prompts)
 
     def ask(self, questions, pictures=None, think=False):
         return ["I do not know."] * len(questions)
 
 
-ASKED = ["scenes_t2i", "scenes_i2t", "emoji_i2t", "emoji_t2i", "facts"]
+ASKED = ["scenes_t2i", "scenes_t2i_plan", "scenes_i2t", "scenes_edit", "emoji_i2t", "emoji_t2i", "facts"]
 
 
 @pytest.mark.parametrize("task", ASKED)
@@ -67,6 +119,46 @@ def test_who_knows_nothing_is_never_right(task):
     subject = Ignorant(None, None, items=12, seed=0, sampling={})
     # A white page may be the nearest to a white emoji.
     assert all(figure["value"] <= 0.2 for figure in tasks.TASKS[task](subject).values())
+
+
+def test_things_in_the_wrong_places_are_wrong():
+    subject = Careless(None, None, items=12, seed=0, sampling={})
+    figures = tasks.scenes_t2i(subject)
+    assert {name for name, figure in figures.items() if figure["value"] < 1} == {"position"}
+    assert figures["position"]["value"] == 0
+    assert tasks.scenes_edit(subject)["exact"]["value"] == 0
+
+
+def test_answers_with_and_without_steps_are_scored_apart(monkeypatch):
+    truths, ask_about = [], tasks.ask_about
+
+    def witnessed(rng, scene):
+        asked = ask_about(rng, scene)
+        truths.append(asked[-1])
+        return asked
+
+    class Thinker(Ignorant):
+        def ask(self, questions, pictures=None, think=False):
+            return truths if think else super().ask(questions)
+
+    monkeypatch.setattr(tasks, "ask_about", witnessed)
+    figures = tasks.scenes_cot(Thinker(None, None, items=12, seed=0, sampling={}))
+    assert {name: figure["value"] for name, figure in figures.items()} == {"answer": 1, "direct": 0}
+
+
+def test_plans_are_asked_for_the_same_prompts():
+    asked = []
+
+    class Witness(Ignorant):
+        def draw(self, prompts, pictures=None, guided=True, think=False):
+            asked.append((tuple(prompts), think))
+            return super().draw(prompts)
+
+    subject = Witness(None, None, items=4, seed=0, sampling={})
+    for task in ("scenes_t2i", "scenes_t2i_plan"):
+        tasks.TASKS[task](subject)
+    bare, planned = ({prompts for prompts, think in asked if think == wanted} for wanted in (False, True))
+    assert len(planned) == 2 and planned < bare
 
 
 def test_loss_is_that_of_the_codes_after_the_right_words(make_model, tiny_processor):

@@ -10,14 +10,16 @@ from dps_hf.evaluation.tasks import TASKS
 
 
 FIGURES = {
-    "scenes_t2i": {"one_object", "two_objects"},
-    "scenes_t2i_unguided": {"one_object", "two_objects"},
+    "scenes_t2i": {"one_object", "two_objects", "counting", "position", "unseen_pair"},
+    "scenes_t2i_unguided": {"one_object", "two_objects", "counting", "position", "unseen_pair"},
+    "scenes_t2i_plan": {"counting", "position"},
     "scenes_i2t": {"one_object", "exact"},
     "scenes_cot": {"answer", "direct"},
+    "scenes_edit": {"exact"},
     "emoji_i2t": {*emoji.QUESTIONS, "mean"},
     "emoji_t2i": {"nn50"},
     "emoji_t2i_unguided": {"nn50"},
-    "facts": {"en"},
+    "facts": {"en", "de", "es", "zh"},
     "image_tokenizer": {"psnr_db"},
     "right_vs_shuffled_words": {"right", "shuffled", "gap"},
     "features": {"image_r1", "text_r1"},

@@ -137,3 +137,13 @@ def test_a_vision_tower_trains_from_its_recipe(tmp_path):
     (tmp_path / "tower.yaml").write_text(yaml.safe_dump(fields))
     run("train_vision_tower.py", tmp_path / "tower.yaml")
     assert SiglipVisionModel.from_pretrained(tmp_path / "tower").config.image_size == 64
+
+
+def test_the_text_tokenizer_reads_all_languages_plans_edits_and_hints(example):
+    script = example("train_text_tokenizer.py")
+    text = "\n".join(script.corpus(script.ScriptArguments("unused", records=400)))
+    for words in ("small red", "kleiner roter", "rojo pequeño", "红色的小", "Hauptstadt", "¿Cuál es", "首都"):
+        assert words in text, words
+    for words in ("<think>row ", "<think>I see ", "Remove the ", " into a", " Hint: "):
+        assert words in text, words
+    assert "Show me" not in text, "held-out words"

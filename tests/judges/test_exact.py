@@ -3,9 +3,10 @@ import pytest
 from PIL import Image
 
 from dps_hf.data import emoji
-from dps_hf.data.scenes import Scene, Thing, caption, parse_caption, render, sample_scene
+from dps_hf.data.scenes import Scene, Thing, render, sample_scene
+from dps_hf.data.wording import LANGUAGES, caption, parse_caption, related
 from dps_hf.evaluation.detector import detect, same_things
-from dps_hf.judges.exact import asked_for, exact_judge, scene_scores
+from dps_hf.judges.exact import exact_judge, scene_scores
 from dps_hf.judges.verdict import Case
 
 
@@ -14,10 +15,22 @@ CIRCLE = Thing("circle", "blue", "small", 48, 32)
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a red star", "Draw a red star.", "Please draw a red star.", "A picture of a red star."]
+    "prompt", ["a red star", "Show me a red star.", "Bitte zeichnen: ein roter Stern.", "Dibuja una estrella roja.", "画一个红色的星形。"]
 )
 def test_what_is_to_be_drawn_is_the_same_in_all_words(prompt):
-    assert asked_for(prompt) == "a red star"
+    right, wrong = exact_judge([Case(prompt, render(Scene((thing,)))) for thing in (STAR, CIRCLE)])
+    assert right.score == 1 > wrong.score
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_drawing_is_right_only_when_its_things_stand_as_they_should(language):
+    star, circle = (None, "red", "star"), (None, "blue", "circle")
+    drawing = render(Scene((STAR, CIRCLE)))
+    prompts = [related(star, relation, circle, language) for relation in ("left of", "right of")]
+    right, wrong = exact_judge([Case(prompt, drawing) for prompt in prompts])
+    assert right.score == 1
+    assert wrong.scores == {"exact": 0, "things": 1, "shapes": 1, "colours": 1}
+    assert wrong.rationale.endswith("; wanted a red star right of a blue circle")
 
 
 def test_scenes_are_right_just_when_the_detector_finds_the_same_things():
@@ -55,6 +68,9 @@ def test_a_size_that_is_not_said_is_left_to_the_drawing_and_never_taken_twice():
         ("What is the capital of France?", "<think>France. Paris.</think>Lyon.", 0),
         ("What is the capital of France?", "<think>It is Paris", 0),
         ("Which country has the capital Nassau?", "Bahamas", 1),
+        ("Wie heißt die Hauptstadt? Das Land: Frankreich.", "Paris.", 1),
+        ("¿De qué país es capital París?", "Francia.", 1),
+        ("法国的首都是哪里？", "里昂。", 0),
     ],
 )
 def test_facts_are_judged_by_the_answer_after_the_reasoning(prompt, answer, score):
@@ -93,3 +109,10 @@ def test_an_emoji_is_right_when_none_of_its_style_is_nearer():
     assert same.scores == small.scores == {"exact": 1, "likeness": 1}
     assert wrong.scores["exact"] == 0 and wrong.scores["likeness"] < 1 and "snowman" in wrong.rationale
     assert [v.scores for v in verdicts[::2]] == [v.scores for v in verdicts[1::2]]
+
+
+def test_a_name_that_begins_like_a_way_of_asking_is_a_name():
+    pair = next(p for p in emoji.all_pairs() if p.names["zh"].startswith("画") and p.style == "noto")
+    prompt = f"{pair.names['zh']}, noto style"
+    verdicts = exact_judge([Case(prompt, emoji.picture(pair)), Case(f"画{prompt}。", emoji.picture(pair))])
+    assert [verdict.score for verdict in verdicts] == [1, 1]

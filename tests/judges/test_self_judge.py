@@ -40,6 +40,14 @@ def test_scenes_are_compared_thing_by_thing(judge_seeing, white):
     assert "star" not in "".join(judge.asked)
 
 
+def test_a_scene_may_be_asked_for_in_any_language(judge_seeing, white):
+    prompts = ["画一个红色的星形。", "links ein roter Stern, rechts ein blauer Kreis"]
+    one, both = judge_seeing("a big red star", "ein kleiner roter Stern und ein kleiner blauer Kreis")(
+        [Case(prompt, white) for prompt in prompts]
+    )
+    assert one.score == both.score == 1
+
+
 def test_emoji_are_asked_for_in_the_language_of_the_prompt(judge_seeing, white):
     judge = judge_seeing("Green apple.", "grüner Apfel", "cat", "")
     prompts = [
