@@ -90,7 +90,9 @@ def test_a_drawing_is_learned_with_the_plan_before_it(collate, planned, tiny_pro
 
 def test_a_dropped_prompt_takes_the_plan_along(make_model, tiny_processor, token_ids, planned):
     model = make_model().train()
-    batch = RecordCollator(model, tiny_processor, prompt_dropout=1.0)([planned, record("t", ["a blue square"], [BLUE])])
+    batch = RecordCollator(model, tiny_processor, prompt_dropout=1.0)(
+        [planned, record("t", ["a blue square"], [BLUE])]
+    )
     for row in range(2):
         seen = batch["input_ids"][row][batch["attention_mask"][row].bool()]
         assert seen[0] == token_ids["<begin_of_image>"]

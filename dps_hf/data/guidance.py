@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageFilter
 
-from dps_hf.data.record import Record
+from dps_hf.data.record import Message, Record
 
 
 LEVELS = ("none", "hint", "steps", "noise")
@@ -48,10 +48,14 @@ class Schedule:
 
 
 def guide(example: Record, level: str, rng: np.random.Generator) -> Record:
-    """The record with this much guidance; unchanged where it has none of this kind to give."""
+    """The record with this much guidance; unchanged where it has none of this kind to give.
+
+    Raises:
+        ValueError: a level other than those of `LEVELS`.
+    """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got {level!r}.")
-    messages = [{**message, "content": list(message["content"])} for message in example["messages"]]
+    messages = [Message(role=m["role"], content=list(m["content"])) for m in example["messages"]]
     images = list(example["images"])
     if level == "hint" and example.get("hint"):
         messages[-2]["content"].append({"type": "text", "text": f" Hint: {example['hint']}"})
@@ -61,11 +65,8 @@ def guide(example: Record, level: str, rng: np.random.Generator) -> Record:
         asked = sum(part["type"] == "image" for message in messages[:-1] for part in message["content"])
         images[:asked] = [noisy(image, rng) for image in images[:asked]]
         if not asked:
-            for part in messages[-2]["content"]:
-                part_text = part.get("text")
-                if part_text:
-                    messages[-2]["content"] = [{"type": "text", "text": misspelt(part_text, rng)}]
-                    break
+            question = messages[-2]["content"]
+            messages[-2]["content"] = [{**part, "text": misspelt(part["text"], rng)} for part in question]
     return {**example, "messages": messages, "images": images}
 
 
@@ -77,7 +78,9 @@ def noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def misspelt(text: str, rng: np.random.Generator) -> str:
     """One pair of neighbouring letters swapped."""
-    places = [i for i in range(len(text) - 1) if text[i].isalpha() and text[i + 1].isalpha() and text[i] != text[i + 1]]
+    places = [
+        i for i in range(len(text) - 1) if text[i].isalpha() and text[i + 1].isalpha() and text[i] != text[i + 1]
+    ]
     if not places:
         return text
     i = places[int(rng.integers(len(places)))]

@@ -1,7 +1,7 @@
 """The one shape every example has, whichever task it comes from."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,13 @@ class Message(TypedDict):
     content: list[dict[str, str]]
 
 
-class Record(TypedDict):
+class _Conversation(TypedDict):
+    messages: list[Message]
+    images: list[Image.Image]
+    task: str
+
+
+class Record(_Conversation, total=False):
     """One conversation.
 
     The i-th `{"type": "image"}` of the conversation, whichever role it belongs to, is `images[i]`. A drawing to learn
@@ -27,11 +33,8 @@ class Record(TypedDict):
     `<think>steps</think>answer`. `hint` and `steps`, where a task has them, are the help that `guidance.guide` may give.
     """
 
-    messages: list[Message]
-    images: list[Image.Image]
-    task: str
-    hint: NotRequired[str]
-    steps: NotRequired[str]
+    hint: str
+    steps: str
 
 
 def record(

@@ -74,9 +74,8 @@ def sample_scene(
         count = int(np.searchsorted((0.35, 0.65, 0.85), rng.random(), side="right")) + 1
     if count not in range(1, 5):
         raise ValueError(f"count must be 1 to 4; got {count}.")
-    ground = pick(rng, grounds), tuple(int(v) for v in rng.integers(224, 250, 3))
-    if ground[0] == "white":
-        ground = ("white", (255, 255, 255))
+    pattern, (red, green, blue) = pick(rng, grounds), rng.integers(224, 250, 3).tolist()
+    ground = ("white", (255, 255, 255)) if pattern == "white" else (pattern, (red, green, blue))
     while True:
         things: list[Thing] = []
         for _ in range(30):

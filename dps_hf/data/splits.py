@@ -1,7 +1,13 @@
-"""What training never sees, decided in one place, by rule and for ever."""
+"""What training never sees, decided by rule and for ever.
+
+Pairs of colour and shape, counts, and styles of emoji are listed here. By `one_in`, a scene is kept out by
+`scenes.held_out`, and what is asked to be drawn by `scenes_t2i.held_out_wish`. Of the ways of asking in `wording`, the
+last of each language is.
+"""
 
 import hashlib
 from collections.abc import Collection
+
 
 SPLITS = ("train", "validation")
 

@@ -56,19 +56,25 @@ _SHAPES = {
         "cross": ("cruz", "cruces", "f"),
         "heart": ("corazón", "corazones", "m"),
     },
-    "zh": dict(zip(SHAPES, ("圆形", "正方形", "三角形", "星形", "十字", "心形"), strict=True)),
 }
+_CHINESE_SHAPES = dict(zip(SHAPES, ("圆形", "正方形", "三角形", "星形", "十字", "心形"), strict=True))
 _ADJECTIVES = {
     "de": {
-        **dict(zip(COLOURS, "rot grün blau gelb orangefarben violett rosafarben schwarz".split(), strict=True)),
+        **dict(
+            zip(
+                COLOURS,
+                ("rot", "grün", "blau", "gelb", "orangefarben", "violett", "rosafarben", "schwarz"),
+                strict=True,
+            )
+        ),
         **dict(zip(SIZES, ("klein", "groß"), strict=True)),
     },
     "es": {
-        **dict(zip(COLOURS, "rojo verde azul amarillo naranja morado rosa negro".split(), strict=True)),
+        **dict(zip(COLOURS, ("rojo", "verde", "azul", "amarillo", "naranja", "morado", "rosa", "negro"), strict=True)),
         **dict(zip(SIZES, ("pequeño", "grande"), strict=True)),
     },
     "zh": {
-        **dict(zip(COLOURS, "红色 绿色 蓝色 黄色 橙色 紫色 粉色 黑色".split(), strict=True)),
+        **dict(zip(COLOURS, ("红色", "绿色", "蓝色", "黄色", "橙色", "紫色", "粉色", "黑色"), strict=True)),
         **dict(zip(SIZES, "小大", strict=True)),
     },
 }
@@ -115,7 +121,7 @@ def phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
         return article(words) if number == 1 else f"{_NUMBERS['en'][number - 2]} {plural(words)}"
     adjectives = _ADJECTIVES[language]
     if language == "zh":
-        return f"{_NUMBERS['zh'][number - 1]}{adjectives[colour]}的{adjectives[size] if size else ''}{_SHAPES['zh'][shape]}"
+        return f"{_NUMBERS['zh'][number - 1]}{adjectives[colour]}的{adjectives[size] if size else ''}{_CHINESE_SHAPES[shape]}"
     singular, several, gender = _SHAPES[language][shape]
     noun = singular if number == 1 else several
     if language == "de":

@@ -9,6 +9,9 @@ from dps_hf.data.scenes_edit import edit, scenes_edit
 from dps_hf.evaluation.detector import detect, same_scene
 
 
+FIELDS = {"Make": "colour", "Turn": "shape"}
+
+
 def test_an_edit_changes_what_it_says_and_nothing_else():
     rng = np.random.default_rng(0)
     forms = set()
@@ -19,11 +22,7 @@ def test_an_edit_changes_what_it_says_and_nothing_else():
                 r"(Make|Turn|Remove) the (\w+) (\w+)(?: into an?)? ?(\w*)\.", instruction
             ).groups()
             (thing,) = [t for t in before.things if (t.colour, t.shape) == (colour, shape)]
-            wanted = {
-                "Make": lambda: (replace(thing, colour=change),),
-                "Turn": lambda: (replace(thing, shape=change),),
-                "Remove": lambda: (),
-            }[form]()
+            wanted = () if form == "Remove" else (replace(thing, **{FIELDS[form]: change}),)
             assert set(after.things) == {*before.things} - {thing} | {*wanted}, instruction
             assert after.things and after != before
             forms.add(form)

@@ -68,8 +68,6 @@ def test_the_plan_says_what_is_drawn_and_in_which_cell():
         assert rows == sorted(rows), "a plan goes from above"
 
 
-
-
 def test_a_wish_is_held_out_whichever_way_it_is_said():
     held_out = set()
     for relation, mirrored in {"left of": "right of", "above": "below"}.items():

@@ -61,7 +61,7 @@ def recipe(tmp_path, tiny_tokenizer):
         "text_tokenizer": str(tmp_path / "text"),
         "vision_tower": str(tmp_path / "tower"),
         "image_tokenizer": str(tmp_path / "codes"),
-        "tasks": {"scenes_t2i": 1, "scenes_i2t": 1, "facts": 1},
+        "tasks": {"scenes_t2i": 1, "scenes_i2t": 1, "scenes_edit": 1, "facts": 1},
         "evaluation_records": 4,
         "prompt_dropout": 0.5,
         **TRAINING,

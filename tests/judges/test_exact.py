@@ -15,7 +15,14 @@ CIRCLE = Thing("circle", "blue", "small", 48, 32)
 
 
 @pytest.mark.parametrize(
-    "prompt", ["a red star", "Show me a red star.", "Bitte zeichnen: ein roter Stern.", "Dibuja una estrella roja.", "画一个红色的星形。"]
+    "prompt",
+    [
+        "a red star",
+        "Show me a red star.",
+        "Bitte zeichnen: ein roter Stern.",
+        "Dibuja una estrella roja.",
+        "画一个红色的星形。",
+    ],
 )
 def test_what_is_to_be_drawn_is_the_same_in_all_words(prompt):
     right, wrong = exact_judge([Case(prompt, render(Scene((thing,)))) for thing in (STAR, CIRCLE)])
