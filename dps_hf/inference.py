@@ -19,6 +19,7 @@ from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
 
+TEMPERATURE = 0.5  # of a drawing: several of one prompt differ, and few are worse than the likeliest
 MAX_NEW_TOKENS = 160  # of an answer, where the model's generation config does not say
 
 
@@ -49,14 +50,17 @@ def draw(
         batch_size: prompts that are drawn at a time.
         progress: name of a progress bar; none is shown where it is left out.
         generation: whatever `model.generate` takes. Drawings are sampled unless it says `do_sample=False`, and guided
-            as the model's generation config says unless it gives a `guidance_scale`.
+            as the model's generation config says unless it gives a `guidance_scale`. The temperature is 0.5.
     """
     _refuse_one("prompts", prompts)
+    sampling = {"do_sample": True, **generation}
+    if sampling["do_sample"]:
+        sampling.setdefault("temperature", TEMPERATURE)
     drawings: list[Image.Image] = []
     chats = [[_user({"type": "text", "text": prompt})] for prompt in prompts]
     for batch in _batches(chats, batch_size, progress):
         inputs = _inputs(processor, batch).to(model.device)
-        tokens = model.generate(**inputs, **{"do_sample": True, **generation}, generation_mode="image")
+        tokens = model.generate(**inputs, **sampling, generation_mode="image")
         pixels = model.decode_image_tokens(tokens)
         drawings += processor.post_process_multimodal_output(pixels, generation_mode="image")
     return drawings

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, HfArgumentParser
 from dps_hf import NANO
 from dps_hf.data import emoji, scenes
 from dps_hf.evaluation.tasks import TASKS, Subject, emoji_prompt
-from dps_hf.inference import load
+from dps_hf.inference import draw, load
 from dps_hf.pages import Item, Section, page
 
 
@@ -82,9 +82,12 @@ def recipe(subject: Subject) -> dict:
 
 def sheet(subject: Subject, count: int = 24) -> Image.Image:
     """Drawings for a person to look at, the emoji beside the art that was held out."""
-    captions = [scenes.caption(scene) for scene in subject.held_out_scenes()[:count]]
-    pairs = subject.held_out_emoji(count)
-    drawings = subject.draw(captions + [emoji_prompt(pair) for pair in pairs])
+    shown = subject.held_out_scenes(1)[: 2 * count // 3] + subject.held_out_scenes(2)[: count // 3]
+    captions = [scenes.caption(scene) for scene in shown]
+    pairs = subject.held_out_emoji(count // 2)
+    prompts = captions + [emoji_prompt(pair) for pair in pairs]
+    torch.manual_seed(subject.seed)
+    drawings = draw(subject.model, subject.processor, prompts, subject.batch_size)  # sampled, as users see them
     drawn_scenes = [Item([drawing], [caption]) for drawing, caption in zip(drawings, captions)]
     drawn_emoji = [
         Item([drawing, emoji.picture(pair)], [emoji_prompt(pair)])
