@@ -20,6 +20,7 @@ from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
 
+TEMPERATURE = 0.5  # of a drawing: several of one prompt differ, and few are worse than the likeliest
 MAX_NEW_TOKENS = 160  # of an answer, where the model's generation config does not say
 
 
@@ -54,19 +55,21 @@ def draw(
         batch_size: prompts that are drawn at a time.
         progress: name of a progress bar; none is shown where it is left out.
         generation: whatever `model.generate` takes. Drawings are sampled unless it says `do_sample=False`, and guided
-            as the model's generation config says unless it gives a `guidance_scale`.
+            as the model's generation config says unless it gives a `guidance_scale`. The temperature is 0.5.
 
     Raises:
         TypeError: `prompts` is one text.
         ValueError: there are pictures, and not as many as prompts.
     """
+    sampling = {"do_sample": True, **generation}
+    if sampling["do_sample"]:
+        sampling.setdefault("temperature", TEMPERATURE)
     drawings: list[Image.Image] = []
     for batch in _batches(_chats("prompts", prompts, pictures), batch_size, progress):
         inputs = _inputs(processor, batch, enable_thinking=think).to(model.device)
         if think:
             length = _answer_length(model) + model.config.num_drawing_tokens + 2  # begin and end of image
-            sampling = {"do_sample": True, "max_new_tokens": length, **generation}
-            tokens = model.generate(**inputs, **sampling, generation_mode="interleaved")
+            tokens = model.generate(**inputs, **{"max_new_tokens": length, **sampling}, generation_mode="interleaved")
             answers = processor.post_process_multimodal_output(
                 tokens[:, inputs["input_ids"].shape[1] :],
                 generation_mode="interleaved",
@@ -75,7 +78,7 @@ def draw(
             page = Image.new("RGB", (model.config.drawing_size,) * 2, "white")
             drawings += [next((part for part in parts if not isinstance(part, str)), page) for parts in answers]
         else:
-            tokens = model.generate(**inputs, **{"do_sample": True, **generation}, generation_mode="image")
+            tokens = model.generate(**inputs, **sampling, generation_mode="image")
             pixels = model.decode_image_tokens(tokens)
             drawings += processor.post_process_multimodal_output(pixels, generation_mode="image")
     return drawings

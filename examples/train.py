@@ -71,6 +71,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, **script.generation
     )
+    model.generation_config.validate(strict=True)  # now, and not when the first checkpoint is saved
     print(f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trained")
 
     # Dataset
