@@ -2,7 +2,8 @@
 
 import os
 
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dps_hf.model.components_dps import Component
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -29,3 +30,32 @@ def from_components(
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     model = DPSForConditionalGeneration.from_components(text, vision, image_tokenizer, tokenizer, row_end)
     return model, DPSProcessor.from_components(tokenizer, model.config)
+
+
+@torch.no_grad()
+def change_text_tokenizer(
+    model: DPSForConditionalGeneration, processor: DPSProcessor, tokenizer: PreTrainedTokenizerFast
+) -> DPSProcessor:
+    """Gives a trained model another text tokenizer, one of more languages for example, and returns its new processor.
+
+    A token that both know keeps its row in the embeddings and the head; a new one starts as the mean of the tokens that
+    it was written with before. Drawings are not touched.
+
+    Raises:
+        ValueError: the tokenizers differ in size, or in where special tokens and image codes stand.
+    """
+    old = processor.tokenizer
+    if len(tokenizer) != len(old) or tokenizer.get_added_vocab() != old.get_added_vocab():
+        raise ValueError(
+            f"tokenizer must have {len(old)} tokens with special tokens and image codes where they stand now; it has "
+            f"{len(tokenizer)}. Train it with the vocab_size and codebook_size of the one that it replaces."
+        )
+    pieces = {token: [old.get_vocab()[token]] for token in tokenizer.get_vocab() if token in old.get_vocab()}
+    for token in tokenizer.get_vocab():
+        if token not in pieces:
+            pieces[token] = [piece.id for piece in old.backend_tokenizer.model.tokenize(token)]
+    by_id = [pieces[token] for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for weight in tables.values():  # one where they are tied
+        weight[: len(by_id)] = torch.stack([weight[rows].mean(0) for rows in by_id])
+    return DPSProcessor.from_components(tokenizer, model.config)

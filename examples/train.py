@@ -9,10 +9,19 @@ Killed at any moment, the same command goes on from the last checkpoint to the s
 from dataclasses import dataclass, field
 
 import torch
-from transformers import CONFIG_MAPPING, GenerationConfig, SiglipVisionModel, Trainer, TrainingArguments, set_seed
+from transformers import (
+    CONFIG_MAPPING,
+    AutoTokenizer,
+    GenerationConfig,
+    SiglipVisionModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
+from dps_hf.components import change_text_tokenizer
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.training import Curves, RecordCollator, ShuffledWords, last_checkpoint
@@ -22,12 +31,14 @@ from dps_hf.training import Curves, RecordCollator, ShuffledWords, last_checkpoi
 class ScriptArguments:
     """
     model: a DPS to go on from; left out, one is made of the four parts below. With `vision_tower` it gets that tower
-        and a fresh connector.
+        in place of its own, with `text_tokenizer` that tokenizer.
     text_config: fields of the decoder's config, `model_type` among them.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
     freeze_vision_tower: keeps the tower as it was trained.
+    fresh_connector: starts the connector anew, for a `vision_tower` that the model's own has nothing in common with.
     tasks: task to weight.
+    guidance: task to shares of the levels of guidance; where a task is left out, worked steps in 2 of 3 examples.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
     evaluation_records: held-out records of each task for the loss curves.
@@ -41,7 +52,9 @@ class ScriptArguments:
     image_tokenizer: str | None = None
     row_end: bool = False
     freeze_vision_tower: bool = False
+    fresh_connector: bool = False
     tasks: dict = field(default_factory=dict)
+    guidance: dict = field(default_factory=dict)
     prompt_dropout: float = 0.1
     code_dropout: float = 0.0
     evaluation_records: int = 128
@@ -57,7 +70,11 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         if script.vision_tower:
             tower = SiglipVisionModel.from_pretrained(script.vision_tower)
             model.model.vision_tower.load_state_dict(tower.state_dict())
-            model.model.connector = type(model.model.connector)(model.config)
+            if script.fresh_connector:
+                model.model.connector = type(model.model.connector)(model.config)
+        if script.text_tokenizer:
+            tokenizer = AutoTokenizer.from_pretrained(script.text_tokenizer)
+            processor = change_text_tokenizer(model, processor, tokenizer)
     else:
         fields = dict(script.text_config)
         model, processor = from_components(
@@ -79,13 +96,14 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         raise ValueError(f"max_steps must be 1 or more, since the mixture has no end; got {training.max_steps}.")
     batch_size = training.train_batch_size
     length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
-    train = Mixture(script.tasks, seed=training.seed, length=length, block=batch_size)
+    guidance = {task: Schedule(shares) for task, shares in script.guidance.items()}
+    train = Mixture(script.tasks, seed=training.seed, length=length, block=batch_size, guidance=guidance)
     held_out = {
         task: Mixture({task: 1}, length=script.evaluation_records, split="validation") for task in script.tasks
     }
     for task in [task for task in held_out if task.endswith("t2i")]:
         # Without plans, which would say what the words hide.
-        bare = Mixture({task: 1}, length=script.evaluation_records, split="validation", guidance=Schedule({"none": 1}))
+        bare = Mixture({task: 1}, length=script.evaluation_records, split="validation", guidance={task: Schedule({"none": 1})})
         held_out |= {task: bare, f"{task}_shuffled_words": ShuffledWords(bare)}
 
     # Training

@@ -44,7 +44,7 @@ def corpus(script: ScriptArguments) -> Iterator[str]:
     for questions in emoji.QUESTIONS.values():
         yield from questions * 10
     yield from [f", {style} style" for style in emoji.STYLES.values()] * 100
-    guidance = Schedule({"none": 1, "hint": 1, "steps": 1})
+    guidance = dict.fromkeys(TASKS, Schedule({"none": 1, "hint": 1, "steps": 1}))
     for record in Mixture(TASKS, length=script.records, guidance=guidance):
         for message in record["messages"]:
             yield f"{message['role']}\n{''.join(part.get('text', '') for part in message['content'])}\n"

@@ -25,7 +25,7 @@ class Mixture:
         seed: two seeds give two different sequences.
         length: of `len()` and of the sequence protocol. `stream` has no end.
         split: "train" or "validation".
-        guidance: how much help examples give, from index 0 to `length`; "steps" in 2 of 3 by default.
+        guidance: task to how much help its examples give, from index 0 to `length`; by default "steps" in 2 of 3.
         block: this many consecutive records share a task, so that a batch of `block` has sequences of similar length.
 
     Raises:
@@ -39,7 +39,7 @@ class Mixture:
         length: int = 1_000_000,
         split: str = "train",
         block: int = 1,
-        guidance: Schedule | None = None,
+        guidance: Mapping[str, Schedule] | None = None,
     ) -> None:
         if unknown := sorted(set(weights) - set(TASKS)):
             raise ValueError(f"weights name unknown task(s) {', '.join(unknown)}. Choose from {', '.join(TASKS)}.")
@@ -52,7 +52,7 @@ class Mixture:
             raise ValueError(f"block and length must be at least 1; got {block} and {length}.")
         if split not in ("train", "validation"):
             raise ValueError(f"split must be 'train' or 'validation'; got {split!r}.")
-        self.guidance = guidance or Schedule()
+        self._guidance = {task: (guidance or {}).get(task) or Schedule() for task in weights}
         self.weights, self.seed, self.length, self.split, self.block = dict(weights), seed, length, split, block
         self._tasks = [task for task, weight in weights.items() if weight]
         shares = np.cumsum([weights[task] for task in self._tasks])
@@ -74,8 +74,8 @@ class Mixture:
 
     def _at(self, index: int) -> Record:
         rng = np.random.default_rng([self.seed, index])
-        example = TASKS[self.task(index)](rng, self.split)
-        return guide(example, self.guidance.level(rng, index / self.length), rng)
+        task = self.task(index)
+        return guide(TASKS[task](rng, self.split), self._guidance[task].level(rng, index / self.length), rng)
 
     def stream(self, start: int = 0) -> Iterator[Record]:
         """Records `start`, `start + 1`, ... without end."""
