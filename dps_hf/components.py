@@ -50,12 +50,10 @@ def change_text_tokenizer(
             f"tokenizer must have {len(old)} tokens with special tokens and image codes where they stand now; it has "
             f"{len(tokenizer)}. Train it with the vocab_size and codebook_size of the one that it replaces."
         )
-    pieces = {token: [old.get_vocab()[token]] for token in tokenizer.get_vocab() if token in old.get_vocab()}
-    for token in tokenizer.get_vocab():
-        if token not in pieces:
-            pieces[token] = [piece.id for piece in old.backend_tokenizer.model.tokenize(token)]
-    by_id = [pieces[token] for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    known, write = old.get_vocab(), old.backend_tokenizer.model.tokenize
+    vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    pieces = [[known[token]] if token in known else [piece.id for piece in write(token)] for token, _ in vocab]
     tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
     for weight in tables.values():  # one where they are tied
-        weight[: len(by_id)] = torch.stack([weight[rows].mean(0) for rows in by_id])
+        weight[: len(vocab)] = torch.stack([weight[rows].mean(0) for rows in pieces])
     return DPSProcessor.from_components(tokenizer, model.config)

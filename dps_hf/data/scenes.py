@@ -12,7 +12,7 @@ from dps_hf.data.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, check_split, one_in
 
 
 IMAGE_SIZE = 64
-SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "diamond")
 COLOURS = {
     "red": (225, 25, 35),
     "green": (20, 150, 50),
@@ -190,6 +190,8 @@ def _mask(shape: str, side: int) -> Image.Image:
         draw.ellipse(at((0, 0.04), (0.53, 0.57)), fill=255)
         draw.ellipse(at((0.47, 0.04), (1, 0.57)), fill=255)
         draw.polygon(at((0.045, 0.45), (0.5, 0.3), (0.955, 0.45), (0.5, 1)), fill=255)
+    elif shape == "diamond":
+        draw.polygon(at((0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)), fill=255)
     else:
         raise ValueError(f"shape must be one of {', '.join(SHAPES)}; got {shape!r}.")
     return large.reduce(scale)

@@ -19,27 +19,18 @@ def check_split(split: str) -> None:
 
 
 def one_in(n: int, text: str) -> bool:
-    """True for one text in `n`, always the same ones."""
-    return digest(text) % n == 0
+    """True for about one text in `n`, always the same ones."""
+    return hashlib.blake2b(text.encode()).digest()[0] * n < 256
 
 
 def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-UNSEEN_PAIRS = frozenset(
-    {
-        ("red", "square"),
-        ("green", "heart"),
-        ("blue", "triangle"),
-        ("yellow", "cross"),
-        ("orange", "circle"),
-        ("purple", "star"),
-    }
-)
+UNSEEN_PAIRS = frozenset({("red", "diamond"), ("green", "diamond"), ("pink", "diamond")})
 """Colours and shapes that never meet in training; each of them is seen with all others."""
 
-UNSEEN_COUNTS = frozenset({(2, "triangle"), (3, "star"), (4, "circle")})
+UNSEEN_COUNTS = frozenset({(2, "diamond"), (4, "diamond")})
 """So many things of a shape never stand in one training picture."""
 
 

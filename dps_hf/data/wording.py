@@ -47,6 +47,7 @@ _SHAPES = {
         "star": ("Stern", "Sterne", "m"),
         "cross": ("Kreuz", "Kreuze", "n"),
         "heart": ("Herz", "Herzen", "n"),
+        "diamond": ("Karo", "Karos", "n"),
     },
     "es": {
         "circle": ("círculo", "círculos", "m"),
@@ -55,9 +56,10 @@ _SHAPES = {
         "star": ("estrella", "estrellas", "f"),
         "cross": ("cruz", "cruces", "f"),
         "heart": ("corazón", "corazones", "m"),
+        "diamond": ("rombo", "rombos", "m"),
     },
 }
-_CHINESE_SHAPES = dict(zip(SHAPES, ("圆形", "正方形", "三角形", "星形", "十字", "心形"), strict=True))
+_CHINESE_SHAPES = dict(zip(SHAPES, ("圆形", "正方形", "三角形", "星形", "十字", "心形", "菱形"), strict=True))
 _ADJECTIVES = {
     "de": {
         **dict(

@@ -143,6 +143,7 @@ def _outlines() -> dict[str, np.ndarray]:
         "star": _star(x, y),
         "cross": (np.minimum(np.abs(x), np.abs(y)) <= 0.32) & (np.maximum(np.abs(x), np.abs(y)) <= 1),
         "heart": _heart(x, y),
+        "diamond": np.abs(x) + np.abs(y) <= 1,
     }
     assert set(inside) == set(SHAPES)
     # A little soft, as the pictures to be read are: a sharp star is unlike a blurred one.

@@ -17,7 +17,7 @@ from dps_hf.data.record import pick
 from dps_hf.data.scenes import HALF_WHITE, Scene, render, sample_split
 from dps_hf.data.scenes_edit import edit
 from dps_hf.data.scenes_t2i import prompted
-from dps_hf.data.wording import DESCRIBE, LANGUAGES, caption, parse_caption, parse_wish
+from dps_hf.data.wording import DESCRIBE, DRAW, LANGUAGES, caption, parse_caption, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils, same_scene
 from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr, wilson_interval
 from dps_hf.inference import ask, draw, encode
@@ -72,9 +72,15 @@ class Subject:
         return [sample_split(rng, "validation", count, grounds=HALF_WHITE) for _ in range(self.items)]
 
     def held_out_prompts(self, name: str, count: int | None = None) -> list[str]:
-        """English prompts for the figure `name` of `FORMS`, which training never hears; every other one names sizes."""
-        rng = self.rng(name)
-        return [prompted(rng, "validation", sizes=i % 2 == 0, **FORMS[name])[1] for i in range(count or self.items)]
+        """English prompts for the figure `name` of `FORMS`, which training never hears.
+
+        Every other one names sizes, in a way of asking that is held out too.
+        """
+        rng, prompts = self.rng(name), []
+        for i in range(count or self.items):
+            _, prompt = prompted(rng, "validation", sizes=i % 2 == 0, **FORMS[name])
+            prompts.append(DRAW["en"][-1].format(prompt) if i % 2 == 0 else prompt)
+        return prompts
 
     def draw(
         self,
