@@ -7,9 +7,10 @@ from typing import cast
 import numpy as np
 import torch
 from PIL import Image
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dps_hf.data import Record
+from dps_hf.data import Record, emoji
 from dps_hf.data.mixture import Mixture
 from dps_hf.inference import encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -196,3 +197,46 @@ class RecordCollator:
                 codes[torch.rand(len(codes), generator=chance) < share] = config.pad_token_id
         first = int((labels != -100).any(0).float().argmax())
         return {**batch, "labels": labels, "logits_to_keep": labels.shape[1] - first + 1}
+
+
+class DPSTrainer(Trainer):
+    """The library's trainer, with one loss more: names of one emoji in two languages get like text features.
+
+    Each batch counts alike, however many tokens it has: the many of a drawing must not drown a short answer.
+
+    Args:
+        alignment_steps: every so many steps, [`name_alignment_loss`] is added; 0 for never.
+    """
+
+    def __init__(self, *args, alignment_steps: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.alignment_steps = alignment_steps
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        step = self.state.global_step
+        if model.training and self.alignment_steps and step % self.alignment_steps == 0:
+            # The step chooses the names, so that a run which is resumed sees the same.
+            names = self.accelerator.unwrap_model(model), self.processing_class
+            loss = loss + name_alignment_loss(*names, np.random.default_rng([7, step]))
+        return (loss, outputs) if return_outputs else loss
+
+
+def name_alignment_loss(
+    model: DPSForConditionalGeneration, processor: DPSProcessor, rng: np.random.Generator, count: int = 64
+) -> torch.Tensor:
+    """Nats by which the text features of `count` names in one language miss their translations in another.
+
+    A symmetric cross-entropy over cosines at a temperature of 0.05 (InfoNCE; CLIP, arXiv 2103.00020, figure 3).
+    """
+    named = {pair.codepoints: pair.names for pair in emoji.all_pairs()}
+    chosen = [list(named.values())[i] for i in rng.choice(len(named), count, replace=False)]
+    languages = list(emoji.QUESTIONS)
+    ways = [rng.choice(len(languages), 2, replace=False) for _ in chosen]
+    texts = [names[languages[way[side]]] for side in (0, 1) for names, way in zip(chosen, ways, strict=True)]
+    inputs = processor(text=texts, padding=True, return_tensors="pt").to(model.device)
+    features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+    one, other = F.normalize(features.float(), dim=-1).chunk(2)
+    logits, target = one @ other.T / 0.05, torch.arange(count, device=model.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -14,7 +14,6 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     SiglipVisionModel,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -24,7 +23,7 @@ from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.components import change_text_tokenizer
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.training import Curves, RecordCollator, ShuffledWords, last_checkpoint
+from dps_hf.training import Curves, DPSTrainer, RecordCollator, ShuffledWords, last_checkpoint
 
 
 @dataclass
@@ -41,6 +40,7 @@ class ScriptArguments:
     guidance: task to shares of the levels of guidance; where a task is left out, worked steps in 2 of 3 examples.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
+    alignment_steps: every so many steps, names of one emoji in two languages are drawn together; 0 for never.
     evaluation_records: held-out records of each task for the loss curves.
     generation: fields of the generation config that is saved with the model.
     """
@@ -57,6 +57,7 @@ class ScriptArguments:
     guidance: dict = field(default_factory=dict)
     prompt_dropout: float = 0.1
     code_dropout: float = 0.0
+    alignment_steps: int = 0
     evaluation_records: int = 128
     generation: dict = field(default_factory=dict)
 
@@ -110,7 +111,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     training.remove_unused_columns = False
     training.prediction_loss_only = True
     training.train_sampling_strategy = "sequential"  # the mixture is random already, and its batches are of one task
-    trainer = Trainer(
+    trainer = DPSTrainer(
         model=model,
         args=training,
         data_collator=RecordCollator(model, processor, script.prompt_dropout, script.code_dropout),
@@ -118,9 +119,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         eval_dataset=held_out,
         processing_class=processor,
         callbacks=[Curves()],
+        alignment_steps=script.alignment_steps,
     )
-    # Each batch is of one task and counts alike: the many tokens of a drawing must not drown a short answer.
-    trainer.model_accepts_loss_kwargs = False
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()
     trainer.save_state()

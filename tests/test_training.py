@@ -15,6 +15,7 @@ from dps_hf.training import (
     ShuffledWords,
     encode_drawings,
     last_checkpoint,
+    name_alignment_loss,
     plot_curves,
 )
 
@@ -250,3 +251,16 @@ def test_drawings_are_learned_at_their_own_size_not_at_the_towers(make_model, ti
     monkeypatch.setattr(tiny_processor.image_processor, "size", {"height": 4, "width": 4})
     encode_drawings([record("t", ["a red square"], [RED])], model, tiny_processor)
     assert seen == [(1, 3, model.config.drawing_size, model.config.drawing_size)]
+
+
+def test_names_in_two_languages_are_drawn_together(make_model, tiny_processor):
+    model = make_model()
+    optimizer = torch.optim.Adam(model.get_input_embeddings().parameters(), lr=0.01)
+    losses = []
+    for _ in range(8):
+        loss = name_alignment_loss(model, tiny_processor, np.random.default_rng(0), count=8)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
