@@ -19,7 +19,7 @@ from transformers import (
 )
 from trl import TrlParser
 
-from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
+from dps_hf import DPSForConditionalGeneration, DPSImageTokenizer, DPSProcessor, from_components
 from dps_hf.components import change_text_tokenizer
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
@@ -29,8 +29,8 @@ from dps_hf.training import Curves, DPSTrainer, RecordCollator, ShuffledWords, l
 @dataclass
 class ScriptArguments:
     """
-    model: a DPS to go on from; left out, one is made of the four parts below. With `vision_tower` it gets that tower
-        in place of its own, with `text_tokenizer` that tokenizer.
+    model: a DPS to go on from; left out, one is made of the four parts below. Of these, the ones that are given take the
+        place of its own; an image tokenizer must be one that has learned longer, with the same codes.
     text_config: fields of the decoder's config, `model_type` among them.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
@@ -73,6 +73,9 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
             model.model.vision_tower.load_state_dict(tower.state_dict())
             if script.fresh_connector:
                 model.model.connector = type(model.model.connector)(model.config)
+        if script.image_tokenizer:
+            better = DPSImageTokenizer.from_pretrained(script.image_tokenizer)
+            model.model.image_tokenizer.load_state_dict(better.state_dict())
         if script.text_tokenizer:
             tokenizer = AutoTokenizer.from_pretrained(script.text_tokenizer)
             processor = change_text_tokenizer(model, processor, tokenizer)

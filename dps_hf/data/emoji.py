@@ -152,7 +152,7 @@ def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
     language = "en" if rng.random() < 0.8 else pick(rng, OTHER_LANGUAGES)
     image = picture(pair)
     # Moved by a little, so that the first codes do not tell which picture this is, and the words have to.
-    if split == "train" and rng.random() < 0.8:
+    if split == "train" and rng.random() < 0.5:
         image = augment(image, rng, pair.may_mirror)
     return record("emoji_t2i", [f"{pair.names[language]}, {STYLES[pair.style]} style"], [image])
 

@@ -59,7 +59,6 @@ def sample_scene(
     rng: np.random.Generator,
     count: int | None = None,
     tidy: bool = False,
-    alike: bool = False,
     grounds: tuple[str, ...] = ("white",),
 ) -> Scene:
     """A scene of `count` things, 1 to 4; by default 35 % hold one thing, 30 % two, the rest three or four.
@@ -67,7 +66,6 @@ def sample_scene(
     Args:
         tidy: boxes begin and end at multiples of 8 pixels. A model that draws in patches of 8x8 pixels then has one way
             to draw a thing instead of 64, and learns what the words mean instead of how outlines are cut.
-        alike: all things have one shape, colour and size.
         grounds: one of these, in a light colour.
     """
     if count is None:
@@ -80,8 +78,6 @@ def sample_scene(
         things: list[Thing] = []
         for _ in range(30):
             kind = pick(rng, SHAPES), pick(rng, tuple(COLOURS)), pick(rng, tuple(SIZES))
-            if alike and things:
-                kind = things[0].shape, things[0].colour, things[0].size
             half = SIZES[kind[2]] // 2
             if tidy:
                 x, y = (half + 8 * int(v) for v in rng.integers(0, (IMAGE_SIZE - 2 * half) // 8 + 1, 2))

@@ -5,9 +5,30 @@ from collections import Counter
 import numpy as np
 
 from dps_hf.data.record import Record, pick, record
-from dps_hf.data.scenes import RELATION_GAP, Scene, Thing, render, sample_split
+from dps_hf.data.scenes import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    has_unseen_count,
+    has_unseen_pair,
+    held_out,
+    render,
+)
 from dps_hf.data.splits import check_split, one_in
-from dps_hf.data.wording import DRAW, LANGUAGES, RELATIONS, Wish, contents, kind, phrase, say
+from dps_hf.data.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, kind, phrase, say
+
+
+# Where things are drawn: column and row out of 0, 1 and 2, by how many there are, in the order of the prompt.
+PLACES = {
+    1: ((1, 1),),
+    2: ((0, 1), (2, 1)),
+    3: ((0, 0), (1, 2), (2, 0)),
+    4: ((0, 0), (0, 2), (2, 0), (2, 2)),
+}
+UPRIGHT = ((1, 0), (1, 2))  # the upper and the lower of two
+CENTRES = {"small": (16, 32, 48), "big": (12, 28, 52)}  # pixels; boxes begin and end at multiples of 8
 
 
 def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
@@ -30,36 +51,56 @@ def prompted(
     count: int | None = None,
     unseen: str | None = None,
 ) -> tuple[Scene, str]:
-    """A tidy scene and the words for it; those of "validation" ask for what training never asks for in any language.
+    """A scene and the words for it; those of "validation" ask for what training never asks for in any language.
 
     Args:
         form: "things" (a list), "counting" (two to four alike) or "position" (two things and how they stand).
         count: things in the scene; by default mostly one in a list, two to four when counting.
-        unseen: see `sample_split`.
+        unseen: "pair" or "count", for validation: exactly this of the two occurs; by default neither does.
     """
     check_split(split)
-    pictures = split if unseen else "train"  # what is held out here are words: validation may reuse a picture
     while True:
-        alike, number = form == "counting", count
-        if form == "position":
-            number = 2
-        elif number is None:
-            # Most lists hold one thing: there a word has one place to show, which is how it is learned.
-            number = int(rng.integers(2, 5)) if alike else int(rng.choice((1, 2, 3, 4), p=(0.6, 0.25, 0.1, 0.05)))
-        scene = sample_split(rng, pictures, number, unseen, tidy=True, alike=alike)
-        wish = _placed(rng, scene, sizes) if form == "position" else Wish(contents(scene, sizes))
-        if wish and (unseen or held_out_wish(wish) == (split == "validation")):
+        wish = _wish(rng, form, sizes, count)
+        scene = layout(wish)
+        if (has_unseen_pair(scene), has_unseen_count(scene)) != (unseen == "pair", unseen == "count"):
+            continue
+        if split == "train" and held_out(scene):
+            continue  # a picture that is kept for reading
+        if unseen or held_out_wish(wish) == (split == "validation"):
             return scene, say(wish, language)
 
 
-def _placed(rng: np.random.Generator, scene: Scene, sizes: bool) -> Wish | None:
-    """How one of the two things stands to the other; None where that could not be told or seen."""
-    one, other = scene.things
-    true = [relation for relation in RELATIONS if lead(one, other, relation) >= RELATION_GAP]
-    if not true or kind(one, sizes=False) == kind(other, sizes=False):
-        return None
-    a, b = kind(one, sizes), kind(other, sizes)
-    return Wish(Counter((a, b)), (a, pick(rng, true), b))
+def _wish(rng: np.random.Generator, form: str, sizes: bool, count: int | None) -> Wish:
+    def any_kind() -> Kind:
+        return (pick(rng, tuple(SIZES)) if sizes else None, pick(rng, tuple(COLOURS)), pick(rng, SHAPES))
+
+    if form == "position":
+        one, other = any_kind(), any_kind()
+        while other[1:] == one[1:]:  # "a red star left of a red star" tells nothing
+            other = any_kind()
+        return Wish(Counter((one, other)), (one, pick(rng, tuple(RELATIONS)), other))
+    if form == "counting":
+        return Wish(Counter({any_kind(): count or int(rng.integers(2, MOST + 1))}))
+    # Most lists hold one thing: there a word has one place to show, which is how it is learned.
+    number = count or int(rng.choice((1, 2, 3, 4), p=(0.5, 0.3, 0.12, 0.08)))
+    return Wish(Counter(any_kind() for _ in range(number)))
+
+
+def layout(wish: Wish) -> Scene:
+    """The one picture of a wish: things in the order of the words, left to right or as they say, big if unsaid.
+
+    A small model that may put a thing anywhere spends itself on where; this one learns what the words mean.
+    """
+    kinds, places = list(wish.kinds.elements()), PLACES[wish.kinds.total()]
+    if wish.relation:
+        one, relation, other = wish.relation
+        kinds = [one, other] if relation in ("left of", "above") else [other, one]
+        places = UPRIGHT if relation in ("above", "below") else places
+    things = []
+    for (size, colour, shape), (column, row) in zip(kinds, places, strict=True):
+        centres = CENTRES[size or "big"]
+        things.append(Thing(shape, colour, size or "big", centres[column], centres[row]))
+    return Scene(tuple(things))
 
 
 def held_out_wish(wish: Wish) -> bool:
@@ -69,12 +110,6 @@ def held_out_wish(wish: Wish) -> bool:
         mirrored = {"right of": "left of", "below": "above"}[relation[1]]
         relation = relation[2], mirrored, relation[0]
     return one_in(10, repr((sorted(wish.kinds.items(), key=repr), relation)))
-
-
-def lead(one: Thing, other: Thing, relation: str) -> int:
-    """How far, in pixels, `one` lies from `other` in the direction that the relation names."""
-    dx, dy = RELATIONS[relation]
-    return (one.x - other.x) * dx + (one.y - other.y) * dy
 
 
 def plan(scene: Scene) -> str:

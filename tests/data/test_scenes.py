@@ -90,14 +90,6 @@ def test_holding_out_ignores_the_order_of_things_and_small_moves():
     assert held_out(Scene(things)) == held_out(Scene(things[::-1])) == held_out(Scene(moved))
 
 
-def test_things_alike_are_alike_in_all_but_their_places():
-    rng = np.random.default_rng(0)
-    for count in (2, 3, 4):
-        things = sample_scene(rng, count, tidy=True, alike=True).things
-        assert len({(t.shape, t.colour, t.size) for t in things}) == 1
-        assert len({(t.x, t.y) for t in things}) == count
-
-
 def test_half_of_the_grounds_to_be_read_are_white_and_the_others_equally_common():
     counts = Counter(HALF_WHITE)
     assert counts["white"] / len(HALF_WHITE) == 0.5

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dps_hf.data.record import validate
-from dps_hf.data.scenes_t2i import held_out_wish, lead, prompted, scenes_t2i
+from dps_hf.data.scenes import SIZES
+from dps_hf.data.scenes_t2i import held_out_wish, layout, prompted, scenes_t2i
 from dps_hf.data.wording import DRAW, LANGUAGES, RELATIONS, Wish, parse_caption, parse_wish, related
 from dps_hf.evaluation.detector import detect, fulfils
 
@@ -48,7 +49,25 @@ def test_things_that_stand_in_a_relation_stand_so_clearly():
         one, relation, other = parse_wish(prompt).relation
         a = next(t for t in scene.things if (t.colour, t.shape) == one[1:])
         b = next(t for t in scene.things if (t.colour, t.shape) == other[1:])
-        assert lead(a, b, relation) >= 10, prompt
+        dx, dy = RELATIONS[relation]
+        assert (a.x - b.x) * dx + (a.y - b.y) * dy >= 16, prompt
+
+
+def test_the_same_words_are_always_drawn_as_the_same_picture():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scene, prompt = prompted(rng, "train", "things", sizes=True)
+        assert layout(parse_wish(prompt)) == scene
+
+
+def test_things_are_drawn_in_the_order_of_the_words_and_apart():
+    rng = np.random.default_rng(1)
+    for form in ("things", "counting", "position") * 20:
+        scene, _ = prompted(rng, "train", form)
+        for i, one in enumerate(scene.things):
+            for other in scene.things[:i]:
+                assert max(abs(one.x - other.x), abs(one.y - other.y)) >= (SIZES[one.size] + SIZES[other.size]) / 2 + 8
+                assert form == "position" or (other.x, other.y) < (one.x, one.y)
 
 
 def test_the_plan_says_what_is_drawn_and_in_which_cell():
