@@ -158,7 +158,7 @@ def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
 
 
 def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
-    """Name the emoji, in English in 55 % of the records, else in the language of the question."""
+    """Name the emoji, in English in 85 % of the records, else in the language of the question."""
     pair = pick(rng, pairs(split))
     image = picture(pair)
     if split == "train":
@@ -166,6 +166,6 @@ def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
     if rng.random() < 0.1:
         question, answer = "What is this, and in which style?", f"{pair.names['en']}, {STYLES[pair.style]} style"
     else:
-        language = "en" if rng.random() < 0.55 else pick(rng, OTHER_LANGUAGES)
+        language = "en" if rng.random() < 0.85 else pick(rng, OTHER_LANGUAGES)
         question, answer = pick(rng, QUESTIONS[language]), pair.names[language]
     return record("emoji_i2t", [image, question], [answer])
