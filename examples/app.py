@@ -159,7 +159,7 @@ def ask_tab(model: LocalModel, votes: Votes, think: bool) -> None:
             placeholder = "How many circles are there?" if think else "What is this?"
             question = gr.Textbox(label="Question", value=value, placeholder=placeholder, submit_btn="Ask")
             with gr.Accordion("Reasoning", open=False, visible=think):
-                thinking = gr.Textbox(show_label=False, lines=4)
+                thinking = gr.Textbox(label="Steps", lines=3)
             answer = gr.Textbox(label="Answer")
             with gr.Row():
                 up, down = gr.Button(UP), gr.Button(DOWN)

@@ -179,7 +179,7 @@ def test_a_person_draws_describes_reasons_and_votes(space, tmp_path):
         reason.get_by_label("Question").fill("What colour is the circle?")
         reason.get_by_role("button", name="Ask").click()
         wait_for_value(reason.get_by_label("Answer"), "")
-        steps = reason.locator("textarea").nth(1)
+        steps = reason.get_by_label("Steps")
         assert not steps.is_visible(), "the reasoning is folded"
         reason.get_by_role("button", name="Reasoning").click()
         steps.wait_for(state="visible")
