@@ -148,6 +148,8 @@ def test_a_person_draws_describes_reasons_and_votes(space, tmp_path):
         page.get_by_role("button", name="B is better").wait_for()
         page.get_by_role("button", name="Good").first.click()
         page.get_by_text("Noted: thumb up for B.").wait_for()
+        page.get_by_role("button", name="B is better").click()
+        page.get_by_text("Noted: B is better.").wait_for()
         assert drawings.locator("img").count() == 4
         page.screenshot(path=tmp_path / "draw.png")
 
@@ -190,8 +192,10 @@ def test_a_person_draws_describes_reasons_and_votes(space, tmp_path):
     outside = [name for name in asked if not name.startswith((url, "data:", "blob:"))]
     assert not outside, "the page loads nothing from elsewhere"
     path = folder / "outputs" / "votes" / "votes.jsonl"
-    (drawn, up), (described, down) = read_votes(path)
+    (drawn, up), *choices, (described, down) = read_votes(path)
     assert (drawn.prompt, up.scores, drawn.response.size) == ("a big red heart", {"thumb": 1.0}, (64, 64))
+    assert choices and [verdict.scores["choice"] for _, verdict in choices] == [1.0, 0.0] * (len(choices) // 2)
+    assert all(case.response.tobytes() == drawn.response.tobytes() for case, _ in choices[::2]), "B is the better one"
     assert (described.prompt, down.scores) == ("Describe the picture.", {"thumb": 0.0})
     assert described.images[0].tobytes() == scene.tobytes() and "circle" in described.response
     assert all(json.loads(line) for line in path.read_text().splitlines())
