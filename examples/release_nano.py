@@ -7,17 +7,16 @@ The weights are stored in float16 and loaded in float32: the file is half as lar
 precision on a CPU that cannot. The card is filled with the figures that `examples/evaluate.py` wrote.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 from trl import TrlParser
 
 import dps_hf  # noqa: F401  registers DPS with the Auto classes
+from dps_hf.cards import model_card
 
 
 @dataclass
@@ -35,35 +34,8 @@ class ScriptArguments:
     drawings: str = "model_cards/results/dps-nano.png"
 
 
-def flatten(results: dict, prefix: str = "") -> dict[str, dict]:
-    """Nested figures to `{"scenes_t2i.one_object": {"value": ..., "n": ..., "ci95": ...}}`."""
-    figures = {}
-    for key, value in results.items():
-        if isinstance(value, dict) and "value" in value:
-            figures[prefix + key] = value
-        elif isinstance(value, dict):
-            figures |= flatten(value, f"{prefix}{key}.")
-    return figures
-
-
-def table(results: dict) -> str:
-    rows = ["| figure | value | 95 % interval | n |", "|---|---|---|---|"]
-    for name, figure in flatten(results).items():
-        low, high = figure.get("ci95") or (None, None)
-        interval = f"{low:.3g} – {high:.3g}" if low is not None else ""
-        rows.append(f"| `{name}` | {figure['value']:.3g} | {interval} | {figure['n']} |")
-    return "\n".join(rows)
-
-
 def write_card(script: ScriptArguments) -> None:
-    results = json.loads(Path(script.results).read_text())
-    card = Template(Path("model_cards/dps-nano.md").read_text()).substitute(
-        parameters=f"{results['parameters'] / 1e6:.1f} million",
-        command=results["command"],
-        recipe=", ".join(f"{name} {value}" for name, value in results["recipe"].items()),
-        table=table(results),
-    )
-    Path(script.output, "README.md").write_text(card)
+    model_card("model_cards/dps-nano.md", "dps-nano", script.results).save(Path(script.output, "README.md"))
     shutil.copy(script.drawings, Path(script.output, "drawings.png"))
 
 
