@@ -50,16 +50,20 @@ demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draw
 nano: $(VENV)/.extra-train ## train dps-nano from nothing
 	$(python) examples/train_text_tokenizer.py --config examples/recipes/nano_text_tokenizer.yaml
 	$(python) examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
+	$(python) examples/train_image_tokenizer.py --config examples/recipes/nano_image_decoder.yaml
 	$(python) examples/train_vision_tower.py --config examples/recipes/nano_vision_tower.yaml
 	$(python) examples/train.py --config examples/recipes/nano_drawing.yaml
 	$(python) examples/train.py --config examples/recipes/nano_all.yaml
 	$(python) examples/train.py --config examples/recipes/nano.yaml
-	$(python) examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
+	$(python) examples/train.py --config examples/recipes/nano_languages.yaml
+	$(python) examples/train.py --config examples/recipes/nano_pictures.yaml
+	$(python) examples/train.py --config examples/recipes/nano_together.yaml
+	$(python) examples/release_nano.py --model runs/nano_together --output dps_hf/checkpoints/dps-nano
 	$(MAKE) evaluate
 
 .PHONY: evaluate
 evaluate: $(VENV)/.extra-train ## score dps-nano and write the figures into its card
-	$(python) examples/evaluate.py --fresh --items 200 --temperature 0 $(ARGS)
+	$(python) examples/evaluate.py --fresh --items 500 --temperature 0 $(ARGS)
 	$(python) examples/release_nano.py --output dps_hf/checkpoints/dps-nano
 
 .PHONY: bench

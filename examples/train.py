@@ -35,7 +35,6 @@ class ScriptArguments:
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
     freeze_vision_tower: keeps the tower as it was trained.
-    fresh_connector: starts the connector anew, for a `vision_tower` that the model's own has nothing in common with.
     tasks: task to weight.
     guidance: task to shares of the levels of guidance; where a task is left out, worked steps in 2 of 3 examples.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
@@ -52,7 +51,6 @@ class ScriptArguments:
     image_tokenizer: str | None = None
     row_end: bool = False
     freeze_vision_tower: bool = False
-    fresh_connector: bool = False
     tasks: dict = field(default_factory=dict)
     guidance: dict = field(default_factory=dict)
     prompt_dropout: float = 0.1
@@ -71,8 +69,6 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         if script.vision_tower:
             tower = SiglipVisionModel.from_pretrained(script.vision_tower)
             model.model.vision_tower.load_state_dict(tower.state_dict())
-            if script.fresh_connector:
-                model.model.connector = type(model.model.connector)(model.config)
         if script.image_tokenizer:
             better = DPSImageTokenizer.from_pretrained(script.image_tokenizer)
             model.model.image_tokenizer.load_state_dict(better.state_dict())
