@@ -141,6 +141,8 @@ def main(script: ScriptArguments) -> None:
             return processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
 
         sheet(script.output / "paired", to_picture).save(script.output / "pairs.png")
+    else:
+        print("No pairs: no two responses to one prompt differ by the margin. Sample more, or lower the margin.")
     print(f"Preference data: {script.output}")
 
 

@@ -11,7 +11,7 @@ from dps_hf.preferences.parts import is_written
 
 @pytest.fixture
 def script(example, saved_model, tmp_path, monkeypatch):
-    """The script as a function of its arguments; its judge likes responses that begin with an even code."""
+    """The script as a function of its arguments; its judge takes some drawings for better than others."""
     build = example("build_preferences.py")
 
     def judge(cases):
@@ -24,8 +24,9 @@ def script(example, saved_model, tmp_path, monkeypatch):
 
     def run(**arguments):
         fields = {"output": tmp_path / "out", "model": saved_model, "num_prompts": 6, "num_responses": 3}
-        build.main(build.ScriptArguments(**{**fields, "prompts_per_part": 2, **arguments}))
-        return tmp_path / "out"
+        script = build.ScriptArguments(**{**fields, "prompts_per_part": 2, **arguments})
+        build.main(script)
+        return script.output
 
     return run
 
