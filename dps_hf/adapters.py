@@ -43,7 +43,8 @@ def load_for_training(
         _check_four_bits(model)
     if quantization is None or vision_tower:
         model.model.vision_tower.requires_grad_(vision_tower)
-    return model, DPSProcessor.from_pretrained(path)
+    # In training mode from the start: loaders fetch the first batch, which may drop prompts, before a trainer says so.
+    return model.train(), DPSProcessor.from_pretrained(path)
 
 
 def _check_four_bits(model: DPSForConditionalGeneration) -> None:
