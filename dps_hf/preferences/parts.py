@@ -84,9 +84,11 @@ def join_parts(folder: Path, num_parts: int, output: Path) -> dict:
 def _statistics(dataset: Dataset) -> dict:
     """Rows of each task, and the mean of each number over all rows."""
     numbers = [name for name in dataset.column_names if name.startswith(("score", "tokens")) or name == "label"]
-    sums, tasks = Counter(), Counter()
+    sums: dict[str, float] = dict.fromkeys(numbers, 0.0)
+    tasks: Counter[str] = Counter()
     for batch in dataset.select_columns([*numbers, "task"]).with_format("numpy").iter(ROWS_AT_A_TIME):
-        sums.update({name: float(np.sum(batch[name])) for name in numbers})
+        for name in numbers:
+            sums[name] += float(np.sum(batch[name]))
         tasks.update(map(str, batch["task"]))
     return {
         "rows": len(dataset),
