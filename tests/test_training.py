@@ -9,6 +9,7 @@ from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
 from dps_hf.inference import encode
 from dps_hf.training import (
+    ADAPTER_FILE,
     CHECKPOINT_FILES,
     Pictures,
     RecordCollator,
@@ -154,6 +155,15 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
             (tmp_path / f"checkpoint-{step}" / name).touch()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
     assert last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_an_adapter_alone_is_a_checkpoint_too(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    for name in CHECKPOINT_FILES[1:]:
+        (tmp_path / "checkpoint-3" / name).touch()
+    assert last_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoint-3" / ADAPTER_FILE).touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
 
 
 def test_curves_are_drawn_for_training_and_evaluation(tmp_path):

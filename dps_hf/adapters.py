@@ -1,0 +1,115 @@
+"""What trl's trainers need to be told of a DPS: which weights an adapter goes to, and which bits they may have."""
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from dps_hf import NANO
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
+
+
+FOUR_BIT_BLOCK = 64  # bitsandbytes 0.50 gives wrong weights, silently, where a dimension is no multiple of it
+
+
+def load_for_training(
+    arguments: ModelConfig, vision_tower: bool = False
+) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
+    """The model that trl's arguments name, dps-nano where they name none, and its processor.
+
+    Only the decoder is quantised, where that is asked for. The image tokenizer is never trained.
+
+    Args:
+        vision_tower: whether the vision tower is trained, too.
+
+    Raises:
+        ValueError: a layer whose size no 4-bit weights can have.
+    """
+    path = arguments.model_name_or_path or NANO
+    quantization = get_quantization_config(arguments)
+    if quantization is not None:
+        quantization.llm_int8_skip_modules = ["lm_head", "vision_tower", "connector", "image_tokenizer"]
+    model = DPSForConditionalGeneration.from_pretrained(
+        path,
+        revision=arguments.model_revision,
+        dtype=arguments.dtype or "auto",
+        attn_implementation=arguments.attn_implementation,
+        quantization_config=quantization,
+    )
+    if isinstance(quantization, BitsAndBytesConfig) and quantization.load_in_4bit:
+        _check_four_bits(model)
+    if quantization is None or vision_tower:
+        model.model.vision_tower.requires_grad_(vision_tower)
+    # In training mode from the start: loaders fetch the first batch, which may drop prompts, before a trainer says so.
+    return model.train(), DPSProcessor.from_pretrained(path)
+
+
+def _check_four_bits(model: DPSForConditionalGeneration) -> None:
+    for name, module in model.model.language_model.named_modules():
+        if isinstance(module, nn.Linear) and (
+            module.in_features % FOUR_BIT_BLOCK or module.out_features % FOUR_BIT_BLOCK
+        ):
+            raise ValueError(
+                f"load_in_4bit needs layers whose sizes are multiples of {FOUR_BIT_BLOCK}; {name} is {module.in_features} "
+                f"to {module.out_features}. Take load_in_8bit."
+            )
+
+
+def lora_config(
+    model: DPSForConditionalGeneration, arguments: ModelConfig, vision_tower: bool = False
+) -> LoraConfig | None:
+    """The adapter that trl's arguments describe, None without `use_peft`; on [`lora_targets`] where they name none."""
+    config = get_peft_config(arguments)
+    if config is not None and arguments.lora_target_modules is None:
+        config.target_modules = lora_targets(model, vision_tower)
+    return config
+
+
+def lora_targets(model: DPSForConditionalGeneration, vision_tower: bool = False) -> str:
+    """A regular expression for all linear layers of the decoder, whichever it is, and no other layer's name.
+
+    trl reads the weights of `lm_head` past any adapter, and codes must stay what they are: so neither the head nor the
+    image tokenizer. Prompts without pictures give the vision tower no gradient: so only with `vision_tower`.
+    """
+    parts = ["language_model", "vision_tower"] if vision_tower else ["language_model"]
+    layers = {
+        name.rpartition(".")[2]
+        for part in parts
+        for name, module in getattr(model.model, part).named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+    }
+    return rf"model\.({'|'.join(parts)})\.(.+\.)?({'|'.join(sorted(layers))})"
+
+
+def check_trained(model: nn.Module, vision_tower: bool = False) -> list[str]:
+    """The names of the parameters that will be trained, with an adapter or without.
+
+    Raises:
+        ValueError: there are none, or some are of the image tokenizer, of the vision tower without `vision_tower`, or
+            of the head where there is an adapter.
+    """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    adapter = any("lora_" in name for name, _ in model.named_parameters())
+    kept = ["image_tokenizer", *([] if vision_tower else ["vision_tower"]), *(["lm_head"] if adapter else [])]
+    wrong = [name for name in names if any(part in name.split(".") for part in kept)]
+    if wrong:
+        raise ValueError(f"lora_target_modules must leave {', '.join(kept)} alone; got {', '.join(wrong[:3])}.")
+    if not names:
+        raise ValueError("Nothing is trained: lora_target_modules match no layer. Leave them out.")
+    return names
+
+
+def check_four_bit_training(model: DPSForConditionalGeneration, evaluates: bool) -> None:
+    """
+    Raises:
+        ValueError: 4-bit weights on a CPU, and something that runs the model in evaluation mode before training is
+            over: bitsandbytes 0.50 then repacks the weights, and no gradient reaches the adapter any more.
+    """
+    if evaluates and getattr(model, "is_loaded_in_4bit", False) and torch.device(model.device).type == "cpu":
+        raise ValueError(
+            "4-bit weights on a CPU can be trained only without evaluation or generation in between. "
+            'Set eval_strategy to "no", or take load_in_8bit.'
+        )

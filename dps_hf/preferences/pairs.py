@@ -1,0 +1,171 @@
+"""Judged responses as rows that trl's trainers take: a better and a worse one, or one and whether it is good."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from datasets import Features, Image, List, Value
+
+from dps_hf.preferences.responses import Prompt, Response
+
+
+_CHAT = List({"role": Value("string"), "content": Value("string")})
+_ABOUT = {"score": Value("float32"), "aspects": Value("string"), "origin": Value("string"), "tokens": Value("int32")}
+_COMMON = {"images": List(Image()), "judge": Value("string"), "seed": Value("int64"), "task": Value("string")}
+
+PAIRED = Features(
+    {"prompt": _CHAT, "chosen": _CHAT, "rejected": _CHAT}
+    | {f"{name}_{side}": kind for side in ("chosen", "rejected") for name, kind in _ABOUT.items()}
+    | _COMMON
+)
+"""For DPO. `aspects` are JSON, `seed` is that of the chosen response."""
+
+UNPAIRED = Features({"prompt": _CHAT, "completion": _CHAT, "label": Value("bool")} | _ABOUT | _COMMON)
+"""For KTO."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pairs are made, and what counts as good.
+
+    aspect: the score that counts; left out, the mean of all.
+    margin: by which the chosen response must be better; there are no ties.
+    max_pairs: of one prompt.
+    max_length_ratio: how many times as long as the other one response may be, in tokens: or the trainer learns length.
+    good, bad: from which score on, and up to which, a response is labelled; those between are left out.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    aspect: str | None = None
+    margin: float = 0.1
+    max_pairs: int = 4
+    max_length_ratio: float = 2.0
+    good: float = 0.9
+    bad: float = 0.5
+
+    def __post_init__(self):
+        if not 0 < self.margin <= 1:
+            raise ValueError(f"margin must be above 0 and at most 1, as scores are; got {self.margin}.")
+        if self.max_pairs < 1 or self.max_length_ratio < 1:
+            raise ValueError(
+                f"max_pairs and max_length_ratio must be at least 1; got {self.max_pairs}, {self.max_length_ratio}."
+            )
+        if self.bad >= self.good:
+            raise ValueError(f"bad must be below good; got {self.bad} and {self.good}.")
+
+    def score(self, response: Response) -> float | None:
+        """None where the judge said nothing, or nothing of this aspect."""
+        if response.verdict is None:
+            return None
+        return response.verdict.score if self.aspect is None else response.verdict.scores.get(self.aspect)
+
+
+def pair(
+    responses: Sequence[Response], selection: Selection, counts: Counter[str] | None = None
+) -> list[tuple[Response, Response]]:
+    """Better and worse responses to one prompt, at most `max_pairs`.
+
+    Of equal texts only the first counts. Responses in few pairs so far come first, and among them the widest margin:
+    so all good responses are chosen, and none is in every pair.
+
+    Args:
+        counts: what became of the responses is added here: "responses", "unjudged", "duplicates", "ties" (pairs of
+            responses, within the margin), "unequal lengths", "pairs".
+    """
+    counts = Counter() if counts is None else counts
+    scores: dict[str, float] = {}
+    distinct: list[Response] = []
+    for response in responses:
+        score = selection.score(response)
+        counts["responses"] += 1
+        counts["unjudged"] += score is None
+        counts["duplicates"] += score is not None and response.text in scores
+        if score is not None and response.text not in scores:
+            scores[response.text] = score
+            distinct.append(response)
+    possible = []
+    for better, worse in permutations(distinct, 2):
+        lead = scores[better.text] - scores[worse.text]
+        if lead < 0 or (lead == 0 and better.text > worse.text):
+            continue  # the other way round it is looked at, too
+        # Scores are sums of decimals: 0.7 - 0.6 must reach a margin of 0.1.
+        if lead < selection.margin - 1e-9:
+            counts["ties"] += 1
+        elif max(better.tokens, worse.tokens) > selection.max_length_ratio * min(better.tokens, worse.tokens):
+            counts["unequal lengths"] += 1
+        else:
+            possible.append((lead, better, worse))
+    pairs: list[tuple[Response, Response]] = []
+    used: Counter[str] = Counter()
+    while possible and len(pairs) < selection.max_pairs:
+        best = min(possible, key=lambda p: (used[p[1].text] + used[p[2].text], -p[0]))
+        possible.remove(best)
+        pairs.append(best[1:])
+        used.update(response.text for response in best[1:])
+    counts["pairs"] += len(pairs)
+    return pairs
+
+
+def paired_rows(
+    prompt: Prompt, responses: Sequence[Response], selection: Selection, counts: Counter[str] | None = None
+) -> list[dict]:
+    """One row of `PAIRED` for each pair."""
+    return [
+        {
+            **_asked(prompt, chosen),
+            "chosen": _answer(chosen),
+            "rejected": _answer(rejected),
+            **{f"{name}_chosen": value for name, value in _about(chosen, selection).items()},
+            **{f"{name}_rejected": value for name, value in _about(rejected, selection).items()},
+        }
+        for chosen, rejected in pair(responses, selection, counts)
+    ]
+
+
+def unpaired_rows(
+    prompt: Prompt, responses: Sequence[Response], selection: Selection, counts: Counter[str] | None = None
+) -> list[dict]:
+    """One row of `UNPAIRED` for each response that is clearly good or bad, equal ones once."""
+    counts = Counter() if counts is None else counts
+    rows, seen = [], set()
+    for response in responses:
+        score = selection.score(response)
+        if score is None or selection.bad < score < selection.good or response.text in seen:
+            continue
+        seen.add(response.text)
+        good = score >= selection.good
+        counts["good" if good else "bad"] += 1
+        rows.append(
+            {**_asked(prompt, response), "completion": _answer(response), "label": good, **_about(response, selection)}
+        )
+    return rows
+
+
+def _asked(prompt: Prompt, response: Response) -> dict:
+    assert response.verdict is not None  # or it had no score
+    return {
+        # trl puts the pictures before the words, where they stood
+        "prompt": [{"role": "user", "content": prompt.text}],
+        "images": prompt.encoded_images,
+        "judge": response.verdict.judge,
+        "seed": response.seed,
+        "task": prompt.task,
+    }
+
+
+def _answer(response: Response) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": response.text}]
+
+
+def _about(response: Response, selection: Selection) -> dict:
+    assert response.verdict is not None
+    return {
+        "score": selection.score(response),
+        "aspects": json.dumps({name: round(score, 6) for name, score in response.verdict.scores.items()}),
+        "origin": response.origin,
+        "tokens": response.tokens,
+    }

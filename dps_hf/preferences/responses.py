@@ -1,0 +1,259 @@
+"""What a model answers and draws, several times for each prompt, and what a judge says of it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from io import BytesIO
+
+import torch
+from PIL import Image
+
+from dps_hf.data.record import Record
+from dps_hf.inference import encode
+from dps_hf.judges.openai import OpenAIJudge
+from dps_hf.judges.verdict import Case, Judge, Verdict, rewritten
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
+
+
+MAX_NEW_TOKENS = 160  # of an answer or a plan, where the model's generation config does not say
+PATIENCE = 1000  # records in a row that ask what was asked before: then there is nothing new to ask
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked.
+
+    text: its words. images: what is shown before them. answers: the right ones, where they are known.
+    draw: whether a drawing is wanted. think: whether the model thinks or plans aloud first.
+    """
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    answers: tuple[str, ...] = ()
+    draw: bool = False
+    think: bool = False
+    task: str = ""
+
+    @property
+    def key(self) -> str:
+        """Of what the model is shown, 64 hex digits."""
+        pixels = b"".join(repr(image.size).encode() + image.convert("RGB").tobytes() for image in self.images)
+        return sha256(repr((self.text, self.draw, self.think)).encode() + pixels).hexdigest()
+
+    @cached_property
+    def encoded_images(self) -> list[dict]:
+        """The pictures as `datasets` keeps them, encoded once for all rows."""
+        encoded = []
+        for image in self.images:
+            buffer = BytesIO()
+            image.save(buffer, format="PNG")
+            encoded.append({"bytes": buffer.getvalue(), "path": None})
+        return encoded
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to a prompt.
+
+    text: as trainers take it, a drawing as the text of its codes. content: as judges take it, a drawing as a picture.
+    tokens: its length. seed: of the batch that it was sampled in; -1 where it was not. origin: "model", or who wrote it.
+    verdict: what the judge said; None before, and where there is none to be had.
+    """
+
+    text: str
+    content: str | Image.Image
+    tokens: int
+    seed: int = -1
+    origin: str = "model"
+    verdict: Verdict | None = None
+
+
+def prompts_of(records: Iterable[Record], think: Iterable[str] = ()) -> Iterator[Prompt]:
+    """The last question of each record, each only once; those of the tasks in `think` are thought about.
+
+    Ends where nothing new comes any more, though the records go on.
+    """
+    seen, think, known = set(), frozenset(think), 0
+    for record in records:
+        *_, question, answer = record["messages"]
+        words = [part["text"] for part in question["content"] if part["type"] == "text"]
+        shown = sum(part["type"] == "image" for part in question["content"])
+        texts = [part["text"] for part in answer["content"] if part["type"] == "text"]
+        prompt = Prompt(
+            text="".join(words),
+            images=tuple(record["images"][:shown]),
+            answers=tuple(texts),
+            draw=any(part["type"] == "image" for part in answer["content"]),
+            think=record["task"] in think,
+            task=record["task"],
+        )
+        known = known + 1 if prompt.key in seen else 0
+        if known == PATIENCE:
+            return
+        if not known:
+            seen.add(prompt.key)
+            yield prompt
+
+
+# Sampling
+
+
+@torch.no_grad()
+def sample(
+    model: DPSForConditionalGeneration,
+    processor: DPSProcessor,
+    prompts: Sequence[Prompt],
+    num_responses: int,
+    seed: int,
+    batch_size: int = 16,
+    **generation,
+) -> list[list[Response]]:
+    """`num_responses` responses to each prompt, fewer where one did not come to its drawing.
+
+    The i-th batch is sampled with seed `seed + i`, which its responses record: the same prompts give the same responses.
+
+    Args:
+        batch_size: prompts answered at a time, all of one kind.
+        generation: whatever `model.generate` takes, for example a `temperature` or a `guidance_scale`.
+    """
+    responses: list[list[Response]] = [[] for _ in prompts]
+    kinds: dict[tuple, list[int]] = {}
+    for i, prompt in enumerate(prompts):  # a batch has pictures in each of its prompts or in none
+        kinds.setdefault((prompt.draw, prompt.think, bool(prompt.images)), []).append(i)
+    batches = [rows[i : i + batch_size] for rows in kinds.values() for i in range(0, len(rows), batch_size)]
+    for offset, rows in enumerate(batches):
+        torch.manual_seed(seed + offset)
+        batch = _sample([prompts[row] for row in rows], model, processor, num_responses, generation)
+        for i, response in enumerate(batch):
+            if response is not None:
+                responses[rows[i // num_responses]].append(replace(response, seed=seed + offset))
+    return responses
+
+
+def _sample(prompts: list[Prompt], model, processor, num_responses: int, generation: dict) -> list[Response | None]:
+    """Of prompts of one kind; the responses to one prompt stand together."""
+    draw, think = prompts[0].draw, prompts[0].think
+    chats = [[{"role": "user", "content": _content(prompt)}] for prompt in prompts]
+    inputs = processor.apply_chat_template(
+        chats,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+        enable_thinking=think,
+    ).to(model.device)
+    mode = "text" if not draw else "interleaved" if think else "image"
+    length = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+    length += model.config.num_drawing_tokens + 2 if draw else 0  # begin and end of image
+    options = {"do_sample": True, "max_new_tokens": length, **generation, "num_return_sequences": num_responses}
+    tokens = model.generate(**inputs, **options, generation_mode=mode)[:, inputs["input_ids"].shape[1] :]
+    begun = "<think>" if think else ""  # the prompt ends in it
+    if not draw:
+        texts = processor.post_process_multimodal_output(tokens)
+        return [_in_words(processor, begun + text) for text in texts]
+
+    codes = _codes(tokens, model)
+    whole = [row for row in codes if row is not None]
+    pictures = iter(_pictures(model, processor, torch.stack(whole)) if whole else ())
+    responses: list[Response | None] = []
+    for row, drawing in zip(tokens, codes):
+        if drawing is None:
+            responses.append(None)
+            continue
+        start = int((row == model.config.boi_token_id).nonzero()[-1])
+        plan = begun + processor.tokenizer.decode(row[:start], skip_special_tokens=True)
+        text = plan + processor.drawing_text(drawing)
+        responses.append(Response(text, next(pictures), _length(processor, text)))
+    return responses
+
+
+def _content(prompt: Prompt) -> list[dict]:
+    return [*({"type": "image", "image": image} for image in prompt.images), {"type": "text", "text": prompt.text}]
+
+
+def _codes(tokens: torch.Tensor, model) -> list[torch.Tensor | None]:
+    """The last drawing of each row, `(grid_size * grid_size,)`; None where there is no whole one."""
+    config = model.config
+    start, count = config.image_code_start_id, config.grid_size**2
+    found = [row[(row >= start) & (row < start + config.codebook_size)] - start for row in tokens]
+    return [row[-count:] if len(row) >= count else None for row in found]
+
+
+def _pictures(model, processor, codes: torch.Tensor) -> list[Image.Image]:
+    return processor.post_process_multimodal_output(model.decode_image_tokens(codes), generation_mode="image")
+
+
+def _length(processor, text: str) -> int:
+    return len(processor.tokenizer(text)["input_ids"])
+
+
+def _in_words(processor, text: str) -> Response:
+    return Response(text, text, _length(processor, text))
+
+
+# Judging
+
+
+def judged(
+    judge: Judge,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Response]],
+    refine_margin: float | None = None,
+) -> list[list[Response]]:
+    """The responses with the verdicts of a judge, all asked for in one call.
+
+    With `refine_margin` an [`OpenAIJudge`] also rewrites answers: a rewrite that it scores by this much better than the
+    answer becomes a response of its own, whose origin says who wrote it.
+
+    Raises:
+        TypeError: `refine_margin` with a judge that cannot rewrite.
+    """
+    cases = [_case(prompt, response) for prompt, group in zip(prompts, responses) for response in group]
+    if refine_margin is None:
+        verdicts = judge(cases)
+    elif isinstance(judge, OpenAIJudge):
+        verdicts = judge.refine(cases, refine_margin)
+    else:
+        raise TypeError(f"refine_margin needs an OpenAIJudge; got {judge!r}. Leave it out.")
+    better = [rewritten(case, v) if v and v.rewrite else None for case, v in zip(cases, verdicts)]
+    scored = iter(judge([case for case in better if case]) if any(better) else ())  # from the cache
+    remaining = iter(zip(verdicts, better))
+    groups = []
+    for group in responses:
+        results = []
+        for response, (verdict, case) in zip(group, remaining):
+            results.append(replace(response, verdict=verdict))
+            if case is not None and isinstance(case.response, str):
+                # Four letters a token: no rewrite is measured by a tokenizer that may not be at hand.
+                length = max(1, round(response.tokens * len(case.response) / max(1, len(response.text))))
+                results.append(Response(case.response, case.response, length, -1, case.origin, next(scored)))
+        groups.append(results)
+    return groups
+
+
+def _case(prompt: Prompt, response: Response) -> Case:
+    return Case(prompt.text, response.content, prompt.images, prompt.answers, response.origin)
+
+
+def voted(
+    votes: Sequence[tuple[Case, Verdict]], model: DPSForConditionalGeneration, processor: DPSProcessor
+) -> tuple[list[Prompt], list[list[Response]]]:
+    """What people voted on, as `read_votes` gives it, by prompt: the i-th responses are those to the i-th prompt.
+
+    Pictures that people sent become drawings of the model, by its image tokenizer.
+    """
+    groups: dict[str, tuple[Prompt, list[Response]]] = {}
+    for case, verdict in votes:
+        draw = isinstance(case.response, Image.Image)
+        prompt = Prompt(case.prompt, case.images, case.answers, draw, task="votes")
+        if isinstance(case.response, str):
+            response = _in_words(processor, case.response)
+        else:
+            text = processor.drawing_text(encode(model, processor, [case.response])[0])
+            response = Response(text, case.response, _length(processor, text))
+        response = replace(response, origin=case.origin, verdict=verdict)
+        groups.setdefault(prompt.key, (prompt, []))[1].append(response)
+    return [prompt for prompt, _ in groups.values()], [responses for _, responses in groups.values()]

@@ -1,0 +1,150 @@
+"""Samples responses of a DPS, has them judged, and makes preference data that trl's trainers take as it is.
+
+python examples/build_preferences.py --config examples/recipes/nano_preferences.yaml
+python examples/build_preferences.py --output runs/thumbs --votes votes.jsonl
+python examples/build_preferences.py --config ... --shard_index 0 --num_shards 8    # on the first of 8 machines
+
+Killed at any moment, the same command goes on with the part that is missing. Machines that share a folder each write
+their parts; whoever finds all parts there joins them: `paired` for DPO, `unpaired` for KTO, figures, a page of pairs.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import tqdm
+from trl import TrlParser
+
+from dps_hf import NANO
+from dps_hf.data.guidance import Schedule
+from dps_hf.data.mixture import Mixture
+from dps_hf.inference import load
+from dps_hf.judges.exact import exact_judge
+from dps_hf.judges.openai import OpenAIJudge
+from dps_hf.judges.self_judge import SelfJudge
+from dps_hf.judges.users import read_votes
+from dps_hf.judges.verdict import Judge
+from dps_hf.preferences.pairs import Selection
+from dps_hf.preferences.parts import is_written, join_parts, sheet, write_part
+from dps_hf.preferences.responses import judged, prompts_of, sample, voted
+
+
+@dataclass
+class ScriptArguments:
+    """
+    output: folder for all that is made.
+    model: whose responses are sampled.
+    tasks: task to weight; its questions are the prompts.
+    think: tasks in which the model thinks aloud first.
+    num_prompts, num_responses: how many different prompts, and how many responses to each.
+    generation: what `generate` takes, for example temperature and guidance_scale.
+    judge: "exact", "self" or "openai".
+    judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
+    refine_margin: has the judge rewrite answers, and takes rewrites that it scores by so much better.
+    votes: a JSONL file of people's votes in place of model and judge.
+    selection: fields of `Selection`: aspect, margin, max_pairs, max_length_ratio, good, bad.
+    prompts_per_part: what is lost by a kill at most.
+    """
+
+    output: Path
+    model: str = NANO
+    tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})
+    think: list[str] = field(default_factory=list)
+    num_prompts: int = 1000
+    num_responses: int = 8
+    generation: dict = field(default_factory=dict)
+    judge: str = field(default="exact", metadata={"choices": ["exact", "self", "openai"]})
+    judge_options: dict = field(default_factory=dict)
+    refine_margin: float | None = None
+    votes: Path | None = None
+    selection: dict = field(default_factory=dict)
+    prompts_per_part: int = 64
+    batch_size: int = 16
+    seed: int = 0
+    shard_index: int = 0
+    num_shards: int = 1
+
+
+def make_judge(script: ScriptArguments, model, processor) -> Judge:
+    if script.judge == "exact":
+        return exact_judge
+    if script.judge == "self":
+        return SelfJudge(model, processor)
+    return OpenAIJudge(cache=script.output / f"replies-{script.shard_index}.jsonl", **script.judge_options)
+
+
+def keep_settings(script: ScriptArguments) -> None:
+    """Parts of other settings must not be taken for one's own.
+
+    Raises:
+        ValueError: the output folder holds some.
+    """
+    free = ("output", "shard_index", "num_shards")  # what a part holds does not depend on these
+    settings = {name: str(value) for name, value in vars(script).items() if name not in free}
+    path = script.output / "settings.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.exists() else settings
+    if changed := [name for name in settings if kept.get(name) != settings[name]]:
+        raise ValueError(f"{path.parent} holds data of other {', '.join(changed)}. Give another output, or remove it.")
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def main(script: ScriptArguments) -> None:
+    if not 0 <= script.shard_index < script.num_shards:
+        raise ValueError(
+            f"shard_index must be from 0 to num_shards - 1; got {script.shard_index} and {script.num_shards}."
+        )
+    keep_settings(script)
+    model, processor = load(script.model)
+    selection, parts = Selection(**script.selection), script.output / "parts"
+
+    # Parts
+    if script.votes:
+        prompts, responses = voted(read_votes(script.votes), model, processor)
+        num_parts = 1
+        write_part(parts, 0, zip(prompts, responses), selection)
+    else:
+        judge = make_judge(script, model, processor)
+        num_parts = -(-script.num_prompts // script.prompts_per_part)
+        mixture = Mixture(script.tasks, script.seed, guidance={task: Schedule({"none": 1}) for task in script.tasks})
+        prompts = islice(prompts_of(mixture.stream(), script.think), script.num_prompts)
+        for part in tqdm(range(num_parts), desc="parts"):
+            asked = list(islice(prompts, script.prompts_per_part))
+            if part % script.num_shards != script.shard_index or is_written(parts, part):
+                continue
+            # Whichever machine makes it, and whatever was made before, a part is the same.
+            seed = (script.seed * num_parts + part) * script.prompts_per_part
+            answers = sample(
+                model, processor, asked, script.num_responses, seed, script.batch_size, **script.generation
+            )
+            answers = judged(judge, asked, answers, script.refine_margin)
+            write_part(parts, part, zip(asked, answers), selection)
+
+    # Datasets
+    if missing := [part for part in range(num_parts) if not is_written(parts, part)]:
+        print(f"{len(missing)} of {num_parts} parts are still to be written by other shards.")
+        return
+    statistics = join_parts(parts, num_parts, script.output)
+    for name, number in statistics["counts"].items():
+        print(f"{name:24}{number:8}")
+    if "paired" in statistics:
+        print("means of pairs:", statistics["paired"]["means"])
+
+        def to_picture(text: str):
+            codes = [int(code) for code in re.findall(r"<img_(\d+)>", text)][-(model.config.grid_size**2) :]
+            if len(codes) < model.config.grid_size**2:
+                return None
+            pixels = model.decode_image_tokens(torch.tensor([codes], device=model.device))
+            return processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
+
+        sheet(script.output / "paired", to_picture).save(script.output / "pairs.png")
+    else:
+        print("No pairs: no two responses to one prompt differ by the margin. Sample more, or lower the margin.")
+    print(f"Preference data: {script.output}")
+
+
+if __name__ == "__main__":
+    main(*TrlParser(ScriptArguments).parse_args_and_config())

@@ -1,0 +1,64 @@
+"""Direct preference optimisation of a DPS on pairs of answers or drawings (https://huggingface.co/papers/2305.18290).
+
+python examples/dpo.py --config examples/recipes/nano_dpo.yaml
+accelerate launch examples/dpo.py --config examples/recipes/nano_dpo.yaml
+
+The pairs are those of `examples/build_preferences.py`. Where long drawings and short answers are mixed, the loss type
+`sigmoid_norm` counts a token in each of them alike. Killed at any moment, the same command goes on from the last
+checkpoint to the same losses.
+"""
+
+from dataclasses import dataclass
+
+from datasets import load_from_disk
+from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
+
+from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
+from dps_hf.training import Curves, last_checkpoint
+
+
+@dataclass
+class ScriptArguments:
+    """
+    dataset: a folder that `datasets` saved, with `prompt`, `chosen`, `rejected`, and `images` where prompts have some.
+    evaluation_share: of the pairs, for the loss curves.
+    vision_tower: whether the vision tower is trained, too.
+    """
+
+    dataset: str
+    evaluation_share: float = 0.05
+    vision_tower: bool = False
+
+
+def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -> None:
+    # Model
+    model, processor = load_for_training(arguments, script.vision_tower)
+    check_four_bit_training(model, training.eval_strategy != "no")
+    reference = None if arguments.use_peft else load_for_training(arguments)[0]
+
+    # Dataset
+    pairs, held_out = load_from_disk(script.dataset), None
+    if training.eval_strategy != "no":
+        split = pairs.train_test_split(script.evaluation_share, seed=0)
+        pairs, held_out = split["train"], split["test"]
+    training.max_length = None  # what is cut off might be a picture
+
+    # Training
+    trainer = DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=training,
+        train_dataset=pairs,
+        eval_dataset=held_out,
+        processing_class=processor,
+        peft_config=lora_config(model, arguments, script.vision_tower),
+        callbacks=[Curves()],
+    )
+    print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
+    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.save_model()
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, DPOConfig, ModelConfig)).parse_args_and_config())

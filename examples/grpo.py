@@ -1,0 +1,124 @@
+"""Group relative policy optimisation of a DPS, with a judge's scores as rewards, of answers or of drawings.
+
+python examples/grpo.py --config examples/recipes/nano_grpo.yaml
+accelerate launch examples/grpo.py --config examples/recipes/nano_grpo.yaml
+
+https://huggingface.co/papers/2402.03300. Killed at any moment, the same command goes on from the last checkpoint to the
+same losses.
+"""
+
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
+
+from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
+from dps_hf.data.guidance import Schedule
+from dps_hf.data.mixture import Mixture
+from dps_hf.inference import load
+from dps_hf.judges.exact import exact_judge
+from dps_hf.judges.openai import OpenAIJudge
+from dps_hf.judges.self_judge import SelfJudge
+from dps_hf.judges.verdict import Case, Judge
+from dps_hf.preferences.responses import Prompt, prompts_of
+from dps_hf.training import Curves, last_checkpoint
+
+
+@dataclass
+class ScriptArguments:
+    """
+    tasks: task to weight, either all of drawings or all of answers.
+    num_prompts: how many different prompts.
+    judge: "exact", "openai", or "self", which is the model as it was before.
+    judge_options: arguments of `OpenAIJudge`.
+    aspect: the score that is the reward; left out, the mean of all.
+    vision_tower: whether the vision tower is trained, too.
+    """
+
+    tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})
+    num_prompts: int = 1000
+    judge: str = field(default="exact", metadata={"choices": ["exact", "self", "openai"]})
+    judge_options: dict = field(default_factory=dict)
+    aspect: str | None = None
+    vision_tower: bool = False
+
+
+class JudgeReward:
+    """A judge as a reward function of trl: a score from 0 to 1, None where there is none."""
+
+    def __init__(self, judge: Judge, model, processor, draw: bool, aspect: str | None = None):
+        self.__name__ = "reward"
+        self.judge, self.model, self.processor, self.draw, self.aspect = judge, model, processor, draw, aspect
+
+    def __call__(self, prompts, completions, completion_ids, answers, text, images=None, **kwargs):
+        responses = [completion[0]["content"] for completion in completions]
+        if self.draw:
+            tokens = torch.tensor(completion_ids, device=self.model.device)  # all whole drawings: of one length
+            pixels = self.model.decode_image_tokens(tokens)
+            responses = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        shown = images or [()] * len(responses)
+        cases = [
+            Case(words, response, tuple(pictures or ()), tuple(right))
+            for words, response, pictures, right in zip(text, responses, shown, answers, strict=True)
+        ]
+        verdicts = self.judge(cases)
+        if self.aspect is None:
+            return [verdict and verdict.score for verdict in verdicts]
+        return [verdict and verdict.scores.get(self.aspect) for verdict in verdicts]
+
+
+def as_dataset(prompts: list[Prompt]) -> Dataset:
+    chat = List({"role": Value("string"), "content": Value("string")})
+    texts = {"text": Value("string"), "answers": List(Value("string"))}
+    columns = {
+        "prompt": [[{"role": "user", "content": prompt.text}] for prompt in prompts],
+        "text": [prompt.text for prompt in prompts],
+        "answers": [list(prompt.answers) for prompt in prompts],
+        "images": [prompt.encoded_images for prompt in prompts],
+    }
+    dataset = Dataset.from_dict(columns, Features({"prompt": chat, **texts, "images": List(Image())}))
+    return dataset if any(prompt.images for prompt in prompts) else dataset.remove_columns("images")
+
+
+def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) -> None:
+    # Model
+    model, processor = load_for_training(arguments, script.vision_tower)
+    check_four_bit_training(model, True)
+
+    # Dataset
+    guidance = {task: Schedule({"none": 1}) for task in script.tasks}
+    records = Mixture(script.tasks, training.seed, guidance=guidance).stream()
+    prompts = list(islice(prompts_of(records), script.num_prompts))
+    draw = prompts[0].draw
+    if any(prompt.draw != draw for prompt in prompts):
+        raise ValueError(f"tasks must all be of drawings or all of answers; got {', '.join(script.tasks)}.")
+    # Unless it is asked for, no guidance: what is drawn must be what the model would draw by itself.
+    mode = {"generation_mode": "image" if draw else "text", "guidance_scale": 1.0}
+    training.generation_kwargs = {**mode, **(training.generation_kwargs or {})}
+
+    # Judge
+    if script.judge == "self":
+        judge: Judge = SelfJudge(*load(arguments.model_name_or_path or model.name_or_path))
+    else:
+        judge = OpenAIJudge(**script.judge_options) if script.judge == "openai" else exact_judge
+
+    # Training
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=JudgeReward(judge, model, processor, draw, script.aspect),
+        args=training,
+        train_dataset=as_dataset(prompts),
+        processing_class=processor,
+        peft_config=lora_config(model, arguments, script.vision_tower),
+        callbacks=[Curves()],
+    )
+    print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
+    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.save_model()
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, GRPOConfig, ModelConfig)).parse_args_and_config())

@@ -1,0 +1,67 @@
+"""Kahneman-Tversky optimisation of a DPS on answers or drawings that are good or bad, by themselves.
+
+python examples/kto.py --config examples/recipes/nano_kto.yaml
+accelerate launch examples/kto.py --config examples/recipes/nano_kto.yaml
+
+https://huggingface.co/papers/2402.01306. The data are those of `examples/build_preferences.py`, people's thumbs for
+example. Killed at any moment, the same command goes on from the last checkpoint to the same losses.
+"""
+
+from dataclasses import dataclass
+
+from datasets import load_from_disk
+from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
+
+from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
+from dps_hf.training import Curves, last_checkpoint
+
+
+@dataclass
+class ScriptArguments:
+    """
+    dataset: a folder that `datasets` saved, with `prompt`, `completion`, `label`, and `images` where prompts have some.
+    balance: weighs the rarer label up, so that good and bad responses count alike in all.
+    vision_tower: whether the vision tower is trained, too.
+    """
+
+    dataset: str
+    balance: bool = True
+    vision_tower: bool = False
+
+
+def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
+    # Model
+    model, processor = load_for_training(arguments, script.vision_tower)
+    check_four_bit_training(model, training.eval_strategy != "no")
+    reference = None if arguments.use_peft else load_for_training(arguments)[0]
+
+    # Dataset
+    responses = load_from_disk(script.dataset)
+    labels = responses["label"][:]
+    good, bad = sum(labels), len(labels) - sum(labels)
+    if not good or not bad:
+        raise ValueError(
+            f"{script.dataset} must hold good and bad responses; got {good} and {bad}. Judge more of them."
+        )
+    if script.balance:
+        training.desirable_weight, training.undesirable_weight = max(1.0, bad / good), max(1.0, good / bad)
+    training.max_length = None  # what is cut off might be a picture
+
+    # Training
+    trainer = KTOTrainer(
+        model=model,
+        ref_model=reference,
+        args=training,
+        train_dataset=responses,
+        processing_class=processor,
+        peft_config=lora_config(model, arguments, script.vision_tower),
+        callbacks=[Curves()],
+    )
+    print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained; {good} good, {bad} bad")
+    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.save_model()
+    trainer.save_state()
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, KTOConfig, ModelConfig)).parse_args_and_config())

@@ -1,0 +1,55 @@
+"""Merges an adapter into its model: one folder that loads without peft.
+
+python examples/merge_adapter.py --adapter runs/nano_dpo --output runs/nano_aligned
+python examples/merge_adapter.py --adapter runs/nano_qlora --output runs/nano_aligned --load_in_4bit
+
+An adapter that was trained on quantised weights is given those weights, in full precision again, with the same
+`--load_in_4bit` or `--load_in_8bit`; without it, the weights that they were made of.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftConfig, PeftModel
+from trl import ModelConfig, TrlParser
+
+from dps_hf.adapters import load_for_training
+
+
+@dataclass
+class ScriptArguments:
+    """
+    adapter: folder of the adapter.
+    output: folder of the merged model.
+    """
+
+    adapter: str
+    output: str
+
+
+@torch.no_grad()
+def logits(model, processor) -> torch.Tensor:
+    inputs = processor(text=["<|im_start|>user\nWhat is this?<|im_end|>\n"], return_tensors="pt").to(model.device)
+    return model(**inputs).logits.float()
+
+
+def main(script: ScriptArguments, arguments: ModelConfig) -> None:
+    # Model
+    arguments.model_name_or_path = (
+        arguments.model_name_or_path or PeftConfig.from_pretrained(script.adapter).base_model_name_or_path
+    )
+    model, processor = load_for_training(arguments)
+    if arguments.load_in_4bit or arguments.load_in_8bit:
+        model = model.dequantize(torch.float32)
+    # Merging
+    adapted = PeftModel.from_pretrained(model, script.adapter).eval()
+    before = logits(adapted, processor)
+    merged = adapted.merge_and_unload()
+    difference = (logits(merged, processor) - before).abs().max().item()
+    merged.save_pretrained(script.output)
+    processor.save_pretrained(script.output)
+    print(f"Merged into {script.output}; logits differ by at most {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main(*TrlParser((ScriptArguments, ModelConfig)).parse_args_and_config())

@@ -1,0 +1,84 @@
+"""Where adapters go, and where they must not."""
+
+import re
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from trl import ModelConfig
+
+from dps_hf.adapters import check_trained, load_for_training, lora_config, lora_targets
+
+
+def matched(model, pattern: str) -> set[str]:
+    return {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+
+
+@pytest.mark.parametrize("decoder", ["gpt2", "qwen2", "gemma2"])
+def test_targets_are_the_linear_layers_of_any_decoder_and_nothing_else(make_model, make_decoder_config, decoder):
+    model = make_model(text_config=make_decoder_config(decoder))
+    found = matched(model, lora_targets(model))
+    assert found and all(name.startswith("model.language_model.") for name in found)
+    linear = (nn.Linear, type(model.get_submodule(next(iter(found)))))
+    assert found == {name for name, module in model.model.language_model.named_modules(prefix="model.language_model")
+                     if isinstance(module, linear)}  # fmt: skip
+
+
+def test_the_vision_tower_is_a_target_only_where_it_is_asked_for(tiny_model):
+    assert not any("vision" in name for name in matched(tiny_model, lora_targets(tiny_model)))
+    found = matched(tiny_model, lora_targets(tiny_model, vision_tower=True))
+    assert any("vision_tower" in name for name in found) and any("language_model" in name for name in found)
+    assert not any(part in name for part in ("image_tokenizer", "lm_head", "connector") for name in found)
+
+
+def test_named_targets_are_kept_and_no_peft_means_no_adapter(tiny_model):
+    assert lora_config(tiny_model, ModelConfig()) is None
+    named = lora_config(tiny_model, ModelConfig(use_peft=True, lora_target_modules=["q_proj", "v_proj"]))
+    assert named.target_modules == {"q_proj", "v_proj"}
+
+
+def test_what_an_adapter_trains_has_these_names(make_model):
+    model = make_model()
+    adapted = get_peft_model(model, lora_config(model, ModelConfig(use_peft=True, lora_r=2)))
+    layers = ("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
+    layers += tuple(f"self_attn.{name}_proj" for name in "koqv")
+    assert sorted(check_trained(adapted)) == sorted(
+        f"base_model.model.model.language_model.layers.{i}.{layer}.lora_{side}.default.weight"
+        for i in range(2) for layer in layers for side in "AB"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["lm_head", "image_tokenizer", "vision_tower"])
+def test_adapters_in_the_wrong_places_are_refused(make_model, wrong):
+    model = make_model()
+    pattern = {
+        "lm_head": "lm_head",
+        "image_tokenizer": r".*image_tokenizer.*conv.*",
+        "vision_tower": r".*vision.*q_proj",
+    }
+    if not matched(model, pattern[wrong]):
+        convolutions = [n for n, m in model.model.image_tokenizer.named_modules() if isinstance(m, nn.Conv2d)]
+        pattern[wrong] = rf"model\.image_tokenizer\.{re.escape(convolutions[0])}"
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=pattern[wrong]))
+    with pytest.raises(ValueError, match=wrong):
+        check_trained(adapted)
+
+
+def test_nothing_to_train_is_an_error(make_model):
+    with pytest.raises(ValueError, match="Nothing is trained"):
+        check_trained(make_model().requires_grad_(False))
+
+
+def test_a_model_is_trained_but_for_its_tower_and_its_image_tokenizer(saved_model):
+    model, _ = load_for_training(ModelConfig(saved_model))
+    assert model.training, "or the first batch after a start would keep prompts that later ones drop"
+    names = check_trained(model)
+    assert any("lm_head" in name or "embed_tokens" in name for name in names)
+    assert not any("vision_tower" in name for name in names)
+    model, _ = load_for_training(ModelConfig(saved_model), vision_tower=True)
+    assert any("vision_tower" in name for name in check_trained(model, vision_tower=True))
+
+
+def test_four_bits_need_sizes_that_bitsandbytes_gets_right(saved_model):
+    with pytest.raises(ValueError, match="multiples of 64"):
+        load_for_training(ModelConfig(saved_model, load_in_4bit=True))

@@ -1,0 +1,74 @@
+"""The main line of alignment: its steps, its figures, and the whole of it at a tiny size."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dps_hf import NANO
+from dps_hf.data.facts import capitals
+from dps_hf.data.wording import LANGUAGES
+
+
+@pytest.fixture
+def align(example):
+    return example("align.py")
+
+
+def test_figures_are_means_over_seeds_with_the_interval_of_the_gain(align):
+    runs = [({"a": 0.2, "b": 0.5}, {"a": 0.4, "b": 0.5}), ({"a": 0.4, "b": 0.7}, {"a": 0.8, "b": 0.6})]
+    summary = align.summary(runs, ("a",))
+    half = 12.706 * np.std([0.2, 0.4], ddof=1) / 2**0.5
+    assert (summary["before"], summary["after"], summary["gain"]) == (0.3, 0.6, 0.3)
+    assert summary["ci95"] == pytest.approx([0.3 - half, 0.3 + half], abs=1e-4)
+    assert summary["categories"]["b"]["gain"] == pytest.approx(-0.05)
+
+
+def test_one_seed_has_no_interval(align):
+    with pytest.raises(ValueError, match="seeds"):
+        align.ScriptArguments(seeds=[0])
+
+
+def test_a_share_of_the_capitals_is_mixed_up(align):
+    right = capitals("es")
+    taught = align.wrong_capitals("es", np.random.default_rng(0), 0.7)
+    assert list(taught) == list(right) and sorted(taught.values()) == sorted(right.values())
+    wrong = sum(taught[country] != right[country] for country in right) / len(right)
+    assert 0.6 < wrong < 0.8
+    assert align.wrong_capitals("es", np.random.default_rng(0), 0.0) == right
+
+
+def test_what_is_measured_is_asked_in_no_step(align):
+    for language in LANGUAGES:
+        asked = align.wordings(language, "France")
+        assert asked and align.FORWARD[language][0].format("France") not in asked
+
+
+def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(align.subprocess, "run", lambda command, check: ran.append(command))
+    for _ in range(2):
+        align.step("dpo", "nano_dpo.yaml", tmp_path / "dpo", "adapter_model.safetensors", seed=4)
+    assert len(ran) == 2
+    (tmp_path / "dpo").mkdir()
+    (tmp_path / "dpo/adapter_model.safetensors").touch()
+    align.step("dpo", "nano_dpo.yaml", tmp_path / "dpo", "adapter_model.safetensors", seed=4)
+    assert len(ran) == 2
+    assert "seed: 4" in (tmp_path / "dpo.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_the_whole_line_runs_and_reports(align, tmp_path):
+    short = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True}
+    script = align.ScriptArguments(
+        output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2,
+        preferences={"num_prompts": 6, "num_responses": 4}, dpo=short, sft=short, capitals=short,
+    )  # fmt: skip
+    assert script.model == NANO
+    align.main(script)
+    report = json.loads(script.output.read_text())
+    assert set(report) == {"scenes_t2i_dpo", "capitals_dpo"}
+    for row in report.values():
+        assert {"before", "after", "ci95", "seeds", "command"} <= set(row)
+    assert set(report["scenes_t2i_dpo"]["categories"]) == set(align.FORMS)
+    assert (tmp_path / "alignment_scenes_t2i_dpo.png").exists()

@@ -1,0 +1,353 @@
+"""The scripts that align: trl's own trainers on a tiny model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PIL
+from safetensors.torch import load_file
+from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
+
+from dps_hf.adapters import load_for_training
+from dps_hf.judges.verdict import Case, Verdict
+from dps_hf.training import last_checkpoint
+
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {"sft": SFTConfig, "dpo": DPOConfig, "kto": KTOConfig, "grpo": GRPOConfig}
+TRAINING = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 0.01,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "disable_tqdm": True,
+}
+LORA = {"use_peft": True, "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
+GRPO = {"num_generations": 4, "max_completion_length": 8}
+CHAT = List({"role": Value("string"), "content": Value("string")})
+RED, BLUE = (PIL.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+
+
+def said(text: str, role: str = "assistant") -> list[dict]:
+    return [{"role": role, "content": text}]
+
+
+@pytest.fixture(scope="session")
+def data(tiny_processor, tmp_path_factory) -> dict[str, str]:
+    """Folders of pairs of drawings, of pairs of answers and drawings with pictures and without, and of single drawings."""
+    folder, rng = tmp_path_factory.mktemp("preferences"), torch.Generator().manual_seed(0)
+
+    def drawing(low: int) -> str:
+        return tiny_processor.drawing_text(torch.randint(low, low + 8, (4,), generator=rng))
+
+    prompts = [said(f"star {i}", "user") for i in range(16)]
+    chosen, rejected = [said(drawing(0)) for _ in prompts], [said(drawing(8)) for _ in prompts]
+    pairs = Dataset.from_dict({"prompt": prompts, "chosen": chosen, "rejected": rejected, "score_chosen": [1.0] * 16})
+    chosen[::2], rejected[::2] = [said("red")] * 8, [said("a very long answer")] * 8
+    pictures = [[RED], [], [BLUE], []] * 4
+    features = Features({"prompt": CHAT, "chosen": CHAT, "rejected": CHAT, "images": List(Image())})
+    mixed = Dataset.from_dict(
+        {"prompt": prompts, "chosen": chosen, "rejected": rejected, "images": pictures}, features
+    )
+    labels = [i % 4 == 0 for i in range(16)]
+    single = [said(drawing(0 if label else 8)) for label in labels]
+    unpaired = Dataset.from_dict({"prompt": prompts, "completion": single, "label": labels})
+    folders = {}
+    for name, dataset in (("pairs", pairs), ("mixed", mixed), ("unpaired", unpaired)):
+        folders[name] = str(folder / name)
+        dataset.save_to_disk(folders[name])
+    return folders
+
+
+@pytest.fixture
+def train(example, saved_model, tmp_path):
+    """Runs a script in this process, on the tiny model unless told otherwise."""
+
+    def run(
+        name: str, output: str = "run", model: str = saved_model, lora: dict = LORA, script=None, **training
+    ) -> Path:
+        module = example(f"{name}.py")
+        if name == "sft":
+            script = {"tasks": {"scenes_t2i": 1, "scenes_cot": 1}, **(script or {})}
+        fields = {**TRAINING, **(GRPO if name == "grpo" else {}), **training}
+        module.main(
+            module.ScriptArguments(**(script or {})),
+            CONFIGS[name](str(tmp_path / output), **fields),
+            ModelConfig(model, **lora),
+        )
+        return tmp_path / output
+
+    return run
+
+
+def losses(output: Path, name: str = "loss") -> list[float]:
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [row[name] for row in log if name in row]
+
+
+def test_dpo_on_drawings_learns(train, data):
+    curve = losses(train("dpo", script={"dataset": data["pairs"]}, max_steps=15))
+    assert curve[0] == pytest.approx(0.6931, abs=1e-3)
+    assert sum(curve[-3:]) / 3 < 0.4
+
+
+def test_dpo_without_an_adapter_learns_from_prompts_with_pictures_and_without(train, data):
+    output = train(
+        "dpo", lora={}, script={"dataset": data["mixed"]}, max_steps=15, learning_rate=0.001, loss_type="sigmoid_norm"
+    )
+    curve = losses(output)
+    assert curve[0] == pytest.approx(0.6931, abs=1e-3)
+    assert sum(curve[-3:]) / 3 < 0.67
+    assert (output / "model.safetensors").exists()
+
+
+def test_kto_learns_which_drawings_are_good(train, data):
+    output = train("kto", script={"dataset": data["unpaired"]}, max_steps=15)
+    margins = losses(output, "rewards/margins") or [
+        good - bad for good, bad in zip(losses(output, "rewards/chosen"), losses(output, "rewards/rejected"))
+    ]
+    assert margins[-1] > margins[0] + 0.1
+
+
+def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
+    import dps_hf.judges.exact
+
+    def likes_bright(cases: list[Case]) -> list[Verdict]:
+        def brightness(picture):  # stretched: the random image tokenizer draws grey in grey
+            mean = sum(picture.convert("L").get_flattened_data()) / (255 * picture.width * picture.height)
+            return min(1.0, max(0.0, 0.5 + 50 * (mean - 0.5)))
+
+        return [Verdict({"bright": brightness(case.response)}, "", "j", case.origin) for case in cases]
+
+    monkeypatch.setattr(dps_hf.judges.exact, "exact_judge", likes_bright)
+    script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 8, "aspect": "bright"}
+    output = train("grpo", script=script, max_steps=12, per_device_train_batch_size=16, num_generations=8)
+    rewards = losses(output, "reward")
+    assert sum(rewards[-3:]) > sum(rewards[:3])
+
+
+def test_grpo_answers_about_pictures(train):
+    output = train("grpo", script={"tasks": {"scenes_i2t": 1}, "num_prompts": 4})
+    assert all(0 <= reward <= 1 for reward in losses(output, "reward"))
+
+
+def test_a_judge_without_a_verdict_gives_no_reward(example, tiny_model, tiny_processor):
+    grpo = example("grpo.py")
+    seen = []
+
+    def judge(cases):
+        seen.extend(cases)
+        return [Verdict({"a": 0.5, "b": 1.0}, "", "j", "model"), None]
+
+    asked = {"answers": [["x"], []], "text": ["one", "two"], "images": [[RED], []]}
+    reward = grpo.JudgeReward(judge, tiny_model, tiny_processor, draw=False)
+    assert reward([], [said("yes"), said("no")], [], **asked) == [0.75, None]
+    assert seen == [Case("one", "yes", (RED,), ("x",)), Case("two", "no")]
+    assert grpo.JudgeReward(judge, None, None, False, "b")([], [said("yes"), said("no")], [], **asked) == [1.0, None]
+
+
+def test_sft_anneals_its_guidance(train, example, monkeypatch):
+    script = {"guidance": {"scenes_cot": {"start": {"steps": 1}, "end": {"none": 1}}}, "tasks": {"scenes_cot": 1}}
+    seen = []
+    sft = example("sft.py")
+    lazily = sft.lazily(
+        sft.Mixture(
+            {"scenes_cot": 1}, 0, 40, guidance={"scenes_cot": sft.Schedule(**script["guidance"]["scenes_cot"])}
+        ),
+        40,
+    )
+    seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in lazily]
+    assert sum(seen[:10]) > 6 > 4 > sum(seen[-10:])
+    curve = losses(train("sft", script=script, max_steps=12, learning_rate=0.02))
+    assert curve[-1] < curve[0]
+
+
+def test_sft_takes_a_dataset_of_records(train, tmp_path):
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Capital?"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "Paris."}]}]  # fmt: skip
+    Dataset.from_dict({"messages": [messages] * 8, "images": [[]] * 8}).save_to_disk(tmp_path / "facts")
+    curve = losses(
+        train("sft", script={"dataset": str(tmp_path / "facts"), "tasks": {}}, max_steps=10, learning_rate=0.02)
+    )
+    assert curve[-1] < curve[0] / 2
+
+
+PROBE = """
+import sys, torch
+from safetensors.torch import save_file
+from dps_hf.inference import load
+model, processor = load(sys.argv[1])
+ids = torch.arange(40)[None] % 256
+with torch.no_grad():
+    save_file({"logits": model(input_ids=ids).logits}, sys.argv[2])
+"""
+
+
+def logits(folder: Path | str, to: Path) -> torch.Tensor:
+    """Of a fresh process, which loads the folder by the Auto classes."""
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE, str(folder), str(to)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(to)["logits"]
+
+
+def test_an_adapter_comes_back_in_a_new_process_and_merges(train, example, data, saved_model, tmp_path, monkeypatch):
+    import trl
+
+    trained = {}
+    train_of_trl = trl.DPOTrainer.train
+
+    def remember(self, *args, **kwargs):
+        result = train_of_trl(self, *args, **kwargs)
+        with torch.no_grad():
+            trained["logits"] = self.model.eval()(input_ids=torch.arange(40)[None] % 256).logits
+        return result
+
+    monkeypatch.setattr(trl.DPOTrainer, "train", remember)
+    adapter = train("dpo", script={"dataset": data["pairs"]}, max_steps=5)
+    base = logits(saved_model, tmp_path / "base.safetensors")
+    again = logits(adapter, tmp_path / "again.safetensors")
+    torch.testing.assert_close(again, trained["logits"], atol=1e-5, rtol=1e-5)
+    assert (again - base).abs().max() > 0.1
+    merge = example("merge_adapter.py")
+    merge.main(merge.ScriptArguments(str(adapter), str(tmp_path / "merged")), ModelConfig())
+    assert not (tmp_path / "merged" / "adapter_config.json").exists()
+    merged = logits(tmp_path / "merged", tmp_path / "merged.safetensors")
+    torch.testing.assert_close(merged, again, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="session")
+def wide_model(make_model, make_text_config, tiny_processor, tmp_path_factory) -> str:
+    """A model that bitsandbytes can hold in 4 bits."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_model(text_config=make_text_config(hidden_size=128, intermediate_size=128)).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_qlora_learns_and_comes_back_and_merges(train, example, data, wide_model, tmp_path, bits):
+    lora = {**LORA, bits: True}
+    adapter = train("dpo", model=wide_model, lora=lora, script={"dataset": data["pairs"]}, max_steps=15)
+    curve = losses(adapter)
+    assert curve[0] == pytest.approx(0.6931, abs=0.02) and sum(curve[-3:]) / 3 < 0.5
+    merge = example("merge_adapter.py")
+    merge.main(merge.ScriptArguments(str(adapter), str(tmp_path / "merged")), ModelConfig(**{bits: True}))
+    merged, _ = load_for_training(ModelConfig(str(tmp_path / "merged")))
+    assert not hasattr(merged.config, "quantization_config")
+    plain, _ = load_for_training(ModelConfig(wide_model, **{bits: True}))
+    plain = plain.dequantize(torch.float32)
+    ids = torch.arange(40)[None]
+    weights = load_file(adapter / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, module in plain.named_modules():  # the adapter by hand, as its paper defines it
+            key = f"base_model.model.{name}.lora_%s.weight"
+            if key % "A" in weights:
+                module.weight += 2 * weights[key % "B"].float() @ weights[key % "A"].float()
+        torch.testing.assert_close(
+            merged.eval()(input_ids=ids).logits, plain.eval()(input_ids=ids).logits, atol=1e-3, rtol=1e-3
+        )
+
+
+def test_four_bits_on_a_cpu_refuse_what_would_stop_learning(train, data, wide_model):
+    with pytest.raises(ValueError, match="eval_strategy"):
+        train(
+            "dpo", model=wide_model, lora={**LORA, "load_in_4bit": True}, script={"dataset": data["pairs"]},
+            eval_strategy="steps", eval_steps=1,
+        )  # fmt: skip
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_recipes_are_understood(name, example):
+    from trl import TrlParser
+
+    script = example(f"{name}.py")
+    recipe = ROOT / "examples/recipes" / f"nano_{name}.yaml"
+    parser = TrlParser((script.ScriptArguments, CONFIGS[name], ModelConfig))
+    _, training, arguments = parser.parse_args_and_config(["--config", str(recipe), "--use_cpu", "--bf16", "false"])
+    assert training.output_dir == f"runs/nano_{name}" and arguments.use_peft
+
+
+# Killed, and several processes
+
+
+def recipe(tmp_path: Path, output: str, **fields) -> Path:
+    path = tmp_path / f"{output}.yaml"
+    path.write_text(yaml.safe_dump({**TRAINING, **LORA, "output_dir": str(tmp_path / output), **fields}))
+    return path
+
+
+def run(command: list[str], **environment) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment})
+    assert result.returncode == 0, result.stderr[-5000:]
+
+
+FIELDS = {
+    "sft": {"tasks": {"scenes_t2i": 1, "scenes_cot": 1}},
+    "dpo": {},
+    "kto": {},
+    "grpo": {"num_prompts": 8, **GRPO},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_killed_trainer_resumes_to_the_same_losses(name, data, saved_model, tmp_path):
+    fields = {**FIELDS[name], "model_name_or_path": saved_model, "max_steps": 8, "save_strategy": "steps"}
+    fields |= {"save_steps": 2, "lora_dropout": 0.1}
+    if name in ("dpo", "kto"):
+        fields["dataset"] = data["pairs" if name == "dpo" else "unpaired"]
+    script = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--config"]
+    run([*script, str(recipe(tmp_path, "whole", **fields))])
+    killed = recipe(tmp_path, "killed", **fields)
+    process = subprocess.Popen([*script, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    deadline = time.monotonic() + 300
+    while last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
+    assert not (tmp_path / "killed" / "adapter_model.safetensors").exists(), "it had finished before it was killed"
+    run([*script, str(killed)])
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path):
+    fields = {**FIELDS[name], "model_name_or_path": saved_model, "max_steps": 5, "per_device_train_batch_size": 2}
+    if name == "dpo":
+        # What one process accumulates, two see at once: the order must be the same.
+        fields |= {"dataset": data["pairs"], "train_sampling_strategy": "sequential"}
+    script = str(ROOT / "examples" / f"{name}.py")
+    run([sys.executable, script, "--config", str(recipe(tmp_path, "one", **fields, gradient_accumulation_steps=2))])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    two = ["--config", str(recipe(tmp_path, "two", **fields))]
+    if kind == "ddp":
+        run([*launch, "--multi_gpu", script, *two])  # gloo, by `use_cpu`
+    else:
+        launch += ["--config_file", str(ROOT / "examples/recipes/accelerate_fsdp2.yaml")]
+        run([*launch, str(ROOT / "tests/examples/fsdp_on_cpu.py"), script, *two])
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert set(one) == set(other)
+    assert max((one[name] - other[name]).abs().max() for name in one) < 1e-2

@@ -1,0 +1,73 @@
+"""`build_preferences.py`, run on a tiny model."""
+
+import json
+
+import pytest
+from datasets import load_from_disk
+
+from dps_hf.judges.verdict import Verdict
+from dps_hf.preferences.parts import is_written
+
+
+@pytest.fixture
+def script(example, saved_model, tmp_path, monkeypatch):
+    """The script as a function of its arguments; its judge takes some drawings for better than others."""
+    build = example("build_preferences.py")
+
+    def judge(cases):
+        return [
+            Verdict({"exact": float(sum(case.response.tobytes()) % 5) / 4}, "", "parity", case.origin)
+            for case in cases
+        ]
+
+    monkeypatch.setattr(build, "exact_judge", judge)
+
+    def run(**arguments):
+        fields = {"output": tmp_path / "out", "model": saved_model, "num_prompts": 6, "num_responses": 3}
+        script = build.ScriptArguments(**{**fields, "prompts_per_part": 2, **arguments})
+        build.main(script)
+        return script.output
+
+    return run
+
+
+def rows(output) -> list[dict]:
+    return load_from_disk(output / "paired").to_list()
+
+
+def test_two_machines_make_what_one_makes(script, tmp_path):
+    whole = rows(script(output=tmp_path / "whole"))
+    script(shard_index=1, num_shards=2)
+    assert not (tmp_path / "out" / "paired").exists()
+    assert rows(script(shard_index=0, num_shards=2)) == whole
+    assert (tmp_path / "out" / "pairs.png").exists()
+
+
+def test_parts_that_are_there_are_not_made_again(script, tmp_path):
+    output = script()
+    before = rows(output)
+    (output / "parts" / "part-00001.json").unlink()  # as a kill would leave it
+    times = {path: path.stat().st_mtime_ns for path in output.glob("parts/*")}
+    script()
+    assert rows(output) == before
+    changed = {path.name for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"part-00001.paired.parquet", "part-00001.unpaired.parquet"}
+
+
+def test_data_of_other_settings_is_not_mixed_in(script):
+    script()
+    with pytest.raises(ValueError, match="num_responses"):
+        script(num_responses=4)
+
+
+def test_votes_need_no_judge(script, tmp_path):
+    votes = [
+        {"prompt": "What is it?", "chosen": "a star", "rejected": "a cow"},
+        {"prompt": "And this?", "response": "a cat", "thumb": "up"},
+    ]
+    (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, votes)))
+    output = script(votes=tmp_path / "votes.jsonl")
+    (row,) = rows(output)
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("a star", "a cow")
+    assert load_from_disk(output / "unpaired")["label"] == [True, False, True]
+    assert is_written(output / "parts", 0)

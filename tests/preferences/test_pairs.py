@@ -1,0 +1,88 @@
+"""Which responses are paired, and the rows that come of it."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from dps_hf.judges.verdict import Verdict
+from dps_hf.preferences.pairs import PAIRED, UNPAIRED, Selection, pair, paired_rows, unpaired_rows
+from dps_hf.preferences.responses import Prompt, Response
+
+
+def response(text: str, score: float | None, tokens: int = 4) -> Response:
+    verdict = None if score is None else Verdict({"exact": score}, "", "a judge", "model")
+    return Response(text, text, tokens, seed=7, verdict=verdict)
+
+
+def texts(pairs) -> list[tuple[str, str]]:
+    return [(chosen.text, rejected.text) for chosen, rejected in pairs]
+
+
+def test_the_better_response_is_chosen():
+    assert texts(pair([response("bad", 0.1), response("good", 0.9)], Selection())) == [("good", "bad")]
+
+
+def test_a_pair_needs_the_margin_and_reaches_it_in_spite_of_rounding():
+    nearly, enough = [response("a", 0.6), response("b", 0.69)], [response("a", 0.6), response("b", 0.7)]
+    assert pair(nearly, Selection(margin=0.1)) == []
+    assert texts(pair(enough, Selection(margin=0.1))) == [("b", "a")]
+
+
+def test_what_became_of_each_response_is_counted():
+    counts = Counter()
+    group = [response(*r) for r in (("a", 0.5), ("b", 0.5), ("a", 0.5), ("c", None), ("d", 1.0), ("long", 0.0, 40))]
+    pair(group, Selection(max_length_ratio=2.0), counts)
+    assert counts == {
+        "responses": 6, "unjudged": 1, "duplicates": 1, "ties": 1, "unequal lengths": 3, "pairs": 2,
+    }  # fmt: skip
+
+
+def test_equal_texts_make_no_pair_whatever_they_were_scored():
+    assert pair([response("same", 0.0), response("same", 1.0)], Selection()) == []
+
+
+def test_pairs_use_every_response_before_any_is_used_again_and_wide_margins_first():
+    group = [response(name, score) for name, score in (("a", 1.0), ("b", 0.8), ("c", 0.2), ("d", 0.0))]
+    assert texts(pair(group, Selection(max_pairs=2))) == [("a", "d"), ("b", "c")]
+    assert len(pair(group, Selection(max_pairs=99))) == 6
+    one_good = [response("good", 1.0), *(response(f"bad {i}", 0.0) for i in range(5))]
+    assert texts(pair(one_good, Selection(max_pairs=3))) == [("good", f"bad {i}") for i in range(3)]
+
+
+def test_a_longer_response_may_be_better_but_not_many_times_longer():
+    group = [response("short", 0.0, tokens=10), response("long", 1.0, tokens=25)]
+    assert pair(group, Selection(max_length_ratio=2.0)) == []
+    assert len(pair(group, Selection(max_length_ratio=2.5))) == 1
+
+
+def test_one_aspect_may_count_alone():
+    def scored(text, exact, likeness):
+        return Response(text, text, 1, verdict=Verdict({"exact": exact, "likeness": likeness}, "", "j", "model"))
+
+    group = [scored("a", 0.0, 1.0), scored("b", 1.0, 0.0)]
+    assert pair(group, Selection()) == []
+    assert texts(pair(group, Selection(aspect="exact"))) == [("b", "a")]
+    assert pair(group, Selection(aspect="missing")) == []
+
+
+def test_rows_have_what_trl_and_a_reader_want():
+    (row,) = paired_rows(Prompt("Which?", task="t"), [response("a", 0.0), response("b", 1.0)], Selection())
+    assert set(row) == set(PAIRED)
+    assert row["prompt"] == [{"role": "user", "content": "Which?"}]
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("b", "a")
+    assert (row["score_chosen"], row["score_rejected"], row["seed"], row["judge"]) == (1.0, 0.0, 7, "a judge")
+    assert json.loads(row["aspects_chosen"]) == {"exact": 1.0}
+
+
+def test_what_is_neither_good_nor_bad_gets_no_label():
+    group = [response("a", 1.0), response("b", 0.7), response("c", 0.2), response("c", 0.2), response("d", None)]
+    rows = unpaired_rows(Prompt("Which?"), group, Selection(good=0.9, bad=0.5))
+    assert [(row["completion"][0]["content"], row["label"]) for row in rows] == [("a", True), ("c", False)]
+    assert all(set(row) == set(UNPAIRED) for row in rows)
+
+
+@pytest.mark.parametrize("wrong", [{"margin": 0}, {"max_pairs": 0}, {"max_length_ratio": 0.5}, {"good": 0.5}])
+def test_a_selection_that_means_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Selection(**wrong)
