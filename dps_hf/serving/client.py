@@ -72,12 +72,21 @@ class Client:
         self._openai, self._key = openai, os.environ.get(key_variable, "").strip() or "none"
         self._client = openai.OpenAI(base_url=base_url, api_key=self._key, timeout=timeout_seconds)
         self.base_url = base_url
-        listed = self._call(lambda: [(entry.id, entry.owned_by) for entry in self._client.models.list().data])
+        listed = self._call(self._listed)
         name, owner = next((entry for entry in listed if model in (None, entry[0])), (None, None))
         self.server = SERVERS.get(owner, TRANSFORMERS)
         self.model = model or (str(checkpoint) if self.server == TRANSFORMERS else name)
         self.config, self.processor = AutoConfig.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
         self._image_tokenizer = load_image_tokenizer(checkpoint)
+
+    def _listed(self) -> list[tuple[str, str]]:
+        """Names and owners of the server's models."""
+        try:
+            return [
+                (entry.id, entry.owned_by) for entry in self._client.with_options(max_retries=0).models.list().data
+            ]
+        except self._openai.InternalServerError:  # of `transformers serve`, where the Hub's cache is no folder yet
+            return []
 
     def ask(
         self,
