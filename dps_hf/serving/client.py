@@ -1,0 +1,292 @@
+"""Asks a served DPS for text and drawings: llama-server, `python -m llama_cpp.server`, vLLM or `transformers serve`.
+
+client = Client("http://127.0.0.1:8080/v1", "dps_hf/checkpoints/dps-nano")
+drawing = client.draw("a big red heart")
+answer = client.ask("What is this?", [drawing])
+
+The servers give a drawing as codes. The client holds what turns them into a picture: the processor and the image
+tokenizer of the same checkpoint, and no other weights.
+"""
+
+import base64
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from PIL import Image
+from safetensors import safe_open
+from transformers import AutoConfig, AutoProcessor
+
+import dps_hf
+from dps_hf.inference import MAX_NEW_TOKENS, TEMPERATURE, Answer
+from dps_hf.model.components_dps import IMAGE_TOKENIZERS
+
+
+# What servers call themselves in their list of models. `transformers serve` lists the Hub's cache instead.
+SERVERS = {"llamacpp": "llama-server", "me": "llama_cpp.server", "vllm": "vLLM"}
+TRANSFORMERS = "transformers serve"
+
+# What llama.cpp would otherwise do to a distribution unasked; vLLM knows two of the three and ignores the third.
+PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
+
+GUIDED_CODES = 64  # that guidance from here chooses among
+
+
+class ServerError(RuntimeError):
+    """The server cannot be reached, refuses, or gives something that is no answer and no drawing."""
+
+
+class Client:
+    """One server of the OpenAI protocol, whichever of the four it is; may be used by several threads at a time.
+
+    Args:
+        base_url: such as "http://127.0.0.1:8080/v1".
+        checkpoint: folder or name of the served DPS.
+        model: its name on the server, if not the only one there.
+        key_variable: the environment variable that holds the server's key, if it wants one.
+        timeout_seconds: of one request.
+
+    Raises:
+        ImportError: openai is missing.
+        ServerError: no server answers at `base_url`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        checkpoint: str | os.PathLike = dps_hf.NANO,
+        model: str | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        timeout_seconds: float = 300.0,
+    ):
+        try:
+            import openai
+        except ImportError as error:
+            raise ImportError("Client needs openai. Install it with `pip install dps_hf[serve]`.") from error
+        self._openai, self._key = openai, os.environ.get(key_variable, "").strip() or "none"
+        self._client = openai.OpenAI(base_url=base_url, api_key=self._key, timeout=timeout_seconds)
+        self.base_url = base_url
+        listed = self._call(self._listed)
+        name, owner = next((entry for entry in listed if model in (None, entry[0])), (None, None))
+        self.server = SERVERS.get(owner, TRANSFORMERS)
+        self.model = model or (str(checkpoint) if self.server == TRANSFORMERS else name)
+        self.config, self.processor = AutoConfig.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+        self._image_tokenizer = load_image_tokenizer(checkpoint)
+
+    def _listed(self) -> list[tuple[str, str]]:
+        """Names and owners of the server's models."""
+        try:
+            return [
+                (entry.id, entry.owned_by) for entry in self._client.with_options(max_retries=0).models.list().data
+            ]
+        except self._openai.InternalServerError:  # of `transformers serve`, where the Hub's cache is no folder yet
+            return []
+
+    def ask(
+        self,
+        question: str,
+        pictures: Sequence[Image.Image] = (),
+        think: bool = False,
+        max_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+    ) -> Answer:
+        """Answers a question, about the pictures before it if there are any.
+
+        Args:
+            think: whether the model first thinks aloud. llama_cpp.server takes that from the command that started it:
+                `--chat_template_kwargs '{"enable_thinking": true}'`.
+            temperature: 0 is greedy.
+
+        Raises:
+            ServerError: see there.
+        """
+        text = self.chat(question, pictures, think, max_tokens=max_tokens, temperature=temperature).message.content
+        if not isinstance(text, str):
+            raise self._error(f"answers without text ({text!r})")
+        # Some servers repeat the <think> that the prompt ends in.
+        return Answer(*self.processor.split_thinking(text if "<think>" in text or not think else "<think>" + text))
+
+    def chat(self, question: str, pictures: Sequence[Image.Image] = (), think: bool = False, **options):
+        """The first choice of a chat completion as the openai package gives it; `options` are fields of the request."""
+        content: list[dict] = [{"type": "image_url", "image_url": {"url": self._data_url(p)}} for p in pictures]
+        content.append({"type": "text", "text": question})
+        extra = {"chat_template_kwargs": {"enable_thinking": think}, **options.pop("extra_body", {})}
+        if self.server != TRANSFORMERS:
+            extra = {**PLAIN_SAMPLING, "reasoning_format": "none", **extra}
+        return self._call(
+            lambda: self._client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": content}], extra_body=extra, **options
+            ).choices[0]
+        )
+
+    def draw(
+        self, prompt: str, temperature: float = TEMPERATURE, guidance_scale: float = 1.0, seed: int | None = None
+    ) -> Image.Image:
+        """Draws a prompt; see [`draw_codes`]."""
+        codes = torch.tensor(self.draw_codes(prompt, temperature, guidance_scale, seed))
+        with torch.no_grad():
+            pixels = self._image_tokenizer.decode(codes[None]).clamp(-1, 1)  # (1, 3, size, size)
+        return self.processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
+
+    def draw_codes(
+        self, prompt: str, temperature: float = TEMPERATURE, guidance_scale: float = 1.0, seed: int | None = None
+    ) -> list[int]:
+        """The codes of a drawing, row by row: `grid_size * grid_size` numbers in `[0, codebook_size)`.
+
+        Args:
+            temperature: 0 is greedy.
+            guidance_scale: strength of classifier-free guidance (https://huggingface.co/papers/2207.12598); 1 is none.
+                `transformers serve` guides by itself; for llama-server, the client asks for the probabilities of the 64
+                likeliest codes with the prompt and without, two requests a code, and samples here.
+            seed: drawings of one seed are the same on one server.
+
+        Raises:
+            ValueError: guidance from a server that neither guides nor gives probabilities of given codes.
+            ServerError: the server gave another number of codes, or see there.
+        """
+        if self.server == TRANSFORMERS:
+            codes = self._codes_by_transformers(prompt, temperature, guidance_scale, seed)
+        elif guidance_scale != 1:
+            codes = self._guided_codes(prompt, temperature, guidance_scale, seed)
+        else:
+            codes = self._codes_by_logit_bias(prompt, temperature, seed)
+        if len(codes) != self.config.grid_size**2 or max(codes) >= self.config.codebook_size:
+            raise self._error(
+                f"gave {len(codes)} codes for a drawing of {self.config.grid_size**2}. Is it the model of this checkpoint, "
+                "and is its context long enough?"
+            )
+        return codes
+
+    def _codes_by_transformers(self, prompt, temperature, guidance_scale, seed) -> list[int]:
+        """`model.generate` runs there, with the generation config that is sent."""
+        generation = {"generation_mode": "image", "guidance_scale": guidance_scale, "do_sample": temperature > 0}
+        generation |= {"pad_token_id": self.config.eoi_token_id, "top_k": 0} | (
+            {"temperature": temperature} if temperature else {}
+        )
+        extra = {"generation_config": json.dumps(generation)}
+        text = self.chat(prompt, extra_body=extra, **({} if seed is None else {"seed": seed})).message.content
+        return self._codes(text)
+
+    def _codes_by_logit_bias(self, prompt, temperature, seed) -> list[int]:
+        """Every other server lets nothing but codes through if their bias is raised far enough."""
+        begun, drawn, rows = self._begun(prompt), "", self.config.grid_size
+        bias = {str(self.config.image_code_start_id + code): 100 for code in range(self.config.codebook_size)}
+        fields = {"logit_bias": bias, "temperature": temperature, "extra_body": PLAIN_SAMPLING}
+        # Where rows end with a token of their own, each row is a request.
+        num_requests = rows if self.processor.row_end else 1
+        for index in range(num_requests):
+            seeds = {} if seed is None else {"seed": seed + index}
+            drawn += self._complete(begun + drawn, max_tokens=rows**2 // num_requests, **fields, **seeds).text
+            drawn += self._row_end(index + 1, num_requests)
+        return self._codes(drawn)
+
+    def _guided_codes(self, prompt, temperature, guidance_scale, seed) -> list[int]:
+        """As `guided_sample` in `generation_dps.py`, two requests a code, over what is likely with the prompt."""
+        if self.server != "llama-server":
+            raise ValueError(
+                f"guidance_scale needs llama-server or `transformers serve`; got {guidance_scale} for {self.server}. "
+                "Set guidance_scale=1."
+            )
+        begun, drawn = self._begun(prompt), ""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        for index in range(self.config.grid_size**2):
+            scores = self._code_scores(begun + drawn)
+            unguided = self._code_scores(self.processor.boi_token + drawn, scores)
+            codes = [code for code in scores if code in unguided]
+            if not codes:
+                raise self._error(f"gave {index} codes for a drawing of {self.config.grid_size**2}")
+            guided = torch.tensor([unguided[c] + guidance_scale * (scores[c] - unguided[c]) for c in codes])
+            if temperature:
+                choice = torch.multinomial((guided / temperature).softmax(-1), 1, generator=generator)
+            else:
+                choice = guided.argmax()
+            drawn += self.processor.code_token.format(codes[int(choice)])
+            drawn += self._row_end(index + 1, self.config.grid_size**2)
+        return self._codes(drawn)
+
+    def _code_scores(self, prompt: str, candidates: Iterable[int] = ()) -> dict[int, float]:
+        """Log-probabilities, up to a constant, of the likeliest codes to follow, or of the candidates."""
+        start = self.config.image_code_start_id
+        choice = self._complete(
+            prompt,
+            max_tokens=1,
+            temperature=1.0,
+            logprobs=GUIDED_CODES,
+            logit_bias={str(start + code): 100 for code in candidates},
+            extra_body={**PLAIN_SAMPLING, "top_p": 1.0, "post_sampling_probs": True},
+        )
+        try:
+            likely = {entry["id"] - start: entry["prob"] for entry in choice.logprobs.content[0]["top_probs"]}
+        except (AttributeError, IndexError, KeyError, TypeError):
+            raise self._error("gives no probabilities. Set guidance_scale=1") from None
+        return {code: math.log(max(p, 1e-30)) for code, p in likely.items() if 0 <= code < self.config.codebook_size}
+
+    def _begun(self, prompt: str) -> str:
+        """The prompt up to the first code."""
+        message = [{"role": "user", "content": prompt}]
+        return self.processor.apply_chat_template(message, add_generation_prompt=True) + self.processor.boi_token
+
+    def _row_end(self, requests_made: int, num_requests: int) -> str:
+        ends = self.processor.row_end and requests_made * self.config.grid_size % num_requests == 0
+        return self.processor.row_end_token if ends else ""
+
+    def _complete(self, prompt: str, **fields):
+        return self._call(
+            lambda: self._client.completions.create(model=self.model, prompt=prompt, **fields).choices[0]
+        )
+
+    def _codes(self, text: str) -> list[int]:
+        before, after = map(re.escape, self.processor.code_token.split("{}"))
+        return [int(code) for code in re.findall(f"{before}(\\d+){after}", text or "")]
+
+    def _data_url(self, picture: Image.Image) -> str:
+        """A picture as the model's own processor lays it out: servers place one that is no square otherwise."""
+        pixels = torch.as_tensor(self.processor.image_processor(picture)["pixel_values"][0])
+        square = self.processor.post_process_multimodal_output(pixels[None], generation_mode="image")[0]
+        square.save(file := BytesIO(), "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+    def _call(self, request):
+        """What the request gives, every fault as a [`ServerError`]."""
+        try:
+            return request()
+        except self._openai.APITimeoutError:
+            raise self._error("did not answer in time") from None
+        except self._openai.APIConnectionError:
+            raise self._error("cannot be reached. Is it running, and is the address right?") from None
+        except self._openai.APIStatusError as error:
+            reason = str(error.message).replace(self._key, "[key]") if self._key != "none" else str(error.message)
+            raise self._error(f"refuses with HTTP {error.status_code}: {reason[:300]}") from None
+        except (self._openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
+            raise self._error(f"answers what is not of the OpenAI protocol ({type(error).__name__})") from None
+
+    def _error(self, what: str) -> ServerError:
+        return ServerError(f"The server at {self.base_url} {what}.".replace("?.", "?"))
+
+
+def load_image_tokenizer(checkpoint: str | os.PathLike) -> torch.nn.Module:
+    """The image tokenizer of a DPS in float32, without the rest of its weights.
+
+    Raises:
+        ValueError: the checkpoint holds none.
+    """
+    prefix, weights = "model.image_tokenizer.", {}
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(checkpoint), allow_patterns="*.safetensors"))
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118  it is no dict
+            weights |= {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
+    if not weights:
+        raise ValueError(f"{checkpoint} holds no image tokenizer. Give the folder or the name of a whole DPS.")
+    config = AutoConfig.from_pretrained(checkpoint).image_tokenizer_config
+    tokenizer = IMAGE_TOKENIZERS[config.model_type](config)
+    tokenizer.load_state_dict(weights)
+    return tokenizer.float().eval()

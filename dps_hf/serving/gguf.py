@@ -1,0 +1,281 @@
+"""Writes a DPS as two GGUF files for llama.cpp: the decoder with its tokenizer, and the tower with the connector.
+
+python -m dps_hf.serving.gguf dps_hf/checkpoints/dps-nano outputs/gguf --type f16
+llama-server --model outputs/gguf/dps-nano-f16.gguf --mmproj outputs/gguf/mmproj-dps-nano-f16.gguf
+
+Any DPS whose decoder is a Llama with a byte-level BPE tokenizer and whose tower has the connector's activation; others
+are refused. A LoRA adapter's folder is written as its base with the adapter merged in. The image tokenizer is not
+written: llama.cpp gives the codes of a drawing, and `dps_hf.serving.client` turns them into a picture.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import gguf
+import torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+import dps_hf  # noqa: F401  registers DPS with the Auto classes
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
+
+
+TYPES = {
+    "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "bf16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+}
+
+# The key that llama.cpp has for the activation of a tower and its projector, which share one; no key is its default.
+ACTIVATIONS = {"gelu_pytorch_tanh": "use_gelu", "silu": "use_silu", "quick_gelu": None}
+
+# How text is split before BPE merges it, by llama.cpp's name.
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = {("words",): "gpt-2", ("digits", "words"): "smollm", (LLAMA_3, "bytes"): "llama-bpe"}
+
+
+def load(checkpoint: str | Path) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
+    """A model in float32 with its adapter, if the folder is one's, merged in; and its processor.
+
+    Raises:
+        ImportError: the folder holds an adapter, and peft is missing.
+    """
+    if not (Path(checkpoint) / "adapter_config.json").exists():
+        model = AutoModelForMultimodalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        return model, AutoProcessor.from_pretrained(checkpoint)
+    try:
+        from peft import PeftConfig, PeftModel
+    except ImportError as error:
+        raise ImportError(
+            f"{checkpoint} holds an adapter, and merging it needs peft. Install it with `pip install dps_hf[train]`."
+        ) from error
+    base = PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
+    model = AutoModelForMultimodalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
+    print(f"Merged the adapter {checkpoint} into {base}.")
+    has_processor = (Path(checkpoint) / "processor_config.json").exists()
+    return model, AutoProcessor.from_pretrained(checkpoint if has_processor else base)
+
+
+def export(checkpoint: str | Path, output: str | Path, type: str = "f16") -> tuple[Path, Path]:
+    """Writes `<name>-<type>.gguf` and `mmproj-<name>-<type>.gguf` into the folder `output`, and returns their paths.
+
+    Vectors, the patch embedding and the position embedding are float32 whatever the type.
+
+    Raises:
+        ValueError: an unknown type, or llama.cpp cannot compute what this model computes.
+    """
+    if type not in TYPES:
+        raise ValueError(f"type must be one of {', '.join(TYPES)}; got {type!r}.")
+    model, processor = load(checkpoint)
+    check(model, processor)
+    name = Path(checkpoint).resolve().name
+    text, mmproj = Path(output) / f"{name}-{type}.gguf", Path(output) / f"mmproj-{name}-{type}.gguf"
+    text.parent.mkdir(parents=True, exist_ok=True)
+    write_text(model, processor, text, name, type)
+    write_mmproj(model, processor, mmproj, name, type)
+    return text, mmproj
+
+
+def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
+    """Raises a ValueError where llama.cpp would compute something else than this model does."""
+    config, text, pictures = model.config, model.config.text_config, processor.image_processor
+    if text.model_type != "llama":
+        raise _refusal("text_config.model_type", text.model_type, "'llama'")
+    rotary = model.model.language_model.rotary_emb
+    size = config.vision_config.image_size
+    for field, value, supported in (
+        ("text_config.hidden_act", text.hidden_act, ("silu",)),
+        ("text_config.rope_parameters['rope_type']", rotary.rope_type, ("default", "linear", "llama3")),
+        ("rotated dimensions of a head", 2 * len(rotary.inv_freq), (text.head_dim,)),
+        ("vision_config.hidden_act", config.vision_config.hidden_act, tuple(ACTIVATIONS)),
+        ("projector_hidden_act", config.projector_hidden_act, (config.vision_config.hidden_act,)),
+        ("image_processor.size", (pictures.size["height"], pictures.size["width"]), ((size, size),)),
+        ("image_processor.background_color", tuple(pictures.background_color), ((127, 127, 127),)),
+        ("image_processor.resample", int(pictures.resample), (3,)),
+    ):
+        if value not in supported:
+            raise _refusal(field, value, " or ".join(map(repr, supported)))
+    _pre_tokenizer(_tokenizer_json(processor))
+
+
+def _refusal(field: str, value, supported: str) -> ValueError:
+    return ValueError(
+        f"llama.cpp takes a DPS whose {field} is {supported}; got {value!r}. Serve this one with vLLM or `transformers serve`."
+    )
+
+
+def _tokenizer_json(processor: DPSProcessor) -> dict:
+    backend = getattr(processor.tokenizer, "backend_tokenizer", None)
+    tokenizer = (
+        {"model": {"type": type(processor.tokenizer).__name__}} if backend is None else json.loads(backend.to_str())
+    )
+    if tokenizer["model"]["type"] != "BPE" or tokenizer["model"].get("byte_fallback"):
+        raise _refusal("tokenizer", tokenizer["model"]["type"], "byte-level BPE")
+    if tokenizer["normalizer"] is not None:
+        raise _refusal("tokenizer's normalizer", tokenizer["normalizer"], "null")
+    return tokenizer
+
+
+def _pre_tokenizer(tokenizer: dict) -> str:
+    """llama.cpp's name for how the tokenizer splits text before it merges."""
+    split = tokenizer["pre_tokenizer"] or {"type": None}
+    steps = []
+    for step in split.get("pretokenizers", [split]):
+        if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
+            steps.append("words" if step["use_regex"] else "bytes")
+        elif step["type"] == "Digits" and step["individual_digits"]:
+            steps.append("digits")
+        elif step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+            steps.append(step["pattern"].get("Regex"))
+        else:
+            steps.append(None)
+    if tuple(steps) not in PRE_TOKENIZERS:
+        raise _refusal("tokenizer's pre_tokenizer", split, "that of GPT-2, of SmolLM or of Llama 3")
+    return PRE_TOKENIZERS[tuple(steps)]
+
+
+def write_text(model: DPSForConditionalGeneration, processor: DPSProcessor, path: Path, name: str, type: str) -> None:
+    """Writes the decoder, its tokenizer and the chat template; [`check`] comes first."""
+    config = model.config.text_config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(name)
+    writer.add_file_type(TYPES[type][1])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _add_tokenizer(writer, processor, config.vocab_size)
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for key, tensor in model.model.language_model.state_dict().items():
+        for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if f".{projection}." in key:
+                tensor = _rotated_in_pairs(tensor, heads)
+        _add_tensor(writer, names, f"model.{key}", tensor, type)
+    head = model.get_output_embeddings().weight
+    if not torch.equal(head, model.get_input_embeddings().weight):  # tied weights are in the file once
+        _add_tensor(writer, names, "lm_head.weight", head, type)
+
+    rotary = model.model.language_model.rotary_emb
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    factors = config.rope_parameters["rope_theta"] ** -steps / rotary.inv_freq.float().cpu()
+    if not torch.allclose(factors, torch.ones_like(factors)):  # a context that was stretched, as in Llama 3.1
+        writer.add_tensor("rope_freqs.weight", factors.numpy())
+    _write(writer)
+
+
+def write_mmproj(
+    model: DPSForConditionalGeneration, processor: DPSProcessor, path: Path, name: str, type: str
+) -> None:
+    """Writes the tower and the connector, as the projector of Janus-Pro, which computes the same; [`check`] comes first."""
+    config = model.config.vision_config
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_type(gguf.GGUFType.MMPROJ)
+    writer.add_name(name)
+    writer.add_file_type(TYPES[type][1])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_clip_has_vision_encoder(True)
+    writer.add_clip_projector_type(gguf.VisionProjectorType.JANUS_PRO)
+    writer.add_vision_projection_dim(model.config.hidden_size)
+    writer.add_vision_image_size(config.image_size)
+    writer.add_vision_patch_size(config.patch_size)
+    writer.add_vision_embedding_length(config.hidden_size)
+    writer.add_vision_feed_forward_length(config.intermediate_size)
+    writer.add_vision_block_count(config.num_hidden_layers)
+    writer.add_vision_head_count(config.num_attention_heads)
+    writer.add_vision_attention_layernorm_eps(config.layer_norm_eps)
+    writer.add_vision_image_mean(list(processor.image_processor.image_mean))
+    writer.add_vision_image_std(list(processor.image_processor.image_std))
+    if activation := ACTIVATIONS[config.hidden_act]:
+        writer.add_bool(f"clip.{activation}", True)
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, config.num_hidden_layers)
+    for key, tensor in model.model.vision_tower.state_dict().items():
+        if not key.startswith("head."):  # pools the patches, which DPS reads one by one
+            _add_tensor(writer, names, f"vision_tower.vision_model.{key}", tensor, type)
+    for index, linear in enumerate((model.model.connector.linear_1, model.model.connector.linear_2)):
+        for key, tensor in linear.state_dict().items():
+            _add_tensor(writer, names, f"mm.{index}.{key}", tensor, type)
+    _write(writer)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, processor: DPSProcessor, vocab_size: int) -> None:
+    tokenizer, spec = processor.tokenizer, _tokenizer_json(processor)
+    names = dict(enumerate(f"[PAD{i}]" for i in range(vocab_size)))
+    types = dict.fromkeys(names, gguf.TokenType.UNUSED)
+    for token, id in tokenizer.get_vocab().items():
+        names[id], types[id] = token, gguf.TokenType.NORMAL
+    for id, token in tokenizer.added_tokens_decoder.items():
+        types[id] = gguf.TokenType.CONTROL if token.special else gguf.TokenType.USER_DEFINED
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
+    begins = tokenizer("").input_ids[:1]
+
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_pre_tokenizer(spec))
+    writer.add_token_list([names[id] for id in range(vocab_size)])
+    writer.add_token_types([types[id] for id in range(vocab_size)])
+    writer.add_token_merges(merges)
+    writer.add_add_bos_token(begins == [tokenizer.bos_token_id])
+    for name in ("bos", "eos", "pad"):
+        if (id := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(id)
+    writer.add_chat_template(processor.chat_template)
+
+
+def _rotated_in_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a query or key projection, from halves that rotate together (transformers) to neighbours (llama.cpp)."""
+    return tensor.view(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _add_tensor(writer: gguf.GGUFWriter, names: gguf.TensorNameMap, key: str, tensor: torch.Tensor, type: str) -> None:
+    name = key if key.startswith("mm.") else names.get_name(key, try_suffixes=(".weight", ".bias"))
+    if name is None:
+        raise ValueError(
+            f"llama.cpp has no place for the tensor {key}. Serve this model with vLLM or `transformers serve`."
+        )
+    qtype = TYPES[type][0]
+    if tensor.dim() == 1 or name in ("v.patch_embd.weight", "v.position_embd.weight"):
+        qtype = gguf.GGMLQuantizationType.F32
+    elif qtype == gguf.GGMLQuantizationType.Q8_0 and tensor.shape[-1] % 32:  # rows are quantized in blocks of 32
+        qtype = gguf.GGMLQuantizationType.F16
+    array = gguf.quants.quantize(tensor.detach().float().cpu().numpy(), qtype)
+    writer.add_tensor(name, array, raw_dtype=qtype)
+
+
+def _write(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file(progress=True)
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes a DPS as two GGUF files for llama.cpp.")
+    parser.add_argument(
+        "checkpoint", help="folder or name of a DPS, or of a LoRA adapter, which is merged into its base"
+    )
+    parser.add_argument("output", help="folder for the two files")
+    parser.add_argument("--type", choices=list(TYPES), default="f16", help="of the matrices (default: f16)")
+    arguments = parser.parse_args()
+    for path in export(arguments.checkpoint, arguments.output, arguments.type):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Draws through a server, asks about the drawing, and says how long that took.
+
+python examples/serve/ask.py http://127.0.0.1:8080/v1
+python examples/serve/ask.py http://127.0.0.1:8001/v1 --prompt "a small blue star" --guidance 1.5 --output star.png
+"""
+
+import argparse
+import time
+
+from dps_hf import NANO
+from dps_hf.serving.client import Client
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base_url")
+    parser.add_argument("--checkpoint", default=NANO, help="of the served model, for the image tokenizer")
+    parser.add_argument("--prompt", default="a big red heart")
+    parser.add_argument("--question", default="Describe the picture.")
+    parser.add_argument("--guidance", type=float, default=1.0, help="of the drawing; 1 is none")
+    parser.add_argument("--output", default="outputs/served.png")
+    arguments = parser.parse_args()
+
+    client = Client(arguments.base_url, arguments.checkpoint)
+    start = time.perf_counter()
+    drawing = client.draw(arguments.prompt, guidance_scale=arguments.guidance)
+    drawing.save(arguments.output)
+    drawn = time.perf_counter()
+    answer = client.ask(arguments.question, [drawing])
+    print(f"{client.server}: {arguments.output} in {drawn - start:.1f} s")
+    print(f"{arguments.question} {answer.text} ({time.perf_counter() - drawn:.1f} s)")
+
+
+if __name__ == "__main__":
+    main()

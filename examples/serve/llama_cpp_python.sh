@@ -1,0 +1,24 @@
+#!/bin/sh
+# dps-nano through llama-cpp-python's server: install, convert, start, ask.
+#   sh examples/serve/llama_cpp_python.sh [CHECKPOINT]
+# Needs cmake and a C++ compiler; installing takes about 15 minutes on 2 cores.
+set -eu
+checkpoint=${1:-dps_hf/checkpoints/dps-nano}
+gguf=outputs/gguf
+name=$(basename "$checkpoint")
+
+# Install.
+pip install ".[serve]" "llama-cpp-python[server]==0.3.36"
+
+# Convert.
+python -m dps_hf.serving.gguf "$checkpoint" "$gguf" --type f16
+
+# Start. For answers that think first, add: --chat_template_kwargs '{"enable_thinking": true}'
+python -m llama_cpp.server --model "$gguf/$name-f16.gguf" --chat_format mtmd \
+    --clip_model_path "$gguf/mmproj-$name-f16.gguf" --n_ctx 1024 --port 8081 &
+server=$!
+trap 'kill $server' EXIT
+until curl --silent --fail http://127.0.0.1:8081/v1/models > outputs/health.json; do sleep 1; done
+
+# Ask.
+python examples/serve/ask.py http://127.0.0.1:8081/v1 --checkpoint "$checkpoint"

@@ -1,0 +1,174 @@
+import base64
+import json
+from io import BytesIO
+
+import pytest
+import torch
+from PIL import Image
+
+from dps_hf.serving import client as client_module
+from dps_hf.serving.client import Client, ServerError
+
+
+CODES = [3, 0, 15, 7]
+DRAWN = "".join(f"<img_{code}>" for code in CODES)
+
+
+def completion(text: str, **fields) -> tuple[int, dict]:
+    return 200, {"id": "1", "object": "text_completion", "choices": [{"index": 0, "text": text, **fields}]}
+
+
+def chat_completion(text: str | None) -> tuple[int, dict]:
+    return 200, {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]}
+
+
+@pytest.fixture
+def make_client(server, checkpoint):
+    """A client of the scripted server, which calls itself `owner`."""
+
+    def make(owner: str = "llamacpp") -> Client:
+        server.owner = owner
+        return Client(server.base_url, checkpoint)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [("llamacpp", "llama-server"), ("me", "llama_cpp.server"), ("vllm", "vLLM"), ("Hub", "transformers serve")],
+)
+def test_servers_are_told_apart(owner, name, make_client):
+    assert make_client(owner).server == name
+
+
+@pytest.mark.parametrize("owner", ["llamacpp", "me", "vllm"])
+def test_a_drawing_may_hold_nothing_but_codes(owner, make_client, server, token_ids):
+    server.reply = lambda path, request: completion(DRAWN)
+    assert make_client(owner).draw_codes("a heart", temperature=0.0) == CODES
+    ((path, request),) = server.requests
+    assert path == "/v1/completions"
+    assert request["prompt"] == "<|im_start|>user\na heart<|im_end|>\n<|im_start|>assistant\n<begin_of_image>"
+    assert request["logit_bias"] == {str(token_ids["<img_0>"] + code): 100 for code in range(16)}
+    assert (request["max_tokens"], request["temperature"], request["repeat_penalty"]) == (4, 0.0, 1.0)
+
+
+def test_a_drawing_with_row_ends_is_asked_for_row_by_row(make_client, server):
+    client = make_client()
+    client.processor.row_end = True
+    server.reply = lambda path, request: completion("<img_1><img_2>")
+    assert client.draw_codes("a heart", seed=5) == [1, 2, 1, 2]
+    first, second = (request for _, request in server.requests)
+    assert second["prompt"] == first["prompt"] + "<img_1><img_2><row_end>"
+    assert (first["max_tokens"], first["seed"], second["seed"]) == (2, 5, 6)
+
+
+def test_transformers_serve_draws_and_guides_by_itself(make_client, server, checkpoint):
+    server.reply = lambda path, request: chat_completion(DRAWN)
+    assert make_client("Hub").draw_codes("a heart", guidance_scale=1.5, temperature=0.5, seed=1) == CODES
+    ((path, request),) = server.requests
+    assert (path, request["model"], request["seed"]) == ("/v1/chat/completions", str(checkpoint), 1)
+    generation = json.loads(request["generation_config"])
+    assert generation["generation_mode"] == "image"
+    assert (generation["guidance_scale"], generation["temperature"]) == (1.5, 0.5)
+    assert set(request) == {
+        "model",
+        "messages",
+        "seed",
+        "generation_config",
+        "chat_template_kwargs",
+    }  # it refuses others
+
+
+def test_guidance_prefers_what_the_prompt_makes_likelier(make_client, server, token_ids):
+    """Code 1 is the likeliest with the prompt, but no likelier than without it; code 2 is: 0.4^1.5 / 0.1^0.5 is more."""
+
+    def reply(path, request):
+        guided = {1: 0.6, 2: 0.4} if "a heart" in request["prompt"] else {1: 0.9, 2: 0.1}
+        probs = [{"id": token_ids["<img_0>"] + code, "prob": prob} for code, prob in guided.items()]
+        return completion("<img_1>", logprobs={"content": [{"top_probs": probs}]})
+
+    server.reply = reply
+    client = make_client()
+    assert client.draw_codes("a heart", temperature=0.0, guidance_scale=1.0 + 1e-9) == [1] * 4
+    server.requests.clear()
+    assert client.draw_codes("a heart", temperature=0.0, guidance_scale=1.5) == [2] * 4
+    assert len(server.requests) == 2 * 4
+    unguided = server.requests[3][1]
+    assert unguided["prompt"] == "<begin_of_image><img_2>"
+    assert set(unguided["logit_bias"]) == {str(token_ids["<img_0>"] + code) for code in (1, 2)}
+
+
+def test_guidance_is_refused_where_it_cannot_be_had(make_client):
+    with pytest.raises(
+        ValueError, match=r"guidance_scale needs llama-server or `transformers serve`; got 1.5 for vLLM"
+    ):
+        make_client("vllm").draw_codes("a heart", guidance_scale=1.5)
+
+
+def test_codes_become_the_picture_that_the_model_itself_decodes(make_client, server, tiny_model, merging_processor):
+    server.reply = lambda path, request: completion(DRAWN)
+    pixels = tiny_model.decode_image_tokens(torch.tensor([CODES]))
+    expected = merging_processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
+    assert list(make_client().draw("a heart").getdata()) == list(expected.getdata())
+
+
+def test_pictures_arrive_as_the_model_lays_them_out(make_client, server, merging_processor):
+    server.reply = lambda path, request: chat_completion("a bar")
+    picture = Image.linear_gradient("L").resize((41, 23)).convert("RGB")
+    assert make_client().ask("What is this?", [picture]).text == "a bar"
+    content = server.requests[0][1]["messages"][0]["content"]
+    sent = Image.open(BytesIO(base64.b64decode(content[0]["image_url"]["url"].partition(",")[2])))
+    again, once = (merging_processor.image_processor(p)["pixel_values"][0] for p in (sent, picture))
+    assert sent.size == (16, 16)
+    torch.testing.assert_close(torch.tensor(again), torch.tensor(once), rtol=0, atol=0)
+    assert content[1] == {"type": "text", "text": "What is this?"}
+
+
+@pytest.mark.parametrize("text", ["two of them</think>2", "<think>two of them</think>2"])
+def test_thinking_comes_apart_from_the_answer(text, make_client, server):
+    server.reply = lambda path, request: chat_completion(text)
+    answer = make_client().ask("How many?", think=True)
+    assert (answer.thinking, answer.text) == ("two of them", "2")
+    assert server.requests[0][1]["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_a_dead_server_is_one_clear_error(checkpoint):
+    with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1 cannot be reached. Is it running"):
+        Client("http://127.0.0.1:9/v1", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ((200, "<html>It works!</html>"), "not of the OpenAI protocol"),
+        ((200, {"choices": []}), "not of the OpenAI protocol"),
+        ((404, {"error": {"message": "no such model"}}), "refuses with HTTP 404: .*no such model"),
+        (chat_completion(None), "answers without text"),
+    ],
+)
+def test_nonsense_is_one_clear_error(reply, message, make_client, server):
+    client = make_client()
+    server.reply = lambda path, request: reply
+    with pytest.raises(ServerError, match=message):
+        client.ask("What is this?")
+
+
+@pytest.mark.parametrize("text", ["", "<img_1>", "a heart", "<img_99>" * 4])
+def test_too_few_codes_or_codes_of_another_model_are_one_clear_error(text, make_client, server):
+    client = make_client()
+    server.reply = lambda path, request: completion(text)
+    with pytest.raises(ServerError, match=r"codes for a drawing of 4. Is it the model of this checkpoint"):
+        client.draw("a heart")
+
+
+def test_the_key_stays_secret(make_client, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    client = make_client()
+    server.reply = lambda path, request: (401, {"error": {"message": "sk-secret is no key"}})
+    with pytest.raises(ServerError, match=r"\[key\] is no key"):
+        client.ask("What is this?")
+
+
+def test_a_folder_without_an_image_tokenizer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no image tokenizer"):
+        client_module.load_image_tokenizer(tmp_path)
