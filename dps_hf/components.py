@@ -53,7 +53,9 @@ def change_text_tokenizer(
     known, write = old.get_vocab(), old.backend_tokenizer.model.tokenize
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     pieces = [[known[token]] if token in known else [piece.id for piece in write(token)] for token, _ in vocab]
-    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    tables = {
+        id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
     for weight in tables.values():  # one where they are tied
         weight[: len(vocab)] = torch.stack([weight[rows].mean(0) for rows in pieces])
     return DPSProcessor.from_components(tokenizer, model.config)

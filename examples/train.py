@@ -103,7 +103,9 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     }
     for task in [task for task in held_out if task.endswith("t2i")]:
         # Without plans, which would say what the words hide.
-        bare = Mixture({task: 1}, length=script.evaluation_records, split="validation", guidance={task: Schedule({"none": 1})})
+        bare = Mixture(
+            {task: 1}, length=script.evaluation_records, split="validation", guidance={task: Schedule({"none": 1})}
+        )
         held_out |= {task: bare, f"{task}_shuffled_words": ShuffledWords(bare)}
 
     # Training
