@@ -55,7 +55,9 @@ def change_text_tokenizer(
         if token not in pieces:
             pieces[token] = [piece.id for piece in old.backend_tokenizer.model.tokenize(token)]
     by_id = [pieces[token] for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
-    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    tables = {
+        id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
     for weight in tables.values():  # one where they are tied
         weight[: len(by_id)] = torch.stack([weight[rows].mean(0) for rows in by_id])
     return DPSProcessor.from_components(tokenizer, model.config)
