@@ -21,7 +21,7 @@ import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 import dps_hf
 from dps_hf.inference import MAX_NEW_TOKENS, TEMPERATURE, Answer
@@ -270,13 +270,14 @@ class Client:
         return ServerError(f"The server at {self.base_url} {what}.".replace("?.", "?"))
 
 
-def load_image_tokenizer(checkpoint: str | os.PathLike) -> torch.nn.Module:
+def load_image_tokenizer(checkpoint: str | os.PathLike) -> PreTrainedModel:
     """The image tokenizer of a DPS in float32, without the rest of its weights.
 
     Raises:
         ValueError: the checkpoint holds none.
     """
-    prefix, weights = "model.image_tokenizer.", {}
+    prefix = "model.image_tokenizer."
+    weights: dict[str, torch.Tensor] = {}
     folder = Path(checkpoint)
     if not folder.is_dir():
         folder = Path(snapshot_download(str(checkpoint), allow_patterns="*.safetensors"))

@@ -109,7 +109,7 @@ def test_codes_become_the_picture_that_the_model_itself_decodes(make_client, ser
     server.reply = lambda path, request: completion(DRAWN)
     pixels = tiny_model.decode_image_tokens(torch.tensor([CODES]))
     expected = merging_processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
-    assert list(make_client().draw("a heart").getdata()) == list(expected.getdata())
+    assert make_client().draw("a heart").tobytes() == expected.tobytes()
 
 
 def test_pictures_arrive_as_the_model_lays_them_out(make_client, server, merging_processor):
