@@ -146,4 +146,4 @@ def test_the_text_tokenizer_reads_all_languages_plans_edits_and_hints(example):
         assert words in text, words
     for words in ("<think>row ", "<think>I see ", "Remove the ", " into a", " Hint: "):
         assert words in text, words
-    assert "Show me" not in text, "held-out words"
+    assert "A picture:" not in text, "held-out words"
