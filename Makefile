@@ -66,6 +66,10 @@ evaluate: $(VENV)/.extra-train ## score dps-nano and write the figures into its 
 	$(python) examples/evaluate.py --fresh --items 500 --temperature 0 $(ARGS)
 	$(python) examples/release_nano.py --output dps_hf/checkpoints/dps-nano
 
+.PHONY: align
+align: $(VENV)/.extra-train ## align dps-nano with what a judge prefers; figures before and after
+	$(python) examples/align.py --config examples/recipes/nano_align.yaml $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.extra-train ## time generation
 	$(python) examples/benchmarks/generation.py $(ARGS)

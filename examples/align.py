@@ -70,7 +70,7 @@ class ScriptArguments:
 # Steps
 
 
-def step(name: str, recipe: str | None, output: Path, done: str, **fields) -> Path:
+def step(name: str, recipe: str | None, output: Path, done: str, fields: dict) -> Path:
     """Runs `examples/NAME.py` with a recipe and some fields, unless `done` is in the output already."""
     if (output / done).exists():
         return output
@@ -88,14 +88,14 @@ def aligned(script: ScriptArguments, model: str, dataset: Path, output: Path, se
     """DPO with LoRA from a model, and the merged result."""
     adapter = step(
         "dpo", "nano_dpo.yaml", output / "dpo", "adapter_model.safetensors",
-        **{"model_name_or_path": model, "dataset": str(dataset), "output_dir": str(output / "dpo"), "seed": seed, **fields},
+        {"model_name_or_path": model, "dataset": str(dataset), "output_dir": str(output / "dpo"), "seed": seed, **fields},
     )  # fmt: skip
     return merged(model, adapter, output / "aligned")
 
 
 def merged(model: str, adapter: Path, output: Path) -> str:
     paths = {"model_name_or_path": model, "adapter": str(adapter), "output": str(output)}
-    return str(step("merge_adapter", None, output, "processor_config.json", **paths))
+    return str(step("merge_adapter", None, output, "processor_config.json", paths))
 
 
 def figures(folder: Path, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -127,7 +127,7 @@ def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> tuple[dict[str, float]
     folder = script.work / "scenes_t2i_dpo" / f"seed-{seed}"
     pairs = step(
         "build_preferences", "nano_preferences.yaml", folder / "preferences", "statistics.json",
-        **{"model": script.model, "output": str(folder / "preferences"), "seed": seed + 1, **script.preferences},
+        {"model": script.model, "output": str(folder / "preferences"), "seed": seed + 1, **script.preferences},
     )  # fmt: skip
     model = aligned(script, script.model, pairs / "paired", folder, seed, script.dpo)
     before = figures(folder, "before", lambda: drawn(script, script.model, seed))
@@ -165,8 +165,8 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> tuple[dict[str, float], 
         Dataset.from_dict(columns).save_to_disk(folder / "wrong")
     adapter = step(
         "sft", "nano_sft.yaml", folder / "sft", "adapter_model.safetensors",
-        **{"model_name_or_path": script.model, "dataset": str(folder / "wrong"), "output_dir": str(folder / "sft")},
-        **{"tasks": {}, "guidance": {}, "eval_strategy": "no", "seed": seed, **script.sft},
+        {"model_name_or_path": script.model, "dataset": str(folder / "wrong"), "output_dir": str(folder / "sft")}
+        | {"tasks": {}, "guidance": {}, "eval_strategy": "no", "seed": seed, **script.sft},
     )  # fmt: skip
     misled = merged(script.model, adapter, folder / "misled")
 
@@ -188,8 +188,8 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> tuple[dict[str, float], 
         (folder / "votes.jsonl").write_text("".join(json.dumps(vote) + "\n" for vote in votes))
     pairs = step(
         "build_preferences", None, folder / "preferences", "statistics.json",
-        **{"model": misled, "output": str(folder / "preferences"), "votes": str(folder / "votes.jsonl")},
-        **{"selection": {"max_length_ratio": 20}},
+        {"model": misled, "output": str(folder / "preferences"), "votes": str(folder / "votes.jsonl")}
+        | {"selection": {"max_length_ratio": 20}},
     )  # fmt: skip
     model = aligned(script, misled, pairs / "paired", folder, seed, script.capitals)
     before = figures(folder, "before", lambda: {**named(misled), **drawn(script, misled, seed)})
