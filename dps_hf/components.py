@@ -1,8 +1,10 @@
 """A model and its processor from parts that exist already."""
 
 import os
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from dps_hf.model.components_dps import Component
@@ -53,9 +55,7 @@ def change_text_tokenizer(
     known, write = old.get_vocab(), old.backend_tokenizer.model.tokenize
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     pieces = [[known[token]] if token in known else [piece.id for piece in write(token)] for token, _ in vocab]
-    tables = {
-        id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
-    for weight in tables.values():  # one where they are tied
+    tables = [cast(nn.Parameter, model.get_input_embeddings().weight), model.lm_head.weight]
+    for weight in tables[:1] if tables[0] is tables[1] else tables:  # one where they are tied
         weight[: len(vocab)] = torch.stack([weight[rows].mean(0) for rows in pieces])
     return DPSProcessor.from_components(tokenizer, model.config)

@@ -85,6 +85,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
             row_end=script.row_end,
         )
     model.model.vision_tower.requires_grad_(not script.freeze_vision_tower)
+    # From the start: the loader fetches the first batch, which may drop prompts, before the trainer says so.
+    model.train()
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, **script.generation
     )
