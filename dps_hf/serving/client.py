@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -73,9 +74,11 @@ class Client:
         self._client = openai.OpenAI(base_url=base_url, api_key=self._key, timeout=timeout_seconds)
         self.base_url = base_url
         listed = self._call(self._listed)
-        name, owner = next((entry for entry in listed if model in (None, entry[0])), (None, None))
+        name, owner = next((entry for entry in listed if model in (None, entry[0])), (None, ""))
         self.server = SERVERS.get(owner, TRANSFORMERS)
-        self.model = model or (str(checkpoint) if self.server == TRANSFORMERS else name)
+        if self.server == TRANSFORMERS:
+            name = None  # what it lists is the Hub's cache
+        self.model: Any = model or name  # None where the server was started with its one model
         self.config, self.processor = AutoConfig.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
         self._image_tokenizer = load_image_tokenizer(checkpoint)
 
@@ -261,7 +264,7 @@ class Client:
         except self._openai.APIConnectionError:
             raise self._error("cannot be reached. Is it running, and is the address right?") from None
         except self._openai.APIStatusError as error:
-            reason = str(error.message).replace(self._key, "[key]") if self._key != "none" else str(error.message)
+            reason = error.response.text if self._key == "none" else error.response.text.replace(self._key, "[key]")
             raise self._error(f"refuses with HTTP {error.status_code}: {reason[:300]}") from None
         except (self._openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
             raise self._error(f"answers what is not of the OpenAI protocol ({type(error).__name__})") from None

@@ -7,7 +7,7 @@ checkpoint=${1:-dps_hf/checkpoints/dps-nano}
 # Install.
 pip install ".[serve]" "transformers[serving]"
 
-# Start. The folder's name is the model's name in requests.
+# Start.
 mkdir -p outputs
 transformers serve "$checkpoint" --trust-remote-code --port 8001 &
 server=$!

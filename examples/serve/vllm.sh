@@ -15,7 +15,8 @@ if [ ! -x outputs/venv-vllm/bin/vllm ]; then
 fi
 
 # Start.
-outputs/venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model "$checkpoint" --trust-remote-code --port 8000 &
+outputs/venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model "$checkpoint" --trust-remote-code \
+    --host 127.0.0.1 --port 8000 &
 server=$!
 trap 'kill $server' EXIT
 until curl --silent --fail http://127.0.0.1:8000/health > outputs/health.json; do sleep 1; done
