@@ -31,7 +31,7 @@ DESCRIBE = {
     "zh": ("描述这张图片。", "你看到了什么？", "图片里有什么？"),
 }
 DRAW = {
-    "en": ("{}", "Draw {}.", "A picture of {}.", "Please draw {}.", "A picture: {}."),
+    "en": ("{}", "Draw {}.", "A picture of {}.", "Please draw {}.", "Show me {}.", "A picture: {}."),
     "de": ("{}", "Ein Bild: {}.", "Bitte zeichnen: {}.", "Zeig mir das: {}."),
     "es": ("{}", "Dibuja {}.", "Una imagen de {}.", "Muéstrame {}."),
     "zh": ("{}", "画{}。", "一张图片：{}。", "给我看{}。"),

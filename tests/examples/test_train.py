@@ -141,7 +141,7 @@ def test_a_vision_tower_trains_from_its_recipe(tmp_path):
 
 def test_the_text_tokenizer_reads_all_languages_plans_edits_and_hints(example):
     script = example("train_text_tokenizer.py")
-    text = "\n".join(script.corpus(script.ScriptArguments("unused", records=400)))
+    text = "\n".join(script.corpus(script.ScriptArguments("unused", records=1200)))
     for words in ("small red", "kleiner roter", "rojo pequeño", "红色的小", "Hauptstadt", "¿Cuál es", "首都"):
         assert words in text, words
     for words in ("<think>row ", "<think>I see ", "Remove the ", " into a", " Hint: "):
