@@ -115,22 +115,16 @@ def held_out(scene: Scene) -> bool:
     return one_in(10, repr(content))
 
 
-def sample_split(
-    rng: np.random.Generator, split: str, count: int | None = None, unseen: str | None = None, **kwargs
-) -> Scene:
-    """Draws scenes until one belongs to `split`, "train" or "validation".
+def sample_split(rng: np.random.Generator, split: str, count: int | None = None, **kwargs) -> Scene:
+    """Draws scenes until one belongs to `split`, "train" or "validation"; in neither is an unseen pair or count.
 
     Args:
-        unseen: "pair" or "count", for validation: exactly this of the two occurs; by default neither does.
         kwargs: of `sample_scene`.
     """
     check_split(split)
-    if unseen not in (None, "pair", "count") or (unseen and split == "train"):
-        raise ValueError(f"unseen must be None, or 'pair' or 'count' in validation; got {unseen!r} in {split}.")
-    wanted = (split == "validation", unseen == "pair", unseen == "count")
     while True:
         scene = sample_scene(rng, count, **kwargs)
-        if (held_out(scene) if not unseen else True, has_unseen_pair(scene), has_unseen_count(scene)) == wanted:
+        if held_out(scene) == (split == "validation") and not has_unseen_pair(scene) and not has_unseen_count(scene):
             return scene
 
 

@@ -57,8 +57,13 @@ def prompted(
         form: "things" (a list), "counting" (two to four alike) or "position" (two things and how they stand).
         count: things in the scene; by default mostly one in a list, two to four when counting.
         unseen: "pair" or "count", for validation: exactly this of the two occurs; by default neither does.
+
+    Raises:
+        ValueError: an unknown split, or something unseen that is unknown or asked for in training.
     """
     check_split(split)
+    if unseen not in (None, "pair", "count") or (unseen and split == "train"):
+        raise ValueError(f"unseen must be None, or 'pair' or 'count' in validation; got {unseen!r} in {split}.")
     while True:
         wish = _wish(rng, form, sizes, count)
         scene = layout(wish)

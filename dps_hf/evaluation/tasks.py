@@ -247,7 +247,10 @@ def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
 
 @torch.no_grad()
 def features(subject: Subject) -> dict[str, Figure]:
-    """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name the English one."""
+    """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name the English one.
+
+    The names are not held out: training with `alignment_steps` has drawn the two together.
+    """
     model, rng = subject.model, subject.rng("features")
     pairs = subject.held_out_emoji(min(subject.items, GALLERY))
     in_training: dict[str, list[emoji.Pair]] = {pair.codepoints: [] for pair in pairs}

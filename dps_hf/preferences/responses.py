@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 
 from dps_hf.data.record import Record
-from dps_hf.inference import encode
+from dps_hf.inference import MAX_NEW_TOKENS, encode
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Judge, Verdict, rewritten
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
 
-MAX_NEW_TOKENS = 160  # of an answer or a plan, where the model's generation config does not say
 PATIENCE = 1000  # records in a row that ask what was asked before: then there is nothing new to ask
 
 

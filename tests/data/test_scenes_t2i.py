@@ -108,3 +108,9 @@ def test_about_one_wish_in_ten_is_held_out():
     kinds = [(size, colour, shape) for size in (None, "small") for colour in "abcdefgh" for shape in "uvwxyz"]
     wishes = [Wish(Counter((a, b)), (a, r, b)) for a in kinds[:20] for b in kinds[-20:] for r in RELATIONS]
     assert 0.08 < np.mean([held_out_wish(wish) for wish in wishes]) < 0.12
+
+
+@pytest.mark.parametrize(("split", "unseen"), [("train", "pair"), ("validation", "word")])
+def test_what_is_unseen_is_asked_for_in_validation_alone(split, unseen):
+    with pytest.raises(ValueError, match=f"unseen must be None, .* got '{unseen}' in {split}"):
+        prompted(np.random.default_rng(0), split, "things", unseen=unseen)
