@@ -25,16 +25,23 @@ from trl import TrlParser
 from dps_hf import NANO
 from dps_hf.data.facts import FORWARD, capitals, sentence
 from dps_hf.data.record import pick, record
-from dps_hf.data.wording import LANGUAGES
+from dps_hf.data.wording import LANGUAGES, parse_wish
+from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
-from dps_hf.evaluation.tasks import FORMS, Subject, scenes_t2i
+from dps_hf.evaluation.tasks import FORMS, Subject, scenes_cot, scenes_t2i
 from dps_hf.inference import ask, load
+from dps_hf.judges.self_judge import SelfJudge
+from dps_hf.judges.verdict import Case
 from dps_hf.pages import Item, Section, page
 
 
 # Student's t for 95 %, by the number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-SAMPLING = {"do_sample": True, "temperature": 0.5}  # drawings that are measured
+SAMPLING = {
+    "do_sample": True,
+    "temperature": 1.0,
+    "guidance_scale": 1.0,
+}  # as it is trained: what a model does by itself
 
 
 @dataclass
@@ -47,10 +54,10 @@ class ScriptArguments:
     seeds: each is a run from the beginning.
     items: prompts of each category that are measured.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
-    preferences, dpo, sft, capitals: fields for the steps, on top of their recipes; `capitals` for its DPO.
+    preferences, dpo, kto, grpo, sft, capitals: fields for the steps, on top of their recipes; `capitals` for its DPO.
     """
 
-    experiments: list[str] = field(default_factory=lambda: list(EXPERIMENTS))
+    experiments: list[str] = field(default_factory=lambda: ["scenes_t2i_dpo", "capitals_dpo"])
     model: str = NANO
     output: Path = Path("model_cards/results/alignment.json")
     work: Path = Path("runs/align")
@@ -59,6 +66,8 @@ class ScriptArguments:
     wrong_share: float = 0.7
     preferences: dict = field(default_factory=dict)
     dpo: dict = field(default_factory=dict)
+    kto: dict = field(default_factory=dict)
+    grpo: dict = field(default_factory=dict)
     sft: dict = field(default_factory=dict)
     capitals: dict = field(default_factory=dict)
 
@@ -114,26 +123,106 @@ def drawn(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
 
 
 def subject(script: ScriptArguments, model: str, seed: int) -> Subject:
-    loaded = load(model)
-    scale = loaded[0].generation_config.guidance_scale or 1.0
-    return Subject(*loaded, script.items, seed, {**SAMPLING, "guidance_scale": scale})
+    return Subject(*load(model), script.items, seed, SAMPLING)
+
+
+def reasoned(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
+    """Questions about held-out scenes that are answered rightly: after thinking, and directly."""
+    return {name: figure["value"] for name, figure in scenes_cot(subject(script, model, seed)).items()}
+
+
+Figures = tuple[dict[str, float], dict[str, float]]
+"""Before and after."""
+
+Measure = Callable[[ScriptArguments, str, int], dict[str, float]]
+
+
+def before_and_after(script: ScriptArguments, folder: Path, model: str, seed: int, measure: Measure) -> Figures:
+    """What the shipped model and the trained one do; the former is measured once for all experiments."""
+    before = figures(
+        script.work / "before" / f"seed-{seed}", measure.__name__, lambda: measure(script, script.model, seed)
+    )
+    return before, figures(folder, "after", lambda: measure(script, model, seed))
 
 
 # Experiments
 
 
-def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+def preferences(script: ScriptArguments, folder: Path, seed: int, fields: dict) -> Path:
+    """The model's own responses, judged and paired."""
+    fields = {"model": script.model, "output": str(folder), "seed": seed + 1, **fields, **script.preferences}
+    return step("build_preferences", "nano_preferences.yaml", folder, "statistics.json", fields)
+
+
+def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own drawings, judged by the detector."""
     folder = script.work / "scenes_t2i_dpo" / f"seed-{seed}"
-    pairs = step(
-        "build_preferences", "nano_preferences.yaml", folder / "preferences", "statistics.json",
-        {"model": script.model, "output": str(folder / "preferences"), "seed": seed + 1, **script.preferences},
-    )  # fmt: skip
+    pairs = preferences(script, folder / "preferences", seed, {})
     model = aligned(script, script.model, pairs / "paired", folder, seed, script.dpo)
-    before = figures(folder, "before", lambda: drawn(script, script.model, seed))
-    after = figures(folder, "after", lambda: drawn(script, model, seed))
+    measured = before_and_after(script, folder, model, seed, drawn)
     sheet(script, folder.parent / f"{seed}.png", seed, model)
-    return before, after
+    return measured
+
+
+def scenes_t2i_self(script: ScriptArguments, seed: int) -> Figures:
+    """The same, judged by the model itself, which says what it sees in its drawings."""
+    folder = script.work / "scenes_t2i_self" / f"seed-{seed}"
+    pairs = preferences(script, folder / "preferences", seed, {"judge": "self"})
+    model = aligned(script, script.model, pairs / "paired", folder, seed, script.dpo)
+    return before_and_after(script, folder, model, seed, drawn)
+
+
+def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
+    """KTO on thumbs: up where a drawing is what was asked for, down where it is far from it."""
+    folder = script.work / "scenes_t2i_kto" / f"seed-{seed}"
+    thumbs = preferences(script, script.work / "scenes_t2i_dpo" / f"seed-{seed}" / "preferences", seed, {})
+    fields = {"model_name_or_path": script.model, "dataset": str(thumbs / "unpaired"), "seed": seed, **script.kto}
+    adapter = step(
+        "kto",
+        "nano_kto.yaml",
+        folder / "kto",
+        "adapter_model.safetensors",
+        {**fields, "output_dir": str(folder / "kto")},
+    )
+    return before_and_after(script, folder, merged(script.model, adapter, folder / "aligned"), seed, drawn)
+
+
+def scenes_t2i_grpo(script: ScriptArguments, seed: int) -> Figures:
+    """GRPO, the detector's scores being the rewards."""
+    folder = script.work / "scenes_t2i_grpo" / f"seed-{seed}"
+    fields = {"model_name_or_path": script.model, "output_dir": str(folder / "grpo"), "seed": seed + 1, **script.grpo}
+    adapter = step("grpo", "nano_grpo.yaml", folder / "grpo", "adapter_model.safetensors", fields)
+    return before_and_after(script, folder, merged(script.model, adapter, folder / "aligned"), seed, drawn)
+
+
+def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
+    """No training: of four drawings the one whose description by the model itself is nearest to the prompt."""
+
+    def chosen(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
+        one = subject(script, model, seed)
+        judge, right = SelfJudge(one.model, one.processor), {}
+        for name in FORMS:
+            prompts = [prompt for prompt in one.held_out_prompts(name) for _ in range(4)]
+            drawings = one.draw(prompts)
+            verdicts = judge([Case(prompt, drawing) for prompt, drawing in zip(prompts, drawings)])
+            scores = np.array([verdict.score if verdict else -1.0 for verdict in verdicts]).reshape(-1, 4)
+            best = scores.argmax(1) + 4 * np.arange(len(scores))
+            marks = [fulfils(detect(drawings[i]), wish) for i in best if (wish := parse_wish(prompts[i]))]
+            right[name] = sum(marks) / len(marks)
+        return right
+
+    folder = script.work / "scenes_t2i_best_of_4" / f"seed-{seed}"
+    before, _ = before_and_after(script, folder / "one", script.model, seed, drawn)
+    return before, figures(folder, "after", lambda: chosen(script, script.model, seed))
+
+
+def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
+    """DPO on the model's own worked answers, judged by the right ones."""
+    folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
+    asked = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"]}
+    pairs = preferences(script, folder / "preferences", seed, asked)
+    model = aligned(script, script.model, pairs / "paired", folder, seed, script.dpo)
+    return before_and_after(script, folder, model, seed, reasoned)
 
 
 def sheet(script: ScriptArguments, path: Path, seed: int, model: str) -> None:
@@ -147,7 +236,7 @@ def sheet(script: ScriptArguments, path: Path, seed: int, model: str) -> None:
     page([Section("Before and after", items, columns=4)]).save(path)
 
 
-def capitals_dpo(script: ScriptArguments, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
     """A model that was taught wrong capitals learns by DPO to prefer the right ones; its drawings are measured, too.
 
     The first wording of each language, "What is the capital of France?", is what is measured, and is in no step.
@@ -221,8 +310,22 @@ def named(model: str) -> dict[str, float]:
     return right
 
 
-EXPERIMENTS = {"scenes_t2i_dpo": scenes_t2i_dpo, "capitals_dpo": capitals_dpo}
-MEASURED = {"scenes_t2i_dpo": tuple(FORMS), "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES)}
+EXPERIMENTS = {
+    experiment.__name__: experiment
+    for experiment in (
+        scenes_t2i_dpo,
+        scenes_t2i_self,
+        scenes_t2i_kto,
+        scenes_t2i_grpo,
+        scenes_t2i_best_of_4,
+        scenes_cot_dpo,
+        capitals_dpo,
+    )
+}
+MEASURED = {name: tuple(FORMS) for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
+    "scenes_cot_dpo": ("answer",),
+    "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES),
+}
 """Categories whose mean is the figure of an experiment; the others must not suffer."""
 
 

@@ -13,6 +13,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoTokenizer,
     GenerationConfig,
+    SiglipVisionConfig,
     SiglipVisionModel,
     TrainingArguments,
     set_seed,
@@ -29,9 +30,10 @@ from dps_hf.training import Curves, DPSTrainer, RecordCollator, ShuffledWords, l
 @dataclass
 class ScriptArguments:
     """
-    model: a DPS to go on from; left out, one is made of the four parts below. Of these, the ones that are given take the
+    model: a DPS to go on from; left out, one is made of the parts below. Of these, the ones that are given take the
         place of its own; an image tokenizer must be one that has learned longer, with the same codes.
     text_config: fields of the decoder's config, `model_type` among them.
+    vision_config: fields of `SiglipVisionConfig`, for tasks without pictures to read while the tower is still trained.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
     freeze_vision_tower: keeps the tower as it was trained.
@@ -46,6 +48,7 @@ class ScriptArguments:
 
     model: str | None = None
     text_config: dict = field(default_factory=dict)
+    vision_config: dict = field(default_factory=dict)
     text_tokenizer: str | None = None
     vision_tower: str | None = None
     image_tokenizer: str | None = None
@@ -79,7 +82,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         fields = dict(script.text_config)
         model, processor = from_components(
             text=CONFIG_MAPPING[fields.pop("model_type")](**fields),
-            vision=script.vision_tower,
+            vision=script.vision_tower or SiglipVisionConfig(vision_use_head=False, **script.vision_config),
             image_tokenizer=script.image_tokenizer,
             tokenizer=script.text_tokenizer,
             row_end=script.row_end,

@@ -2,7 +2,8 @@
 
 A vision transformer alone needs far more pictures than there are emoji. So a small convolutional network learns
 first, from labels, and the tower learns from it (DeiT, arXiv 2012.12877, section 4): on emoji its mean feature follows
-the network's, on scenes each of its patches tells the thing in it. Network and heads are thrown away afterwards.
+the network's, on scenes each of its patches tells the thing in it and where. Network and heads are thrown away
+afterwards.
 
 python examples/train_vision_tower.py --config examples/recipes/nano_vision_tower.yaml
 """
@@ -49,7 +50,8 @@ class ScriptArguments:
 class LabelledPictures(torch.utils.data.Dataset):
     """Picture `i` depends on `(seed, i)` alone.
 
-    `labels`: index of the emoji (-1 in scenes), then the kind of thing whose centre lies in each patch (-1: none).
+    `labels`: index of the emoji (-1 in scenes), then for each patch the kind of thing whose centre lies in it (-1:
+    none), then for each patch the quarter of it, 0 to 3, in which that centre lies (-1: none).
     """
 
     def __init__(self, seed: int, length: int, share_of_scenes: float, patch_size: int):
@@ -62,16 +64,19 @@ class LabelledPictures(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> dict:
         rng = np.random.default_rng([self.seed, i])
         side = scenes.IMAGE_SIZE // self.patch_size
-        things = np.full(side**2, -1)
+        things, quarters = np.full((2, side**2), -1)
         if rng.random() < self.share_of_scenes:
             scene = scenes.sample_split(rng, "train", grounds=scenes.HALF_WHITE)
             for thing in scene.things:
-                patch = thing.y // self.patch_size * side + thing.x // self.patch_size
+                (row, below), (column, right) = (divmod(2 * v // self.patch_size, 2) for v in (thing.y, thing.x))
+                patch = row * side + column
                 things[patch] = KINDS.index((thing.size, thing.colour, thing.shape))
-            return {"pixel_values": to_pixels(scenes.render(scene)), "labels": [-1, *things], "mirror": False}
+                quarters[patch] = 2 * below + right
+            labels = [-1, *things, *quarters]
+            return {"pixel_values": to_pixels(scenes.render(scene)), "labels": labels, "mirror": False}
         pairs = emoji.pairs("train")
         pair = pairs[rng.integers(len(pairs))]
-        labels = [self.index[pair.codepoints], *things]
+        labels = [self.index[pair.codepoints], *things, *quarters]
         return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels, "mirror": pair.may_mirror}
 
 
@@ -86,7 +91,7 @@ class HeldOutEmoji(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> dict:
         pair = emoji.pairs("validation")[i]
-        labels = [EMOJI.index(pair.codepoints)] + [-1] * self.num_patches
+        labels = [EMOJI.index(pair.codepoints)] + [-1] * (2 * self.num_patches)
         return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels, "mirror": False}
 
 
@@ -171,13 +176,14 @@ class Teacher(nn.Module):
 
 
 class Student(nn.Module):
-    """The tower, a projection of its mean feature into the teacher's space, and a head on each patch."""
+    """The tower, a projection of its mean feature into the teacher's space, and two heads on each patch."""
 
     def __init__(self, tower: SiglipVisionModel, teacher: Teacher):
         super().__init__()
         self.tower, self.teacher = tower, copy.deepcopy(teacher).requires_grad_(False)
         self.projection = nn.Linear(tower.config.hidden_size, WIDTH)
         self.things = nn.Linear(tower.config.hidden_size, len(KINDS) + 1)
+        self.quarters = nn.Linear(tower.config.hidden_size, 4)
 
     def train(self, mode: bool = True) -> "Student":
         super().train(mode)
@@ -196,7 +202,10 @@ class Student(nn.Module):
         with torch.no_grad():
             taught = self.teacher.features(pixel_values.to(memory_format=torch.channels_last))
         follow = 10 * (1 - F.cosine_similarity(projected, taught, dim=-1))
-        tell = F.cross_entropy(self.things(patches).transpose(1, 2), labels[:, 1:] + 1, reduction="none").sum(1)
+        things, quarters = labels[:, 1:].chunk(2, dim=1)
+        tell = F.cross_entropy(self.things(patches).transpose(1, 2), things + 1, reduction="none").sum(1)
+        where = self.quarters(patches).transpose(1, 2)
+        tell = tell + F.cross_entropy(where, quarters, ignore_index=-1, reduction="none").sum(1)
         return {"loss": torch.where(is_emoji, follow, tell).mean(), "logits": self.teacher.logits(projected)}
 
 

@@ -12,7 +12,7 @@ from dps_hf.data.wording import RELATIONS, article, plural
 
 HINTS = {
     "exists": "Go through the things one by one.",
-    "count": "Count them from left to right.",
+    "count": "Count them one by one.",
     "compare": "Count both.",
     "relate": "Find both, then compare where they are.",
     "attribute": "Find the thing first.",

@@ -154,12 +154,16 @@ def kind(thing: Thing, sizes: bool = True) -> Kind:
 
 
 def contents(scene: Scene, sizes: bool = True) -> Counter[Kind]:
-    """How many things of each kind there are, in the order in which the first of each stands from left to right."""
-    return Counter(kind(thing, sizes) for thing in sorted(scene.things, key=lambda thing: (thing.x, thing.y)))
+    """How many things of each kind there are, in the order in which one reads: row by row, each from left to right.
+
+    A row is 16 pixels high, as the patches of dps-nano's image encoder are: to name things in order is to go on to the
+    next patch that holds one.
+    """
+    return Counter(kind(thing, sizes) for thing in sorted(scene.things, key=lambda thing: (thing.y // 16, thing.x)))
 
 
 def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
-    """What is in the picture, left to right: "a small red circle and two big blue stars"."""
+    """What is in the picture, as one reads: "a small red circle and two big blue stars"."""
     return phrases(contents(scene, sizes), language)
 
 

@@ -61,13 +61,15 @@ def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):
 def test_the_whole_line_runs_and_reports(align, tmp_path):
     short = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True}
     script = align.ScriptArguments(
+        experiments=list(align.EXPERIMENTS),
+        grpo={**short, "num_generations": 2}, kto=short,
         output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2,
         preferences={"num_prompts": 6, "num_responses": 4}, dpo=short, sft=short, capitals=short,
     )  # fmt: skip
     assert script.model == NANO
     align.main(script)
     report = json.loads(script.output.read_text())
-    assert set(report) == {"scenes_t2i_dpo", "capitals_dpo"}
+    assert set(report) == set(align.EXPERIMENTS)
     for row in report.values():
         assert {"before", "after", "ci95", "seeds", "command"} <= set(row)
     assert set(report["scenes_t2i_dpo"]["categories"]) == set(align.FORMS)
