@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from transformers import (
     CONFIG_MAPPING,
-    AutoTokenizer,
     GenerationConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -20,8 +19,7 @@ from transformers import (
 )
 from trl import TrlParser
 
-from dps_hf import DPSForConditionalGeneration, DPSImageTokenizer, DPSProcessor, from_components
-from dps_hf.components import change_text_tokenizer
+from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.training import Curves, DPSTrainer, RecordCollator, ShuffledWords, last_checkpoint
@@ -30,8 +28,7 @@ from dps_hf.training import Curves, DPSTrainer, RecordCollator, ShuffledWords, l
 @dataclass
 class ScriptArguments:
     """
-    model: a DPS to go on from; left out, one is made of the parts below. Of these, the ones that are given take the
-        place of its own; an image tokenizer must be one that has learned longer, with the same codes.
+    model: a DPS to go on from; a `vision_tower` takes the place of its own. Left out, one is made of the parts below.
     text_config: fields of the decoder's config, `model_type` among them.
     vision_config: fields of `SiglipVisionConfig`, for tasks without pictures to read while the tower is still trained.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
@@ -72,12 +69,6 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         if script.vision_tower:
             tower = SiglipVisionModel.from_pretrained(script.vision_tower)
             model.model.vision_tower.load_state_dict(tower.state_dict())
-        if script.image_tokenizer:
-            better = DPSImageTokenizer.from_pretrained(script.image_tokenizer)
-            model.model.image_tokenizer.load_state_dict(better.state_dict())
-        if script.text_tokenizer:
-            tokenizer = AutoTokenizer.from_pretrained(script.text_tokenizer)
-            processor = change_text_tokenizer(model, processor, tokenizer)
     else:
         fields = dict(script.text_config)
         model, processor = from_components(

@@ -26,16 +26,12 @@ class ScriptArguments:
     evaluation_tasks: the same for evaluation, on held-out pictures.
     num_evaluation_pictures: how many of them.
     model: fields of `DPSImageTokenizerConfig`.
-    start: folder of an image tokenizer to go on from, in place of `model`.
-    freeze_encoder: trains the way back alone, so that the codes of pictures stay what they are.
     """
 
     tasks: dict = field(default_factory=lambda: {"emoji_t2i": 0.85, "scenes_t2i": 0.15})
     evaluation_tasks: dict = field(default_factory=lambda: {"emoji_t2i": 1.0})
     num_evaluation_pictures: int = 500
     model: dict = field(default_factory=dict)
-    start: str | None = None
-    freeze_encoder: bool = False
 
 
 def psnr(prediction: EvalPrediction) -> dict[str, float]:
@@ -48,12 +44,7 @@ def psnr(prediction: EvalPrediction) -> dict[str, float]:
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
     set_seed(training.seed)
     # Model
-    if script.start:
-        model = DPSImageTokenizer.from_pretrained(script.start)
-    else:
-        model = DPSImageTokenizer(DPSImageTokenizerConfig(**script.model))
-    model = model.to(memory_format=torch.channels_last)
-    model.encoder.requires_grad_(not script.freeze_encoder)
+    model = DPSImageTokenizer(DPSImageTokenizerConfig(**script.model)).to(memory_format=torch.channels_last)
     print(f"{model.num_parameters():,} parameters, {model.config.codebook_size} codes")
 
     # Dataset

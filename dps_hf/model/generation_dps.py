@@ -1,4 +1,4 @@
-"""Generation with DPS: which tokens each mode may emit, and classifier-free guidance in one doubled batch."""
+"""Generation with DPS: which tokens each mode may emit, and drawing, with classifier-free guidance in one doubled batch."""
 
 import torch
 from torch.nn import functional as F
@@ -11,10 +11,37 @@ from .configuration_dps import DPSConfig
 GENERATION_MODES = ("text", "image", "interleaved")
 
 
+class DrawingState:
+    """Where in a drawing each row is, read off its tokens: all after the last begin-of-image, up to a drawing's length.
+
+    The config is asked once: its attributes are slow, and decoding needs them at every step.
+    """
+
+    def __init__(self, config: DPSConfig):
+        self.begin, self.end, self.row_end = config.boi_token_id, config.eoi_token_id, config.row_end_token_id
+        self.codes = slice(config.image_code_start_id, config.image_code_start_id + config.codebook_size)
+        self.grid_size, self.num_tokens = config.grid_size, config.num_drawing_tokens
+
+    def last_begin(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The column of the last begin-of-image of each row, `(batch,)`; -1 where there is none."""
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return torch.where(input_ids == self.begin, columns, -1).amax(dim=1)
+
+    def position(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """How many tokens of a drawing each row has so far, `(batch,)`; -1 outside of drawings."""
+        last_begin = self.last_begin(input_ids)
+        position = input_ids.shape[1] - 1 - last_begin
+        return torch.where((last_begin >= 0) & (position <= self.num_tokens), position, -1)
+
+    def ends_row(self, position: torch.Tensor) -> torch.Tensor:
+        """Whether a row-end token is due."""
+        if self.row_end is None:
+            return torch.zeros_like(position, dtype=torch.bool)
+        return (position >= 0) & (position % (self.grid_size + 1) == self.grid_size)
+
+
 class DrawingLogitsProcessor(LogitsProcessor):
     """Allows in each state only what may follow: text outside of a drawing, and inside of it exactly one whole drawing.
-
-    The state is read off the tokens: everything after the last begin-of-image, up to its full length, is a drawing.
 
     Args:
         config ([`DPSConfig`]): supplies the special ids and the length of a drawing.
@@ -23,63 +50,54 @@ class DrawingLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, config: DPSConfig, may_draw: bool, max_length: int | None = None):
-        self.config, self.may_draw, self.max_length = config, may_draw, max_length
+        self.drawing, self.may_draw, self.max_length = DrawingState(config), may_draw, max_length
+        self.image_token_id = config.image_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        config, length = self.config, input_ids.shape[1]
-        start = config.image_code_start_id
+        drawing, length = self.drawing, input_ids.shape[1]
         not_text = scores.new_zeros(scores.shape[-1], dtype=torch.bool)
-        not_text[start : start + config.codebook_size] = True
-        not_text[[config.image_token_id, config.eoi_token_id]] = True
-        if config.row_end_token_id is not None:
-            not_text[config.row_end_token_id] = True
-        fits = self.max_length is None or length + 1 + config.num_drawing_tokens + 1 <= self.max_length
-        not_text[config.boi_token_id] = not (self.may_draw and fits)
+        not_text[drawing.codes] = True
+        not_text[[self.image_token_id, drawing.end]] = True
+        if drawing.row_end is not None:
+            not_text[drawing.row_end] = True
+        fits = self.max_length is None or length + 1 + drawing.num_tokens + 1 <= self.max_length
+        not_text[drawing.begin] = not (self.may_draw and fits)
         if not self.may_draw:
             return scores.masked_fill(not_text, float("-inf"))
 
-        not_code = torch.ones_like(not_text)
-        not_code[start : start + config.codebook_size] = False
-        position = drawing_position(input_ids, config)  # (batch,)
-        banned = torch.where((position < 0)[:, None], not_text, not_code)
-        row_length = config.grid_size + 1
-        for row in (position >= 0).nonzero().flatten().tolist():
-            if position[row] == config.num_drawing_tokens:
-                banned[row], banned[row, config.eoi_token_id] = True, False
-            elif config.row_end_token_id is not None and position[row] % row_length == config.grid_size:
-                banned[row], banned[row, config.row_end_token_id] = True, False
+        def all_but(allowed) -> torch.Tensor:
+            banned = torch.ones_like(not_text)
+            banned[allowed] = False
+            return banned
+
+        position = drawing.position(input_ids)[:, None]
+        banned = torch.where(position < 0, not_text, all_but(drawing.codes))
+        banned = torch.where(position == drawing.num_tokens, all_but(drawing.end), banned)
+        if drawing.row_end is not None:
+            banned = torch.where(drawing.ends_row(position), all_but(drawing.row_end), banned)
         return scores.masked_fill(banned, float("-inf"))
 
 
-def drawing_position(input_ids: torch.Tensor, config: DPSConfig) -> torch.Tensor:
-    """How many tokens of a drawing each row has so far, `(batch,)`; -1 outside of drawings."""
-    last_boi, length = _last_boi(input_ids, config), input_ids.shape[1]
-    position = length - 1 - last_boi
-    return torch.where((last_boi >= 0) & (position <= config.num_drawing_tokens), position, -1)
-
-
-def _last_boi(input_ids: torch.Tensor, config: DPSConfig) -> torch.Tensor:
-    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-    return torch.where(input_ids == config.boi_token_id, columns, -1).amax(dim=1)
-
-
-def guided_sample(
+def drawing_sample(
     model,
     input_ids,
     logits_processor,
     stopping_criteria,
     generation_config,
-    guidance_scale: float,
+    guidance_scale: float = 1.0,
     streamer=None,
     **model_kwargs,
 ):
-    """Decoding loop with classifier-free guidance (https://huggingface.co/papers/2207.12598), one doubled batch a step.
+    """Decoding loop for drawings; with classifier-free guidance (https://huggingface.co/papers/2207.12598) in one doubled
+    batch a step.
 
-    The second half of the batch sees nothing before the begin-of-image of the drawing that it is in; its prompt is
-    that one token. Outside of drawings the first half alone decides. Caches, logits processors, stopping criteria and
-    output classes are the library's: this is a `custom_generate` function.
+    The second half of a doubled batch sees nothing before the begin-of-image of the drawing that it is in; its prompt is
+    that one token. Outside of drawings the first half alone decides. Where all rows draw, logits and chances are computed
+    for image codes alone, a third of dps-nano's vocabulary, unless all logits are asked for. Caches, logits processors, stopping criteria and output
+    classes are the library's: this is a `custom_generate` function.
     """
-    config, batch = model.config, input_ids.shape[0]
+    drawing, guided, batch = DrawingState(model.config), guidance_scale != 1, input_ids.shape[0]
+    vocab_size, image_token_id = model.config.vocab_size, model.config.image_token_id
     collect = generation_config.return_dict_in_generate
     scores: tuple[torch.Tensor, ...] = ()
     raw_logits: tuple[torch.Tensor, ...] = ()
@@ -95,35 +113,47 @@ def guided_sample(
 
     # The unguided half has no pictures: it could not see them anyway.
     def doubled(ids):
-        return torch.cat([ids, torch.where(ids == config.image_token_id, config.boi_token_id, ids)])
+        return torch.cat([ids, torch.where(ids == image_token_id, drawing.begin, ids)]) if guided else ids
 
     next_ids = doubled(input_ids)
+    # Among codes alone there is nothing to forbid.
+    others = LogitsProcessorList(p for p in logits_processor if not isinstance(p, DrawingLogitsProcessor))
 
     while True:
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        hidden = attention_mask * (columns >= _last_boi(input_ids, config)[:, None])
-        doubled_mask = torch.cat([attention_mask, hidden])
-        position_ids = (doubled_mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
+        position = drawing.position(input_ids)
+        draws = (position >= 0) & (position < drawing.num_tokens) & ~drawing.ends_row(position)
+        codes_only = not (collect and generation_config.output_logits) and bool(draws.all())
+        mask = attention_mask
+        if guided:
+            columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+            mask = torch.cat([mask, mask * (columns >= drawing.last_begin(input_ids)[:, None])])
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
         outputs = model(
             input_ids=next_ids,
-            attention_mask=doubled_mask,
+            attention_mask=mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=1,
+            codes_only=codes_only,
             return_dict=True,
             **first_inputs,
         )
         cache = outputs.past_key_values if cache is not None else None
-        logits, unguided = outputs.logits[:, -1].float().chunk(2)  # (batch, vocab_size) each
-        guided = unguided + guidance_scale * (logits - unguided)
-        logits = torch.where((drawing_position(input_ids, config) >= 0)[:, None], guided, logits)
-        next_scores = logits_processor(input_ids, logits)
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)  # (batch, vocabulary or codes)
+        if guided:
+            logits, unguided = logits.chunk(2)
+            strengthened = unguided + guidance_scale * (logits - unguided)
+            logits = torch.where((position >= 0)[:, None], strengthened, logits)
+        if codes_only:
+            logits = F.pad(logits, (drawing.codes.start, vocab_size - drawing.codes.stop), value=float("-inf"))
+        next_scores = (others if codes_only else logits_processor)(input_ids, logits)
 
+        choice, first = (next_scores[:, drawing.codes], drawing.codes.start) if codes_only else (next_scores, 0)
         if generation_config.do_sample:
-            tokens = torch.multinomial(F.softmax(next_scores, dim=-1), num_samples=1).squeeze(1)
+            tokens = first + torch.multinomial(F.softmax(choice, dim=-1), num_samples=1).squeeze(1)
         else:
-            tokens = next_scores.argmax(dim=-1)
+            tokens = first + choice.argmax(dim=-1)
         if stops_at_eos:
             tokens = torch.where(unfinished.bool(), tokens, pad_token)
         if collect:
@@ -140,7 +170,7 @@ def guided_sample(
         if cache is None:  # everything is computed anew, pictures included
             next_ids = doubled(input_ids)
         else:
-            next_ids, first_inputs = tokens.repeat(2)[:, None], {}
+            next_ids, first_inputs = tokens.repeat(2 if guided else 1)[:, None], {}
 
     if streamer is not None:
         streamer.end()
@@ -222,22 +252,26 @@ class DPSGenerationMixin(GenerationMixin):
         logits_processor = LogitsProcessorList(logits_processor or [])
         logits_processor.append(DrawingLogitsProcessor(self.config, mode != "text", max_length))
 
-        if mode != "text" and guidance_scale is not None and guidance_scale != 1:
-            names = ("assistant_model", "prompt_lookup_num_tokens", "inputs_embeds", "past_key_values")
-            refused = [name for name in names if setting(name) is not None]
-            refused += [name for name in ("output_attentions", "output_hidden_states") if setting(name)]
-            if refused or setting("num_beams") not in (None, 1):
-                raise ValueError(
-                    f"guidance_scale needs greedy decoding or sampling from input_ids, and gives scores and logits only; "
-                    f"got {' and '.join(refused) or 'num_beams > 1'}. "
-                    "Leave it out, or set guidance_scale=1."
-                )
+        guided = mode != "text" and guidance_scale is not None and guidance_scale != 1
+        names = ("assistant_model", "prompt_lookup_num_tokens", "inputs_embeds", "past_key_values")
+        beyond = [name for name in names if setting(name) is not None]
+        beyond += [name for name in ("output_attentions", "output_hidden_states") if setting(name)]
+        beyond += ["num_beams > 1"] if setting("num_beams") not in (None, 1) else []
+        if guided and beyond:
+            raise ValueError(
+                f"guidance_scale needs greedy decoding or sampling from input_ids, and gives scores and logits only; "
+                f"got {' and '.join(beyond)}. Leave it out, or set guidance_scale=1."
+            )
+        # What is drawn without guidance goes the same, faster way where nothing of the library's own is asked for.
+        plain = mode == "image" and setting("cache_implementation") is None and "custom_generate" not in kwargs
+        if guided or (plain and not beyond):
             streamer = kwargs.pop("streamer", None)
             if streamer is not None:
                 streamer.put(input_ids.cpu())
+            scale = guidance_scale if guided else 1.0
 
             def custom_generate(model, input_ids, **options):
-                return guided_sample(model, input_ids, guidance_scale=guidance_scale, streamer=streamer, **options)
+                return drawing_sample(model, input_ids, guidance_scale=scale, streamer=streamer, **options)
 
             kwargs["custom_generate"] = custom_generate
         # The library's own processor for guidance runs the model twice, in text too.
@@ -293,4 +327,4 @@ class DPSGenerationMixin(GenerationMixin):
         return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
 
 
-__all__ = ["DPSGenerationMixin", "DrawingLogitsProcessor", "guided_sample"]
+__all__ = ["DPSGenerationMixin", "DrawingLogitsProcessor", "drawing_sample"]

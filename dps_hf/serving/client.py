@@ -190,7 +190,7 @@ class Client:
         return self._codes(drawn)
 
     def _guided_codes(self, prompt, temperature, guidance_scale, seed) -> list[int]:
-        """As `guided_sample` in `generation_dps.py`, two requests a code, over what is likely with the prompt."""
+        """As `drawing_sample` in `generation_dps.py`, two requests a code, over what is likely with the prompt."""
         if self.server != "llama-server":
             raise ValueError(
                 f"guidance_scale needs llama-server or `transformers serve`; got {guidance_scale} for {self.server}. "

@@ -27,7 +27,6 @@ from transformers import (
 
 import dps_hf
 from dps_hf import DPSConfig, DPSForConditionalGeneration, DPSImageTokenizer, DPSImageTokenizerConfig, DPSProcessor
-from dps_hf.components import change_text_tokenizer
 
 
 WORDS = ["[UNK]", "<|endoftext|>", *(f"w{i}" for i in range(38))]
@@ -423,28 +422,3 @@ def test_codes_of_like_patches_start_with_like_rows():
     rows = torch.nn.functional.normalize(model.get_input_embeddings().weight[start : start + 64], dim=-1)
     similarity = rows @ rows[0]  # codes count levels of the first channel, then of the second
     assert similarity[1] > 0.8 and similarity[8] > 0.8 and similarity[63] < 0.5
-
-
-def test_a_new_text_tokenizer_keeps_the_rows_of_what_both_know(make_model, tiny_processor, tiny_tokenizer):
-    old = tiny_tokenizer.get_vocab()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*reversed(alphabet[1:]), "ab"]  # other ids, one byte fewer, one pair of letters more
-    new = copy.deepcopy(tiny_tokenizer)
-    new.backend_tokenizer.model = models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[("a", "b")])
-    model = make_model()
-    before = model.get_input_embeddings().weight.detach().clone()
-
-    processor = change_text_tokenizer(model, tiny_processor, new)
-
-    after = model.get_input_embeddings().weight
-    assert len(processor.tokenizer("ab")["input_ids"]) == 1
-    assert torch.equal(after[words.index("k")], before[old["k"]])
-    assert torch.equal(after[words.index("ab")], (before[old["a"]] + before[old["b"]]) / 2)
-    assert torch.equal(after[256:], before[256:])
-
-
-def test_a_text_tokenizer_with_other_image_codes_is_refused(make_model, tiny_processor, tiny_tokenizer):
-    other = copy.deepcopy(tiny_tokenizer)
-    other.add_tokens(["<img_16>"])
-    with pytest.raises(ValueError, match="vocab_size and codebook_size"):
-        change_text_tokenizer(make_model(), tiny_processor, other)

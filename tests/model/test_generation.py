@@ -292,6 +292,31 @@ def reference_drawing(model, prompt, scale, pixel_values=None):
     return guided_ids[0], torch.cat(all_logits)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_drawings_are_the_same_whether_all_logits_are_computed_or_those_of_codes(
+    tiny_model, picture_prompts, pictures, scale
+):
+    options = {
+        **pad_left(picture_prompts),
+        "pixel_values": pictures,
+        "generation_mode": "image",
+        "guidance_scale": scale,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+    }
+    codes, everything = (
+        tiny_model.generate(**options, output_logits=output_logits) for output_logits in (False, True)
+    )
+    assert codes.sequences.equal(everything.sequences)
+    torch.testing.assert_close(torch.stack(codes.scores), torch.stack(everything.scores))
+
+
+def test_unguided_drawings_are_those_of_the_librarys_own_decoding(tiny_model, picture_prompts, pictures):
+    options = {**pad_left(picture_prompts), "pixel_values": pictures, "generation_mode": "image"}
+    librarys = tiny_model.generate(**options, output_attentions=True, return_dict_in_generate=True)
+    assert librarys.attentions and tiny_model.generate(**options).equal(librarys.sequences)
+
+
 @pytest.mark.parametrize(
     "cache", [{"cache_implementation": "dynamic"}, {"cache_implementation": "static"}, {"use_cache": False}]
 )

@@ -105,6 +105,17 @@ def test_loss_of_kept_logits_equals_the_whole_loss(tiny_model, mixed_inputs):
     torch.testing.assert_close(tiny_model(**mixed_inputs, logits_to_keep=positions).loss, whole.loss)
 
 
+def test_logits_of_codes_alone_are_those_of_the_whole_head_whatever_it_is(make_model, mixed_inputs):
+    model = make_model()
+    whole, start = model(**mixed_inputs).logits, model.config.image_code_start_id
+    codes = whole[..., start : start + model.config.codebook_size]
+    torch.testing.assert_close(model(**mixed_inputs, codes_only=True).logits, codes)
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, output: 2 * output
+    )  # as where parts are on several devices
+    torch.testing.assert_close(model(**mixed_inputs, codes_only=True).logits, 2 * codes)
+
+
 def test_loss_is_divided_by_the_number_of_items_in_the_whole_batch(tiny_model, text_ids):
     loss = tiny_model(input_ids=text_ids, labels=text_ids).loss
     scaled = tiny_model(input_ids=text_ids, labels=text_ids, num_items_in_batch=24).loss

@@ -350,11 +350,13 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        codes_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | DPSCausalLMOutputWithPast:
         """
         As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 where no loss is due. logits_to_keep: logits (and
-        loss) for only so many last positions, or for the given ones.
+        loss) for only so many last positions, or for the given ones. codes_only: logits of the image codes alone,
+        `(batch, sequence, codebook_size)`: inside of a drawing nothing else may follow. It leaves no loss.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -367,10 +369,11 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        hidden_states = outputs.last_hidden_state[:, kept]
+        logits = self._code_logits(hidden_states) if codes_only else self.lm_head(hidden_states)
 
         loss = None
-        if labels is not None:
+        if labels is not None and not codes_only:
             loss = self.loss_function(
                 logits=logits, labels=labels[:, kept], vocab_size=self.config.vocab_size, **kwargs
             )
@@ -382,6 +385,14 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+    def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        head, start = self.lm_head, self.config.image_code_start_id
+        codes = slice(start, start + self.config.codebook_size)
+        hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
+        if type(head) is nn.Linear and type(head.weight) is nn.Parameter and not hooked:
+            return F.linear(hidden_states, head.weight[codes])
+        return head(hidden_states)[..., codes]  # quantised, adapted, sharded or elsewhere: it knows how to multiply
 
 
 __all__ = ["DPSForConditionalGeneration", "DPSModel", "DPSPreTrainedModel"]
