@@ -352,11 +352,12 @@ def summary(runs: list[tuple[dict[str, float], dict[str, float]]], measured: tup
 def main(script: ScriptArguments) -> None:
     if unknown := set(script.experiments) - set(EXPERIMENTS):
         raise ValueError(f"experiments must be some of {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}.")
-    report = json.loads(script.output.read_text()) if script.output.exists() else {}
     script.output.parent.mkdir(parents=True, exist_ok=True)
     for name in script.experiments:
         runs = [EXPERIMENTS[name](script, seed) for seed in script.seeds]
         about = {"seeds": script.seeds, "items": script.items, "command": shlex.join(["python", *sys.argv])}
+        # Read only now: another process may have added its experiments meanwhile.
+        report = json.loads(script.output.read_text()) if script.output.exists() else {}
         report[name] = {**summary(runs, MEASURED[name]), **about}
         script.output.write_text(json.dumps(report, indent=2) + "\n")
         picture = script.work / name / f"{script.seeds[0]}.png"
