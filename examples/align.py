@@ -8,6 +8,7 @@ command goes on: finished steps are not done again. What is measured was asked i
 """
 
 import json
+import re
 import shlex
 import shutil
 import statistics
@@ -18,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from trl import TrlParser
 
 from dps_hf import NANO
@@ -173,9 +175,25 @@ def scenes_t2i_self(script: ScriptArguments, seed: int) -> Figures:
 
 
 def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
-    """KTO on thumbs: up where a drawing is what was asked for, down where it is far from it."""
+    """KTO on people's thumbs: up where a drawing is what they asked for, down where it is far from it, one in ten wrong."""
     folder = script.work / "scenes_t2i_kto" / f"seed-{seed}"
-    thumbs = preferences(script, script.work / "scenes_t2i_dpo" / f"seed-{seed}" / "preferences", seed, {})
+    drawings = preferences(script, script.work / "scenes_t2i_dpo" / f"seed-{seed}" / "preferences", seed, {})
+    votes = folder / "votes.jsonl"
+    if not votes.exists():
+        rows, rng = load_from_disk(drawings / "unpaired"), np.random.default_rng(seed)
+        (model, processor), lines = load(script.model), []
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, row in enumerate(rows):
+            codes = [int(code) for code in re.findall(r"<img_(\d+)>", row["completion"][0]["content"])]
+            pixels = model.decode_image_tokens(torch.tensor([codes]))
+            processor.post_process_multimodal_output(pixels, generation_mode="image")[0].save(folder / f"{i}.png")
+            thumb = "up" if row["label"] != (rng.random() < 0.1) else "down"
+            lines.append({"prompt": row["prompt"][0]["content"], "response": {"image": f"{i}.png"}, "thumb": thumb})
+        votes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    thumbs = step(
+        "build_preferences", None, folder / "preferences", "statistics.json",
+        {"model": script.model, "output": str(folder / "preferences"), "votes": str(votes)},
+    )  # fmt: skip
     fields = {"model_name_or_path": script.model, "dataset": str(thumbs / "unpaired"), "seed": seed, **script.kto}
     adapter = step(
         "kto",
