@@ -47,10 +47,9 @@ demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draw
 	$(python) examples/demo.py "$$@"
 
 .PHONY: nano
-nano: $(VENV)/.extra-train ## train dps-nano from nothing, in less than 3 hours on 2 cores
+nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in about 2 hours on 2 cores, and score it
 	$(MAKE) --jobs=2 --file=examples/nano.mk python=$(python)
-	$(python) examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
-	$(MAKE) evaluate
+	$(python) examples/evaluate.py --model runs/nano --items 500 --temperature 0 --output runs/nano/figures.json
 
 .PHONY: evaluate
 evaluate: $(VENV)/.extra-train ## score dps-nano and write the figures into its card
