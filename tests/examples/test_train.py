@@ -100,7 +100,14 @@ def test_training_saves_a_model_its_processor_and_its_curves(recipe, tmp_path):
 
 def test_a_model_that_learned_to_draw_takes_the_tower_that_learned_beside_it(recipe, tmp_path):
     config = SiglipVisionConfig.from_pretrained(tmp_path / "tower")
-    names = "image_size patch_size hidden_size intermediate_size num_hidden_layers num_attention_heads".split()
+    names = [
+        "image_size",
+        "patch_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    ]
     fields = {name: getattr(config, name) for name in names}
     drawing = {"vision_tower": None, "vision_config": fields, "tasks": {"scenes_t2i": 1}}
     run("train.py", recipe("drawing", max_steps=2, freeze_vision_tower=True, **drawing))
