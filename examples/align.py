@@ -39,11 +39,8 @@ from dps_hf.pages import Item, Section, page
 
 # Student's t for 95 %, by the number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-SAMPLING = {
-    "do_sample": True,
-    "temperature": 1.0,
-    "guidance_scale": 1.0,
-}  # as it is trained: what a model does by itself
+# Of what is measured: as in training, what a model does by itself.
+SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
 
 
 @dataclass
