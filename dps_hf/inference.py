@@ -6,6 +6,7 @@ answers = ask(model, processor, ["Describe the picture.", "What is this?"], draw
 changed = draw(model, processor, ["Make the red star green."], drawings[:1])
 """
 
+import re
 from collections.abc import Sequence
 from os import PathLike
 from typing import NamedTuple
@@ -122,6 +123,16 @@ def encode(
     size = {"height": model.config.drawing_size, "width": model.config.drawing_size}
     pixels = processor.image_processor(list(pictures), size=size, return_tensors="pt")["pixel_values"]
     return model.encode_image(pixels.to(model.device))
+
+
+def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: str) -> Image.Image | None:
+    """The drawing that a text holds as [`DPSProcessor.drawing_text`] writes it, the last of several; None without one."""
+    code = re.escape(processor.code_token).replace(r"\{\}", r"(\d+)")
+    codes = [int(found) for found in re.findall(code, text)][-(model.config.grid_size**2) :]
+    if len(codes) < model.config.grid_size**2:
+        return None
+    pixels = model.decode_image_tokens(torch.tensor([codes], device=model.device))
+    return processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
 
 
 def _chats(name: str, texts: Sequence[str], pictures: Sequence[Image.Image] | None) -> list[list[dict]]:

@@ -8,7 +8,6 @@ command goes on: finished steps are not done again. What is measured was asked i
 """
 
 import json
-import re
 import shlex
 import shutil
 import statistics
@@ -19,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from datasets import Dataset, load_from_disk
 from trl import TrlParser
@@ -31,7 +29,7 @@ from dps_hf.data.wording import LANGUAGES, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
 from dps_hf.evaluation.tasks import FORMS, Subject, scenes_cot, scenes_t2i
-from dps_hf.inference import ask, load
+from dps_hf.inference import ask, decode, load
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case
 from dps_hf.pages import Item, Section, page
@@ -181,9 +179,9 @@ def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
         (model, processor), lines = load(script.model), []
         folder.mkdir(parents=True, exist_ok=True)
         for i, row in enumerate(rows):
-            codes = [int(code) for code in re.findall(r"<img_(\d+)>", row["completion"][0]["content"])]
-            pixels = model.decode_image_tokens(torch.tensor([codes]))
-            processor.post_process_multimodal_output(pixels, generation_mode="image")[0].save(folder / f"{i}.png")
+            drawing = decode(model, processor, row["completion"][0]["content"])
+            assert drawing is not None  # only drawings were asked for
+            drawing.save(folder / f"{i}.png")
             thumb = "up" if row["label"] != (rng.random() < 0.1) else "down"
             lines.append({"prompt": row["prompt"][0]["content"], "response": {"image": f"{i}.png"}, "thumb": thumb})
         votes.write_text("".join(json.dumps(line) + "\n" for line in lines))

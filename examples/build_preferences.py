@@ -9,19 +9,17 @@ their parts; whoever finds all parts there joins them: `paired` for DPO, `unpair
 """
 
 import json
-import re
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import torch
 from transformers.utils.logging import tqdm
 from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.inference import load
+from dps_hf.inference import decode, load
 from dps_hf.judges.exact import exact_judge
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.self_judge import SelfJudge
@@ -132,15 +130,8 @@ def main(script: ScriptArguments) -> None:
         print(f"{name:24}{number:8}")
     if "paired" in statistics:
         print("means of pairs:", statistics["paired"]["means"])
-
-        def to_picture(text: str):
-            codes = [int(code) for code in re.findall(r"<img_(\d+)>", text)][-(model.config.grid_size**2) :]
-            if len(codes) < model.config.grid_size**2:
-                return None
-            pixels = model.decode_image_tokens(torch.tensor([codes], device=model.device))
-            return processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
-
-        sheet(script.output / "paired", to_picture).save(script.output / "pairs.png")
+        page = sheet(script.output / "paired", lambda text: decode(model, processor, text))
+        page.save(script.output / "pairs.png")
     else:
         print("No pairs: no two responses to one prompt differ by the margin. Sample more, or lower the margin.")
     print(f"Preference data: {script.output}")

@@ -14,6 +14,7 @@ from datasets import load_from_disk
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
 from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
+from dps_hf.preferences.first_difference import FirstDifference
 from dps_hf.training import Curves, last_checkpoint
 
 
@@ -21,11 +22,13 @@ from dps_hf.training import Curves, last_checkpoint
 class ScriptArguments:
     """
     dataset: a folder that `datasets` saved, with `prompt`, `chosen`, `rejected`, and `images` where prompts have some.
+    first_difference: whether a pair is compared only in the first token that differs, where a drawing goes wrong.
     evaluation_share: of the pairs, for the loss curves.
     vision_tower: whether the vision tower is trained, too.
     """
 
     dataset: str
+    first_difference: bool = False
     evaluation_share: float = 0.05
     vision_tower: bool = False
 
@@ -42,12 +45,20 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
         split = pairs.train_test_split(script.evaluation_share, seed=0)
         pairs, held_out = split["train"], split["test"]
     training.max_length = None  # what is cut off might be a picture
+    collator = None
+    if script.first_difference:
+        if "images" in pairs.column_names:
+            raise ValueError(
+                "first_difference must be false for prompts with pictures, of which trl makes the batches."
+            )
+        collator = FirstDifference(processor.tokenizer.pad_token_id)
 
     # Training
     trainer = DPOTrainer(
         model=model,
         ref_model=reference,
         args=training,
+        data_collator=collator,
         train_dataset=pairs,
         eval_dataset=held_out,
         processing_class=processor,

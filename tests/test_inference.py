@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dps_hf.inference import ask, draw
+from dps_hf.inference import ask, decode, draw
 
 
 @pytest.fixture
@@ -91,6 +91,16 @@ def test_a_drawing_comes_after_its_plan_and_a_missing_one_is_a_white_page(
     assert first.tobytes() == expected.tobytes()
     assert second.size == (16, 16) and second.getextrema() == ((255, 255),) * 3
     assert asked[0]["generation_mode"] == "interleaved"
+
+
+def test_the_text_of_a_drawing_becomes_the_picture_again(make_model, tiny_processor):
+    model = make_model()
+    pixels = model.decode_image_tokens(torch.tensor([[3, 1, 4, 1]]))
+    (expected,) = tiny_processor.post_process_multimodal_output(pixels, generation_mode="image")
+    text = tiny_processor.drawing_text([5, 5, 5, 5]) + " and then " + tiny_processor.drawing_text([3, 1, 4, 1])
+    drawing = decode(model, tiny_processor, text)
+    assert drawing is not None and drawing.tobytes() == expected.tobytes()
+    assert decode(model, tiny_processor, "<begin_of_image><img_1>, cut off") is None
 
 
 def test_thinking_is_asked_for_and_leaves_room_for_a_whole_drawing(make_model, tiny_processor, monkeypatch):

@@ -104,6 +104,18 @@ def test_dpo_on_drawings_learns(train, data):
     assert sum(curve[-3:]) / 3 < 0.4
 
 
+def test_dpo_on_the_first_difference_learns_from_one_token_of_each_drawing(train, data):
+    output = train("dpo", script={"dataset": data["pairs"], "first_difference": True}, max_steps=15)
+    curve = losses(output)
+    assert curve[0] == pytest.approx(0.6931, abs=1e-3)
+    assert sum(curve[-3:]) / 3 < 0.6
+
+
+def test_first_difference_is_refused_for_prompts_with_pictures(train, data):
+    with pytest.raises(ValueError, match="first_difference must be false"):
+        train("dpo", script={"dataset": data["mixed"], "first_difference": True})
+
+
 def test_dpo_without_an_adapter_learns_from_prompts_with_pictures_and_without(train, data):
     output = train(
         "dpo", lora={}, script={"dataset": data["mixed"]}, max_steps=15, learning_rate=0.001, loss_type="sigmoid_norm"
