@@ -47,13 +47,13 @@ demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draw
 	$(python) examples/demo.py "$$@"
 
 .PHONY: nano
-nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in about 2 hours on 2 cores, and score it
+nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in about 3 hours on 2 cores, and score it
 	$(MAKE) --jobs=2 --file=examples/nano.mk python=$(python)
-	$(python) examples/evaluate.py --model runs/nano --items 500 --temperature 0 --output runs/nano/figures.json
+	$(python) examples/evaluate.py --model runs/nano --items 500 --temperature 0 --guidance 1.5 --output runs/nano/figures.json
 
 .PHONY: evaluate
 evaluate: $(VENV)/.extra-train ## score dps-nano and write the figures into its card
-	$(python) examples/evaluate.py --fresh --items 500 --temperature 0 $(ARGS)
+	$(python) examples/evaluate.py --fresh --items 500 --temperature 0 --guidance 1.5 $(ARGS)
 	$(python) examples/release_nano.py --output dps_hf/checkpoints/dps-nano
 
 .PHONY: align

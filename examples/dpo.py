@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from datasets import load_from_disk
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
+from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVisionPreference
 
 from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
 from dps_hf.preferences.first_difference import FirstDifference
@@ -22,7 +23,7 @@ from dps_hf.training import Curves, last_checkpoint
 class ScriptArguments:
     """
     dataset: a folder that `datasets` saved, with `prompt`, `chosen`, `rejected`, and `images` where prompts have some.
-    first_difference: whether a pair is compared only in the first token that differs, where a drawing goes wrong.
+    first_difference: whether a pair is compared only in the first token that differs, where an answer goes wrong.
     evaluation_share: of the pairs, for the loss curves.
     vision_tower: whether the vision tower is trained, too.
     """
@@ -45,20 +46,17 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
         split = pairs.train_test_split(script.evaluation_share, seed=0)
         pairs, held_out = split["train"], split["test"]
     training.max_length = None  # what is cut off might be a picture
-    collator = None
-    if script.first_difference:
-        if "images" in pairs.column_names:
-            raise ValueError(
-                "first_difference must be false for prompts with pictures, of which trl makes the batches."
-            )
-        collator = FirstDifference(processor.tokenizer.pad_token_id)
+    if "images" in pairs.column_names:
+        collator = DataCollatorForVisionPreference(processor)
+    else:
+        collator = DataCollatorForPreference(processor.tokenizer.pad_token_id)
 
     # Training
     trainer = DPOTrainer(
         model=model,
         ref_model=reference,
         args=training,
-        data_collator=collator,
+        data_collator=FirstDifference(collator) if script.first_difference else None,
         train_dataset=pairs,
         eval_dataset=held_out,
         processing_class=processor,

@@ -35,7 +35,7 @@ class ScriptArguments:
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
     freeze_vision_tower: keeps the tower as it was trained.
     tasks: task to weight.
-    guidance: task to shares of the levels of guidance; where a task is left out, worked steps in 2 of 3 examples.
+    guidance: task to fields of its `Schedule`; where a task is left out, worked steps in 2 of 3 examples.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
     alignment_steps: every so many steps, names of one emoji in two languages are drawn together; 0 for never.
@@ -92,7 +92,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         raise ValueError(f"max_steps must be 1 or more, since the mixture has no end; got {training.max_steps}.")
     batch_size = training.train_batch_size
     length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
-    guidance = {task: Schedule(shares) for task, shares in script.guidance.items()}
+    guidance = {task: Schedule(**levels) for task, levels in script.guidance.items()}
     train = Mixture(script.tasks, seed=training.seed, length=length, block=batch_size, guidance=guidance)
     held_out = {
         task: Mixture({task: 1}, length=script.evaluation_records, split="validation") for task in script.tasks

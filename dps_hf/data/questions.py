@@ -1,4 +1,7 @@
-"""Questions about scenes, a hint, the steps to the answer, and the answer."""
+"""Questions about scenes, the steps to the answer, and the answer.
+
+Each step is so small that a small model can take it: it looks at one thing, or compares two words that stand together.
+"""
 
 from collections import Counter
 
@@ -7,39 +10,29 @@ import numpy as np
 from dps_hf.data.record import pick
 from dps_hf.data.scenes import COLOURS, RELATION_GAP, SHAPES, Scene
 from dps_hf.data.splits import UNSEEN_PAIRS
-from dps_hf.data.wording import RELATIONS, article, plural
+from dps_hf.data.wording import RELATIONS, article, caption, in_reading_order, kind, phrase, plural
 
 
-HINTS = {
-    "exists": "Go through the things one by one.",
-    "count": "Count them one by one.",
-    "compare": "Count both.",
-    "relate": "Find both, then compare where they are.",
-    "attribute": "Find the thing first.",
-}
-
-
-def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> tuple[str, str, str, str]:
-    """A question about the scene, a hint, the steps to its answer, and the answer.
+def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> tuple[str, str, str]:
+    """A question about the scene, the steps to its answer, and the answer.
 
     Args:
-        kind: one of `HINTS`; by default any that the scene allows.
+        kind: one of `ASK`; by default any that the scene allows.
 
     Raises:
         ValueError: no question of this kind was found for the scene.
     """
-    kinds = [kind] if kind else [k for k in HINTS if len(scene.things) > 1 or k not in ("compare", "relate")]
+    kinds = [kind] if kind else [k for k in ASK if len(scene.things) > 1 or k not in ("compare", "relate")]
     for _ in range(100):
         chosen = pick(rng, kinds)
         asked = ASK[chosen](rng, scene)
         if asked is not None:
-            question, steps, answer = asked
-            return question, HINTS[chosen], steps, answer
+            return asked
     raise ValueError(f"kind must fit the scene; found no question of kind {kind!r} about {scene}.")
 
 
-def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, int]:
-    """A description by colour, shape or both: singular, plural, and how many things of the scene it fits.
+def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str, int]:
+    """A description by colour, shape or both: singular, plural, the steps of counting what it fits, and how many.
 
     Fits something in half of the draws, so that yes and no are equally common.
     """
@@ -60,21 +53,40 @@ def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, int]:
         if (number > 0) == wanted and (wanted or not unseen):
             noun = shape if by_shape else "thing"
             prefix = f"{colour} " if by_colour else ""
-            return prefix + noun, prefix + plural(noun), number
+            words = {"colour": colour} if by_colour else {}
+            words |= {"shape": shape} if by_shape else {}
+            return prefix + noun, prefix + plural(noun), _counted(scene, [words]), number
+
+
+def _counted(scene: Scene, wanted: list[dict[str, str]]) -> str:
+    """Goes through the things in reading order, compares them with what is wanted, word by word, and counts."""
+    steps, counts = [], [0] * len(wanted)
+    for thing in in_reading_order(scene):
+        steps.append(f"{phrase(kind(thing))}:")
+        for i, words in enumerate(wanted):
+            for field, word in words.items():
+                seen = getattr(thing, field)
+                if seen != word:
+                    steps.append(f"{word}? {seen}, no.")
+                    break
+                steps.append(f"{word}? {seen}, yes.")
+            else:
+                counts[i] += 1
+                steps.append(f"{counts[i]}.")
+    return " ".join(steps)
 
 
 def _exists(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
-    one, _, number = _few(rng, scene)
-    question = f"Is there {article(one)}?"
-    return (question, f"There is {article(one)}.", "yes") if number else (question, f"There is no {one}.", "no")
+    one, _, steps, number = _few(rng, scene)
+    return f"Is there {article(one)}?", f"{steps} I count {number}.", "yes" if number else "no"
 
 
 def _count(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
     if len(scene.things) > 1 and rng.random() < 0.25:
         number = len(scene.things)
-        return "How many things are there?", f"I count {number}.", str(number)
-    one, many, number = _few(rng, scene)
-    return f"How many {many} are there?", f"I count {number} {one if number == 1 else many}.", str(number)
+        return "How many things are there?", f"{_counted(scene, [{}])} I count {number}.", str(number)
+    _, many, steps, number = _few(rng, scene)
+    return f"How many {many} are there?", f"{steps} I count {number}.", str(number)
 
 
 def _compare(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
@@ -90,8 +102,9 @@ def _compare(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
             a, b = b, a
     names = {v: plural(v) if field == "shape" else f"{v} things" for v in (a, b)}
     answer, sign = ("yes", ">") if counts[a] > counts[b] else ("no", "<" if counts[a] < counts[b] else "=")
-    steps = f"{names[a]}: {counts[a]}, {names[b]}: {counts[b]}. {counts[a]} {sign} {counts[b]}."
-    return f"Are there more {names[a]} than {names[b]}?", steps, answer
+    steps = _counted(scene, [{field: a}, {field: b}])
+    found = f"I count {counts[a]} and {counts[b]}. {counts[a]} {sign} {counts[b]}."
+    return f"Are there more {names[a]} than {names[b]}?", f"{steps} {found}", answer
 
 
 def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | None:
@@ -105,12 +118,14 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     lead = (a.x - b.x) * dx + (a.y - b.y) * dy
     if abs(lead) < RELATION_GAP:
         return None
-    true = next(r for r, (u, v) in RELATIONS.items() if (u, v) == ((dx, dy) if lead > 0 else (-dx, -dy)))
+    line = "column" if dx else "row"
+    here, there = ((t.x if dx else t.y) // 8 + 1 for t in (a, b))
     one, other = f"{a.colour} {a.shape}", f"{b.colour} {b.shape}"
+    answer, sign = "yes" if lead > 0 else "no", "<" if here < there else ">"
     return (
         f"Is the {one} {relation} the {other}?",
-        f"The {one} is {true} the {other}.",
-        "yes" if lead > 0 else "no",
+        f"{one}: {line} {here}. {other}: {line} {there}. {here} {sign} {there}. {relation}? {answer}.",
+        answer,
     )
 
 
@@ -122,7 +137,7 @@ def _attribute(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] |
     noun = thing.shape if known == "shape" else f"{thing.colour} thing"
     answer = getattr(thing, asked)
     is_answer = article(answer) if asked == "shape" else answer
-    return f"What {asked} is the {noun}?", f"The {noun} is {is_answer}.", answer
+    return f"What {asked} is the {noun}?", f"I see {caption(scene)}. The {noun} is {is_answer}.", answer
 
 
 ASK = {"exists": _exists, "count": _count, "compare": _compare, "relate": _relate, "attribute": _attribute}

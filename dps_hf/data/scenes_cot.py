@@ -9,9 +9,7 @@ from dps_hf.data.wording import caption
 
 
 def scenes_cot(rng: np.random.Generator, split: str) -> Record:
-    """A question; the steps begin with what is seen. Half of the grounds are white."""
+    """A question; the hint is what is seen. Half of the grounds are white."""
     scene = sample_split(rng, split, grounds=HALF_WHITE)
-    question, hint, steps, answer = ask(rng, scene)
-    return record(
-        "scenes_cot", [render(scene), question], [answer], hint=hint, steps=f"I see {caption(scene)}. {steps}"
-    )
+    question, steps, answer = ask(rng, scene)
+    return record("scenes_cot", [render(scene), question], [answer], hint=f"I see {caption(scene)}.", steps=steps)

@@ -153,13 +153,18 @@ def kind(thing: Thing, sizes: bool = True) -> Kind:
     return (thing.size if sizes else None, thing.colour, thing.shape)
 
 
-def contents(scene: Scene, sizes: bool = True) -> Counter[Kind]:
-    """How many things of each kind there are, in the order in which one reads: row by row, each from left to right.
+def in_reading_order(scene: Scene) -> list[Thing]:
+    """Row by row, each from left to right.
 
     A row is 16 pixels high, as the patches of dps-nano's image encoder are: to name things in order is to go on to the
     next patch that holds one.
     """
-    return Counter(kind(thing, sizes) for thing in sorted(scene.things, key=lambda thing: (thing.y // 16, thing.x)))
+    return sorted(scene.things, key=lambda thing: (thing.y // 16, thing.x))
+
+
+def contents(scene: Scene, sizes: bool = True) -> Counter[Kind]:
+    """How many things of each kind there are, in reading order."""
+    return Counter(kind(thing, sizes) for thing in in_reading_order(scene))
 
 
 def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:

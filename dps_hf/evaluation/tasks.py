@@ -154,7 +154,7 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
 def scenes_cot(subject: Subject) -> dict[str, Figure]:
     """The same questions, of all kinds, after thinking (`answer`) and without (`direct`)."""
     held_out, rng = subject.held_out_scenes(), subject.rng("questions")
-    questions, _, _, truths = zip(*(ask_about(rng, scene) for scene in held_out))
+    questions, _, truths = zip(*(ask_about(rng, scene) for scene in held_out))
     pictures = [render(scene) for scene in held_out]
     return {
         name: share(map(name_match, subject.ask(questions, pictures, think), truths))

@@ -1,30 +1,35 @@
 """Pairs that trl's trainer compares only where they part."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+import torch
 
 
 @dataclass
-class FirstDifference(DataCollatorForPreference):
-    """trl's own batches, each pair ending with the first token in which its sides differ, which alone has a loss.
+class FirstDifference:
+    """trl's own batches of pairs, each cut after the first token in which its sides differ, which alone has a loss.
 
     What leads to a wrong drawing is one decision; all codes after it follow from it, almost surely, and are as they
-    should be. To make them less likely, as whole drawings do, spoils what they know. The same for thoughts: Step-DPO
-    (arXiv 2406.18629, section 3.1) compares the first wrong step, after the right ones that precede it.
+    should be. To make them less likely, as whole drawings do, spoils what is known about them. So with thoughts:
+    Step-DPO (arXiv 2406.18629, section 3.1) compares the first wrong step, after the right ones that precede it.
+
+    Args:
+        collator: makes the batches: trl's `DataCollatorForPreference`, or its `DataCollatorForVisionPreference`.
     """
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        return super().torch_call([_decision(example) for example in examples])
+    collator: Callable[[list[dict[str, Any]]], Any]
 
-
-def _decision(example: dict[str, Any]) -> dict[str, Any]:
-    chosen, rejected = example["chosen_ids"], example["rejected_ids"]
-    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)) - 1)
-    return {
-        **example,
-        "prompt_ids": example["prompt_ids"] + chosen[:same],
-        "chosen_ids": chosen[same : same + 1],
-        "rejected_ids": rejected[same : same + 1],
-    }
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        ids, completed = batch["input_ids"], batch["completion_mask"].bool()
+        (chosen, rejected), common = ids.chunk(2), completed.chunk(2)[0] & completed.chunk(2)[1]
+        # Where one side is the beginning of the other there is no such token: the last common one has no margin.
+        differ = common & (chosen != rejected)
+        last = common.shape[1] - 1 - common.flip(1).int().argmax(1)
+        first = torch.where(differ.any(1), differ.int().argmax(1), last)
+        length = int(first.max()) + 1
+        decision = (torch.arange(length) == first[:, None]).long()
+        shorter = {name: batch[name][:, :length] for name in batch if batch[name].shape == ids.shape}
+        return {**batch, **shorter, "completion_mask": decision.repeat(2, 1)}

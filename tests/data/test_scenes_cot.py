@@ -6,15 +6,15 @@ from dps_hf.data.wording import parse_caption
 from dps_hf.evaluation.detector import detect, same_things
 
 
-def test_steps_begin_with_what_is_seen_and_stand_apart_from_the_answer():
+def test_the_hint_is_what_is_seen_and_steps_stand_apart_from_the_answer():
     rng = np.random.default_rng(3)
     right = []
     for _ in range(40):
         example = scenes_cot(rng, "train")
         validate(example)
-        seen, _, steps = example["steps"].removeprefix("I see ").partition(". ")
+        seen = example["hint"].removeprefix("I see ").removesuffix(".")
         right.append(same_things(detect(example["images"][0]), parse_caption(seen)))
-        assert steps.endswith(".") and example["hint"].endswith(".")
+        assert example["steps"].endswith(".")
         answer = example["messages"][1]["content"][0]["text"]
         assert answer.isalnum() and "<" not in answer
     assert np.mean(right) > 0.95

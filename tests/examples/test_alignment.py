@@ -104,16 +104,12 @@ def test_dpo_on_drawings_learns(train, data):
     assert sum(curve[-3:]) / 3 < 0.4
 
 
-def test_dpo_on_the_first_difference_learns_from_one_token_of_each_drawing(train, data):
-    output = train("dpo", script={"dataset": data["pairs"], "first_difference": True}, max_steps=15)
-    curve = losses(output)
+@pytest.mark.parametrize("pairs", ["pairs", "mixed"])
+def test_dpo_on_the_first_difference_learns_from_one_token_of_each_answer(train, data, pairs):
+    script = {"dataset": data[pairs], "first_difference": True}
+    curve = losses(train("dpo", script=script, max_steps=15, learning_rate=0.005))
     assert curve[0] == pytest.approx(0.6931, abs=1e-3)
-    assert sum(curve[-3:]) / 3 < 0.6
-
-
-def test_first_difference_is_refused_for_prompts_with_pictures(train, data):
-    with pytest.raises(ValueError, match="first_difference must be false"):
-        train("dpo", script={"dataset": data["mixed"], "first_difference": True})
+    assert sum(curve[-3:]) / 3 < 0.65
 
 
 def test_dpo_without_an_adapter_learns_from_prompts_with_pictures_and_without(train, data):
