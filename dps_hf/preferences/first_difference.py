@@ -12,7 +12,7 @@ class FirstDifference:
     """trl's own batches of pairs, each cut after the first token in which its sides differ, which alone has a loss.
 
     What leads to a wrong drawing is one decision; all codes after it follow from it, almost surely, and are as they
-    should be. To make them less likely, as whole drawings do, spoils what is known about them. So with thoughts:
+    should be: whole drawings make them less likely, too. So with thoughts:
     Step-DPO (arXiv 2406.18629, section 3.1) compares the first wrong step, after the right ones that precede it.
 
     Args:
