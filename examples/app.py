@@ -2,6 +2,7 @@
 
 python examples/app.py
 python examples/app.py --model runs/nano --votes outputs/votes/votes.jsonl --port 7861
+python examples/app.py --server http://127.0.0.1:8080/v1    # llama-server or another that runs the model
 python examples/app.py --host 0.0.0.0    # for others, too: everybody who opens the page can draw and vote
 
 Votes are lines of the JSONL file that `dps_hf.judges.users.read_votes` reads, with the pictures beside it.
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import gradio as gr
@@ -24,6 +26,7 @@ from transformers import HfArgumentParser, TextIteratorStreamer
 from dps_hf import NANO
 from dps_hf.inference import Answer, ask, draw, load
 from dps_hf.model.image_processing_dps import open_picture
+from dps_hf.serving.client import Client, ServerError
 
 
 LETTERS = "ABCDEFGH"  # names of the drawings of one prompt
@@ -35,19 +38,21 @@ CSS = "#drawings img { image-rendering: pixelated; }"
 class ScriptArguments:
     """
     model: folder or name of the model.
+    server: address of a server of the OpenAI protocol that runs it (`examples/serve/`), in place of this process.
     votes: JSONL file that votes are appended to.
     host: address to listen at; by default this machine alone, or what GRADIO_SERVER_NAME says, as it does in a Space.
     port: by default the first free one from 7860 on.
     """
 
     model: str = NANO
+    server: str | None = None
     votes: Path = Path("outputs/votes/votes.jsonl")
     host: str | None = None
     port: int | None = None
 
 
 class LocalModel:
-    """A model in this process. Whatever else has these two methods can stand behind the page."""
+    """A model in this process."""
 
     def __init__(self, path: str):
         self.model, self.processor = load(path)
@@ -67,6 +72,29 @@ class LocalModel:
                 text += piece
                 yield Answer(*self.processor.split_thinking(text))
             yield whole.result()[0]
+
+
+class ServedModel:
+    """The same model behind a server, which may start later than the page."""
+
+    def __init__(self, url: str, checkpoint: str):
+        self.url, self.checkpoint = url, checkpoint
+
+    @cached_property
+    def client(self) -> Client:
+        return Client(self.url, self.checkpoint)
+
+    def draw(self, prompt: str, count: int) -> list[Image.Image]:
+        client = self.client
+        with ThreadPoolExecutor(count) as pool:  # servers draw several at a time
+            return list(pool.map(lambda _: client.draw(prompt), range(count)))
+
+    def ask(self, question: str, picture: Image.Image | None, think: bool) -> Iterator[Answer]:
+        """The answer as it grows; the last one is whole."""
+        return self.client.ask_stream(question, [] if picture is None else [picture], think)
+
+
+Model = LocalModel | ServedModel
 
 
 class Votes:
@@ -98,7 +126,7 @@ class Votes:
             file.write(json.dumps(vote, ensure_ascii=False) + "\n")
 
 
-def draw_tab(model: LocalModel, votes: Votes) -> None:
+def draw_tab(model: Model, votes: Votes) -> None:
     prompt = gr.Textbox(label="What to draw", placeholder="a big red heart", submit_btn="Draw")
     count = gr.Slider(1, len(LETTERS), value=4, step=1, label="Drawings")
     gr.Markdown("Click on a drawing to vote on it.")
@@ -151,7 +179,7 @@ def draw_tab(model: LocalModel, votes: Votes) -> None:
     better.click(on_better, [shown, selected], None)
 
 
-def ask_tab(model: LocalModel, votes: Votes, think: bool) -> None:
+def ask_tab(model: Model, votes: Votes, think: bool) -> None:
     with gr.Row():
         picture = gr.Image(type="filepath", sources=["upload", "clipboard"], label="Picture", height=260)
         with gr.Column():
@@ -210,14 +238,14 @@ def refusal(sentence: str) -> gr.Error:
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Shows what the model says to bad input, such as words that are its own tokens, and no trace."""
+    """Shows what is wrong with words that are the model's own tokens, or with a server, and no trace."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, ServerError) as error:
         raise refusal(str(error)) from None
 
 
-def page(model: LocalModel, votes: Votes) -> gr.Blocks:
+def page(model: Model, votes: Votes) -> gr.Blocks:
     with gr.Blocks(title="DPS", analytics_enabled=False) as blocks:
         gr.Markdown("# DPS\nA small model that draws, describes and reasons. Votes are kept, with words and pictures.")
         with gr.Tab("Draw"):
@@ -230,7 +258,8 @@ def page(model: LocalModel, votes: Votes) -> gr.Blocks:
 
 
 def main(script: ScriptArguments) -> None:
-    blocks = page(LocalModel(script.model), Votes(script.votes))
+    model = ServedModel(script.server, script.model) if script.server else LocalModel(script.model)
+    blocks = page(model, Votes(script.votes))
     blocks.launch(server_name=script.host, server_port=script.port, css=CSS, footer_links=[], ssr_mode=False)
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -112,11 +112,37 @@ class Client:
         text = self.chat(question, pictures, think, max_tokens=max_tokens, temperature=temperature).message.content
         if not isinstance(text, str):
             raise self._error(f"answers without text ({text!r})")
+        return self._answer(text, think)
+
+    def ask_stream(
+        self,
+        question: str,
+        pictures: Sequence[Image.Image] = (),
+        think: bool = False,
+        max_tokens: int = MAX_NEW_TOKENS,
+        temperature: float = 0.0,
+    ) -> Iterator[Answer]:
+        """The answer of [`ask`] as it grows; the last one is whole."""
+        fields = {"max_tokens": max_tokens, "temperature": temperature, "stream": True}
+        chunks, text = self._chat(question, pictures, think, **fields), ""
+        while (chunk := self._call(lambda: next(chunks, None))) is not None:
+            piece = chunk.choices[0].delta.content if chunk.choices else None
+            if piece:
+                text += piece
+                yield self._answer(text, think)
+        if not text:
+            raise self._error("answers without text")
+
+    def _answer(self, text: str, think: bool) -> Answer:
         # Some servers repeat the <think> that the prompt ends in.
         return Answer(*self.processor.split_thinking(text if "<think>" in text or not think else "<think>" + text))
 
     def chat(self, question: str, pictures: Sequence[Image.Image] = (), think: bool = False, **options):
         """The first choice of a chat completion as the openai package gives it; `options` are fields of the request."""
+        completion = self._chat(question, pictures, think, **options)
+        return self._call(lambda: completion.choices[0])
+
+    def _chat(self, question: str, pictures: Sequence[Image.Image], think: bool, **options):
         content: list[dict] = [{"type": "image_url", "image_url": {"url": self._data_url(p)}} for p in pictures]
         content.append({"type": "text", "text": question})
         extra = {"chat_template_kwargs": {"enable_thinking": think}, **options.pop("extra_body", {})}
@@ -125,7 +151,7 @@ class Client:
         return self._call(
             lambda: self._client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], extra_body=extra, **options
-            ).choices[0]
+            )
         )
 
     def draw(
@@ -262,7 +288,7 @@ class Client:
         except self._openai.APITimeoutError:
             raise self._error("did not answer in time") from None
         except self._openai.APIConnectionError:
-            raise self._error("cannot be reached. Is it running, and is the address right?") from None
+            raise self._error("cannot be reached, or broke off. Is it running, and is the address right?") from None
         except self._openai.APIStatusError as error:
             reason = error.response.text if self._key == "none" else error.response.text.replace(self._key, "[key]")
             raise self._error(f"refuses with HTTP {error.status_code}: {reason[:300]}") from None

@@ -11,6 +11,9 @@ python -m vllm.entrypoints.openai.api_server --model dps_hf/checkpoints/dps-nano
     --mm-processor-cache-gb 0 --port 8000
 python examples/serve/parity.py llama_cpp_python=http://127.0.0.1:8081/v1 vllm=http://127.0.0.1:8000/v1
 
+With --think only worked answers are compared; llama_cpp.server is started for them with
+--chat_template_kwargs '{"enable_thinking": true}'.
+
 The figures of each server go under its name into one JSON file, those of other servers stay. Where a server's answer or
 drawing differs, the file says at which token, and how much less likely transformers holds the server's choice there:
 hundredths are a near tie.
@@ -31,7 +34,7 @@ from PIL import Image
 from transformers.utils.logging import tqdm
 
 from dps_hf import NANO
-from dps_hf.data import emoji
+from dps_hf.data import emoji, questions
 from dps_hf.data.scenes import render, sample_split
 from dps_hf.data.scenes_t2i import prompted
 from dps_hf.evaluation.tasks import FORMS
@@ -61,13 +64,22 @@ def pictures(count: int) -> list[tuple[str, Image.Image]]:
     return items
 
 
+def puzzles(count: int) -> list[tuple[str, Image.Image]]:
+    """Held-out scenes, each with a question of some steps."""
+    rng = np.random.default_rng(2)
+    scenes = [sample_split(rng, "validation") for _ in range(count)]
+    return [(questions.ask(rng, scene)[0], render(scene)) for scene in scenes]
+
+
 def prompts(count: int) -> list[str]:
     """Held-out scenes to draw, of every form by turns."""
     rng, forms = np.random.default_rng(1), list(FORMS.values())
     return [prompted(rng, "validation", **forms[index % len(forms)])[1] for index in range(count)]
 
 
-def generate(model, processor, text: str, picture: Image.Image | None = None, **generation) -> Reference:
+def generate(
+    model, processor, text: str, picture: Image.Image | None = None, think: bool = False, **generation
+) -> Reference:
     content = ([] if picture is None else [{"type": "image", "image": picture}]) + [{"type": "text", "text": text}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -75,6 +87,7 @@ def generate(model, processor, text: str, picture: Image.Image | None = None, **
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
+        enable_thinking=think,
     )
     greedy = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     output = model.generate(**inputs, **greedy, **generation)
@@ -104,33 +117,38 @@ def share(equal: list[bool]) -> dict:
     return {"value": round(sum(equal) / len(equal), 4), "n": len(equal)}
 
 
-def compare(client: Client, model, processor, items: int, guided: int, concurrency: int) -> dict:
-    """Every figure of one server."""
+def compare_texts(client: Client, model, processor, asked: list, think: bool, concurrency: int) -> dict:
+    """Every figure of a server's answers."""
     reads_probabilities = client.server != TRANSFORMERS
 
     def ask(item):
         question, picture = item
         logprobs = {"logprobs": True, "top_logprobs": 1} if reads_probabilities else {}
-        return client.chat(question, [picture], max_tokens=MAX_NEW_TOKENS, temperature=0.0, **logprobs)
+        return client.chat(question, [picture], think, max_tokens=MAX_NEW_TOKENS, temperature=0.0, **logprobs)
 
-    figures: dict = {"server": client.server, "concurrency": concurrency, "divergences": []}
-    asked = pictures(items)
-    choices, figures["requests_per_second"] = timed("answers", ask, asked, concurrency)
-    equal, differences = [], []
+    choices, speed = timed("answers", ask, asked, concurrency)
+    equal, differences, divergences = [], [], []
     for (question, picture), choice in zip(tqdm(asked, desc="answers of transformers"), choices):
-        reference = generate(model, processor, question, picture, max_new_tokens=MAX_NEW_TOKENS)
-        expected, text = processor.decode(reference.tokens, skip_special_tokens=True), choice.message.content
-        equal.append(text.strip() == expected.strip())
+        reference = generate(model, processor, question, picture, think, max_new_tokens=MAX_NEW_TOKENS)
+        expected = processor.decode(reference.tokens, skip_special_tokens=True).strip()
+        text = choice.message.content.removeprefix("<think>")  # which some servers repeat from the prompt
+        equal.append(text.strip() == expected)
         if not equal[-1]:
             where = divergence(reference, processor.tokenizer(text).input_ids)
-            figures["divergences"].append({"asked": question, "expected": expected, "got": text, **where})
+            divergences.append({"asked": question, "expected": expected, "got": text, **where})
         if reads_probabilities:
             first = reference.logprobs[0, reference.tokens[0]].item()
             differences.append(abs(choice.logprobs.content[0].logprob - first))
-    figures["text_equal"] = share(equal)
+    figures = {"requests_per_second": speed, "divergences": divergences, "text_equal": share(equal)}
     if differences:
         figures["first_token_logprob_difference"] = {"max": max(differences), "mean": float(np.mean(differences))}
+    return figures
 
+
+def compare(client: Client, model, processor, items: int, guided: int, concurrency: int) -> dict:
+    """Every figure of one server, but those of worked answers."""
+    figures: dict = {"server": client.server, "concurrency": concurrency}
+    figures |= compare_texts(client, model, processor, pictures(items), False, concurrency)
     for key, count, scale in (("drawing_codes_equal", items, 1.0), ("guided_drawing_codes_equal", guided, 1.5)):
         if not count:
             continue
@@ -168,6 +186,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=NANO)
     parser.add_argument("--items", type=int, default=50, help="pictures, and as many drawings")
     parser.add_argument("--guided", type=int, default=0, help="drawings with guidance, where the server can be guided")
+    parser.add_argument("--think", action="store_true", help="compare worked answers, and nothing else")
     parser.add_argument("--concurrency", type=int, default=4, help="requests under way at a time")
     parser.add_argument("--note", help="said beside the figures: which build, on what machine")
     parser.add_argument("--output", type=Path, default=Path("model_cards/results/serving.json"))
@@ -178,12 +197,17 @@ def main() -> None:
     for server in arguments.servers:
         name, _, url = server.partition("=")
         client = Client(url, arguments.checkpoint)
-        figures = compare(client, model, processor, arguments.items, arguments.guided, arguments.concurrency)
-        figures |= {"weights": weights_hash(model)} | ({"note": arguments.note} if arguments.note else {})
         results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+        if arguments.think:
+            asked = puzzles(arguments.items)
+            figures = compare_texts(client, model, processor, asked, True, arguments.concurrency)
+            figures = results.get(name, {}) | {"worked": figures | {"weights": weights_hash(model)}}
+        else:
+            figures = compare(client, model, processor, arguments.items, arguments.guided, arguments.concurrency)
+            figures |= {"weights": weights_hash(model)} | ({"note": arguments.note} if arguments.note else {})
         arguments.output.write_text(json.dumps(results | {name: figures}, indent=2, ensure_ascii=False) + "\n")
         print(name, json.dumps({key: value for key, value in figures.items() if key != "divergences"}, indent=2))
-        for one in figures["divergences"]:
+        for one in (figures["worked"] if arguments.think else figures)["divergences"]:
             print(one)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import SpaceCard
 from PIL import Image, ImageDraw
+from scripted_server import scripted_server
 
 import dps_hf
 from dps_hf.judges.users import read_votes
@@ -74,6 +75,29 @@ def test_an_answer_grows_to_what_it_is_without_streaming(app, local_model, think
 def test_words_that_are_tokens_of_the_model_end_the_stream_with_an_error(local_model):
     with pytest.raises(ValueError, match="<image>"):
         list(local_model.ask("What is an <image>?", None, False))
+
+
+def test_a_server_may_stand_behind_the_page(app, saved_model, tiny_model):
+    def reply(path, request):
+        if path == "/v1/completions":
+            return 200, {"choices": [{"index": 0, "text": "".join(f"<img_{code}>" for code in codes)}]}
+        chunk = {"choices": [{"index": 0, "delta": {"content": "round</think>a circle"}}]}
+        return 200, f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+
+    codes = range(tiny_model.config.grid_size**2)
+    with scripted_server() as server:
+        server.reply = reply
+        model = app.ServedModel(server.base_url, saved_model)
+        drawings = model.draw("a circle", 3)
+        assert [drawing.size for drawing in drawings] == [(tiny_model.config.drawing_size,) * 2] * 3
+        assert list(model.ask("What is this?", drawings[0], True)) == [("round", "a circle")]
+
+
+def test_a_dead_server_is_a_sentence_until_it_runs(app, saved_model):
+    model = app.ServedModel("http://127.0.0.1:9/v1", saved_model)
+    for request in (lambda: model.draw("a circle", 1), lambda: list(model.ask("What is this?", None, False))):
+        with pytest.raises(app.gr.Error, match="cannot be reached, or broke off"), app.sentences():
+            request()
 
 
 def test_the_space_names_the_page_and_a_version_of_gradio():

@@ -22,6 +22,12 @@ def chat_completion(text: str | None) -> tuple[int, dict]:
     return 200, {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]}
 
 
+def streamed(*pieces: str) -> tuple[int, str]:
+    """A chat completion as servers send it piece by piece."""
+    chunks = [{"id": "1", "choices": [{"index": 0, "delta": {"content": piece}}]} for piece in pieces]
+    return 200, "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in [*chunks, {"choices": []}]) + "data: [DONE]\n\n"
+
+
 @pytest.fixture
 def make_client(server, checkpoint):
     """A client of the scripted server, which calls itself `owner`."""
@@ -132,8 +138,28 @@ def test_thinking_comes_apart_from_the_answer(text, make_client, server):
     assert server.requests[0][1]["chat_template_kwargs"] == {"enable_thinking": True}
 
 
+def test_an_answer_grows_as_the_server_writes_it(make_client, server):
+    server.reply = lambda path, request: streamed("two of", " them</think>", "2")
+    answers = list(make_client().ask_stream("How many?", think=True))
+    assert answers == [("two of", ""), ("two of them", ""), ("two of them", "2")]
+    assert server.requests[0][1]["stream"] is True
+
+
+def test_a_stream_that_breaks_off_or_says_nothing_is_one_clear_error(make_client, server):
+    client = make_client()
+    server.reply = lambda path, request: streamed()
+    with pytest.raises(ServerError, match="answers without text"):
+        list(client.ask_stream("What is this?"))
+    server.cut = True
+    server.reply = lambda path, request: (200, streamed("a h")[1].replace("data: [DONE]\n\n", ""))
+    stream = client.ask_stream("What is this?")
+    assert next(stream).text == "a h"
+    with pytest.raises(ServerError, match="broke off"):
+        list(stream)
+
+
 def test_a_dead_server_is_one_clear_error(checkpoint):
-    with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1 cannot be reached. Is it running"):
+    with pytest.raises(ServerError, match=r"http://127.0.0.1:9/v1 cannot be reached, or broke off. Is it running"):
         Client("http://127.0.0.1:9/v1", checkpoint)
 
 
