@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from pyarrow import parquet
 
+import dps_hf
 from dps_hf.hub import push
 
 
@@ -69,6 +70,23 @@ rows = load_dataset("me/preferences", split="train")
 assert not [name for name in sys.modules if name.partition(".")[0] == "dps_hf"]
 sums = {name: value.double().sum().item() for name, value in logits.items()}
 print(json.dumps({"sums": sums, "size": picture.size, "pixel": rows[0]["images"][0].getpixel((0, 0)), "rows": len(rows)}))
+"""
+
+
+PIPELINE = """
+import json
+import sys
+
+import torchvision
+from transformers import pipeline
+
+pipe = pipeline("any-to-any", model="me/nano", trust_remote_code=True)
+(drawn,) = pipe([{"role": "user", "content": [{"type": "text", "text": "a big red heart"}]}], generation_mode="image")
+picture = drawn["generated_image"]
+content = [{"type": "image", "image": picture}, {"type": "text", "text": "Describe the picture."}]
+(said,) = pipe([{"role": "user", "content": content}], return_full_text=False)
+assert not [name for name in sys.modules if name.partition(".")[0] == "dps_hf"]
+print(json.dumps({"pixel": picture.getpixel((32, 32)), "text": said["generated_text"]}))
 """
 
 
@@ -305,24 +323,7 @@ def test_what_was_pushed_loads_where_the_package_is_absent(
     push(adapter[0], "me/adapter", ModelCard(ADAPTER_CARD), api=api)
     push(preferences, "me/preferences", DatasetCard(CARD), api=api)
 
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    environment = os.environ | {
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_OFFLINE": "0",
-    }
-    result = subprocess.run(
-        [sys.executable, "-I", str(script), first.oid, "again"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-4000:]
-    report = json.loads(result.stdout.splitlines()[-1])
+    report = reported(SCRIPT, server, tmp_path, first.oid, "again")
     ids = torch.tensor([[72, 105]])
     expected = {"pinned": tiny_model, "newest": other, "again": tiny_model, "adapted": adapter[1]}
     with torch.no_grad():
@@ -330,3 +331,33 @@ def test_what_was_pushed_loads_where_the_package_is_absent(
     assert report == {"sums": pytest.approx(sums, abs=1e-4), "size": [16, 16], "pixel": [255, 0, 0], "rows": 3}
     assert len({round(value, 2) for value in sums.values()}) == 3, "pinned, newest and adapted differ"
     assert not [path for path in Path(tmp_path / "home").rglob("*") if path.suffix in (".bin", ".pt")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "TORCHVISION_PYTHON" not in os.environ, reason="needs the Python of an environment with torchvision"
+)
+def test_a_pipeline_draws_and_reads_what_was_pushed(server, api, tmp_path):
+    """`pipeline("any-to-any")` wants torchvision, whose published build works beside the published torch only."""
+    push(dps_hf.NANO, "me/nano", ModelCard.load(Path(dps_hf.NANO) / "README.md"), api=api)
+    report = reported(PIPELINE, server, tmp_path, python=os.environ["TORCHVISION_PYTHON"])
+    red, green, blue = report["pixel"]
+    assert red > 150 and max(green, blue) < 90
+    assert report["text"] == "a big red heart"
+
+
+def reported(script: str, server, folder: Path, *arguments: str, python: str = sys.executable) -> dict:
+    """What a script prints last, run alone against the server, in a home folder of its own."""
+    path = folder / "script.py"
+    path.write_text(script)
+    environment = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(folder / "home"),
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
+    command = [python, "-I", str(path), *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads(result.stdout.splitlines()[-1])
