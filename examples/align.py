@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from datasets import Dataset, load_from_disk
+from matplotlib.figure import Figure
 from trl import TrlParser
 
 from dps_hf import NANO
@@ -37,6 +38,7 @@ from dps_hf.pages import Item, Section, page
 
 # Student's t for 95 %, by the number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
 # Of what is measured: as in training, what a model does by itself.
 SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
 
@@ -51,7 +53,8 @@ class ScriptArguments:
     seeds: each is a run from the beginning.
     items: prompts of each category that are measured.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
-    preferences, dpo, kto, grpo, sft, capitals: fields for the steps, on top of their recipes; `capitals` for its DPO.
+    preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
+        `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
     """
 
     experiments: list[str] = field(default_factory=lambda: ["scenes_t2i_dpo", "capitals_dpo"])
@@ -67,6 +70,7 @@ class ScriptArguments:
     grpo: dict = field(default_factory=dict)
     sft: dict = field(default_factory=dict)
     capitals: dict = field(default_factory=dict)
+    questions: dict = field(default_factory=lambda: {"max_steps": 500, "per_device_train_batch_size": 16})
 
     def __post_init__(self):
         if len(self.seeds) not in T95:
@@ -238,6 +242,49 @@ def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     return before_and_after(script, folder, model, seed, reasoned)
 
 
+def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:
+    """Questions to be answered directly, learned with help that ends and without any; from 10, 30, 100 % of the examples.
+
+    Each run takes as many steps: fewer examples come more often.
+    """
+    help_ends = {"start": {"steps": 1, "hint": 1}, "end": {"none": 1}}
+    before, after = {}, {}
+    for name, levels in (("guided", help_ends), ("bare", {"start": {"none": 1}})):
+        for percent in PERCENT:
+            folder = script.work / "instruction_tuning" / f"seed-{seed}" / f"{name}-{percent}"
+            fields = {"model_name_or_path": script.model, "output_dir": str(folder / "sft"), "eval_strategy": "no"}
+            fields |= {
+                "tasks": {"scenes_cot": 1},
+                "guidance": {"scenes_cot": levels},
+                "seed": seed,
+                **script.questions,
+            }
+            fields |= {"num_records": fields["max_steps"] * fields["per_device_train_batch_size"] * percent // 100}
+            adapter = step("sft", "nano_sft.yaml", folder / "sft", "adapter_model.safetensors", fields)
+            model = merged(script.model, adapter, folder / "tuned")
+            untuned, tuned = before_and_after(script, folder, model, seed, reasoned)
+            before |= {f"{name}_{percent}_{kind}": value for kind, value in untuned.items()}
+            after |= {f"{name}_{percent}_{kind}": value for kind, value in tuned.items()}
+    return before, after
+
+
+def learning_curves(categories: dict, path: Path) -> None:
+    """Right answers by share of the examples, with help and without, thinking aloud and directly."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, kind, title in zip(axes, ("direct", "answer"), ("directly", "after thinking aloud")):
+        for name in ("guided", "bare"):
+            rows = [categories[f"{name}_{percent}_{kind}"] for percent in PERCENT]
+            values = np.array([row["after"] for row in rows])
+            half = [(row["ci95"][1] - row["ci95"][0]) / 2 for row in rows]
+            axis.errorbar(PERCENT, values * 100, np.array(half) * 100, marker="o", capsize=3, label=name)
+        axis.axhline(rows[0]["before"] * 100, color="grey", linestyle=":", label="untuned")
+        axis.set(title=title, xlabel="% of the examples", xscale="log", xticks=PERCENT, xticklabels=PERCENT)
+    axes[0].set_ylabel("right answers, %")
+    axes[0].legend()
+    figure.savefig(path, dpi=120)
+
+
 def sheet(script: ScriptArguments, path: Path, seed: int, model: str) -> None:
     """Drawings of each category before and after, side by side."""
     if path.exists():
@@ -333,10 +380,12 @@ EXPERIMENTS = {
         scenes_t2i_best_of_4,
         scenes_cot_dpo,
         capitals_dpo,
+        instruction_tuning,
     )
 }
 MEASURED = {name: tuple(FORMS) for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
     "scenes_cot_dpo": ("answer",),
+    "instruction_tuning": ("guided_100_direct",),
     "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES),
 }
 """Categories whose mean is the figure of an experiment; the others must not suffer."""
@@ -373,6 +422,8 @@ def main(script: ScriptArguments) -> None:
         report = json.loads(script.output.read_text()) if script.output.exists() else {}
         report[name] = {**summary(runs, MEASURED[name]), **about}
         script.output.write_text(json.dumps(report, indent=2) + "\n")
+        if name == "instruction_tuning":
+            learning_curves(report[name]["categories"], script.output.with_name(f"{script.output.stem}_{name}.png"))
         picture = script.work / name / f"{script.seeds[0]}.png"
         if picture.exists():
             shutil.copy(picture, script.output.with_name(f"{script.output.stem}_{name}.png"))

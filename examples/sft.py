@@ -25,7 +25,8 @@ class ScriptArguments:
     guidance: task to `start` and `end`, the shares of the levels of guidance when training begins and when it ends; with
         `start` alone they stay. Where a task is left out, worked steps in 2 of 3 examples.
     dataset: a folder that `datasets` saved, of records (`messages`, `images`), in place of `tasks`.
-    num_records: how many different records; they come again and again. By default none comes twice.
+    num_records: how many different records; they come again and again, while guidance goes on changing. By default
+        none comes twice.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     evaluation_records: held-out records of each task for the loss curves.
     vision_tower: whether the vision tower is trained, too.
@@ -40,14 +41,14 @@ class ScriptArguments:
     vision_tower: bool = False
 
 
-def lazily(mixture: Mixture, length: int) -> Dataset:
-    """`length` records, each made when it is asked for; where the mixture is shorter, it begins anew."""
+def lazily(mixture: Mixture) -> Dataset:
+    """Its records, each made when it is asked for."""
 
     def records(batch: dict) -> dict:
-        made = [mixture[index % len(mixture)] for index in batch["index"]]
+        made = [mixture[index] for index in batch["index"]]
         return {name: [record[name] for record in made] for name in ("messages", "images", "task")}
 
-    return Dataset.from_dict({"index": range(length)}).with_transform(records)
+    return Dataset.from_dict({"index": range(len(mixture))}).with_transform(records)
 
 
 def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -> None:
@@ -65,14 +66,14 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
         batch_size = training.train_batch_size
         length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
         guidance = {task: Schedule(**shares) for task, shares in script.guidance.items()}
-        num_records = script.num_records or length
-        train = lazily(Mixture(script.tasks, training.seed, num_records, "train", batch_size, guidance), length)
+        mixture = Mixture(
+            script.tasks, training.seed, length, "train", batch_size, guidance, num_records=script.num_records
+        )
+        train = lazily(mixture)
         training.train_sampling_strategy = "sequential"  # the mixture is random already, batches are of one task
         if training.eval_strategy != "no":
             held_out = {
-                task: lazily(
-                    Mixture({task: 1}, length=script.evaluation_records, split="validation"), script.evaluation_records
-                )
+                task: lazily(Mixture({task: 1}, length=script.evaluation_records, split="validation"))
                 for task in script.tasks
             }
     training.remove_unused_columns = False

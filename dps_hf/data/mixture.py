@@ -27,9 +27,12 @@ class Mixture:
         split: "train" or "validation".
         guidance: task to how much help its examples give, from index 0 to `length`; by default "steps" in 2 of 3.
         block: this many consecutive records share a task, so that a batch of `block` has sequences of similar length.
+        num_records: how many of them differ; they come again and again, while guidance goes on changing. By default
+            none comes twice.
 
     Raises:
-        ValueError: an unknown task, a negative weight, no positive weight, `block` or `length` below 1, unknown split.
+        ValueError: an unknown task, a negative weight, no positive weight, `block`, `length` or `num_records` below 1,
+            unknown split.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Mixture:
         split: str = "train",
         block: int = 1,
         guidance: Mapping[str, Schedule] | None = None,
+        num_records: int | None = None,
     ) -> None:
         if unknown := sorted(set(weights) - set(TASKS)):
             raise ValueError(f"weights name unknown task(s) {', '.join(unknown)}. Choose from {', '.join(TASKS)}.")
@@ -48,12 +52,14 @@ class Mixture:
                 raise ValueError(f"weights[{task!r}] must be 0 or more and finite; got {weight}.")
         if not any(weights.values()):
             raise ValueError(f"weights must give at least one task more than 0; got {dict(weights)}.")
-        if block < 1 or length < 1:
-            raise ValueError(f"block and length must be at least 1; got {block} and {length}.")
+        for name, number in (("block", block), ("length", length), ("num_records", num_records)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1; got {number}.")
         if split not in ("train", "validation"):
             raise ValueError(f"split must be 'train' or 'validation'; got {split!r}.")
         self._guidance = {task: (guidance or {}).get(task) or Schedule() for task in weights}
         self.weights, self.seed, self.length, self.split, self.block = dict(weights), seed, length, split, block
+        self.num_records = num_records
         self._tasks = [task for task, weight in weights.items() if weight]
         shares = np.cumsum([weights[task] for task in self._tasks])
         self._bounds = shares / shares[-1]
@@ -64,8 +70,11 @@ class Mixture:
     def task(self, index: int) -> str:
         """Which task the record at `index` belongs to."""
         # Three numbers: this draw and that of the record must be independent.
-        draw = np.random.default_rng([self.seed, index // self.block, 0x7A5C]).random()
+        draw = np.random.default_rng([self.seed, self._which(index) // self.block, 0x7A5C]).random()
         return self._tasks[int(np.searchsorted(self._bounds, draw, side="right"))]
+
+    def _which(self, index: int) -> int:
+        return index % self.num_records if self.num_records else index
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self.length:
@@ -73,7 +82,7 @@ class Mixture:
         return self._at(index)
 
     def _at(self, index: int) -> Record:
-        rng = np.random.default_rng([self.seed, index])
+        rng = np.random.default_rng([self.seed, self._which(index)])
         task = self.task(index)
         return guide(TASKS[task](rng, self.split), self._guidance[task].level(rng, index / self.length), rng)
 

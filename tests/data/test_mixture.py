@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dps_hf.data import TASKS, validate
+from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 
 
@@ -55,6 +56,18 @@ def test_a_block_shares_a_task_but_no_record():
     assert len({str(mixture[i]["messages"]) for i in range(start, start + 8)}) > 4
 
 
+def test_few_records_come_again_while_their_guidance_changes():
+    guidance = {"scenes_cot": Schedule({"steps": 1}, {"none": 1})}
+    mixture = Mixture({"scenes_cot": 1, "facts": 1}, 0, 20, guidance=guidance, num_records=4)
+    for i in range(4):
+        passes = [mixture[j] for j in range(i, 20, 4)]
+        assert len({(m["task"], str(m["messages"][0]["content"])) for m in passes}) == 1
+        if passes[0]["task"] == "scenes_cot":
+            thought = ["<think>" in m["messages"][-1]["content"][0]["text"] for m in passes]
+            assert thought == sorted(thought, reverse=True) and thought[0] and not thought[-1]
+    assert len({mixture.task(i) for i in range(4)}) == 2
+
+
 def test_it_is_a_sequence():
     mixture = Mixture({"facts": 1}, length=3)
     assert len(mixture) == 3
@@ -85,7 +98,8 @@ def test_it_becomes_a_dataset_for_trainers():
         ({"weights": {"facts": np.nan}}, r"weights\['facts'\] must be 0 or more.*got nan"),
         ({"weights": {"facts": 0}}, "at least one task more than 0"),
         ({"weights": {}}, "at least one task more than 0"),
-        ({"weights": {"facts": 1}, "block": 0}, "block and length must be at least 1; got 0"),
+        ({"weights": {"facts": 1}, "block": 0}, "block must be at least 1; got 0"),
+        ({"weights": {"facts": 1}, "num_records": 0}, "num_records must be at least 1; got 0"),
         ({"weights": {"facts": 1}, "split": "test"}, "split must be 'train' or 'validation'; got 'test'"),
     ],
 )

@@ -65,6 +65,7 @@ def test_the_whole_line_runs_and_reports(align, tmp_path):
         grpo={**short, "num_generations": 2}, kto=short,
         output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2,
         preferences={"num_prompts": 6, "num_responses": 4}, dpo=short, sft=short, capitals=short,
+        questions=short,
     )  # fmt: skip
     assert script.model == NANO
     align.main(script)
@@ -74,3 +75,4 @@ def test_the_whole_line_runs_and_reports(align, tmp_path):
         assert {"before", "after", "ci95", "seeds", "command"} <= set(row)
     assert set(report["scenes_t2i_dpo"]["categories"]) == set(align.FORMS)
     assert (tmp_path / "alignment_scenes_t2i_dpo.png").exists()
+    assert (tmp_path / "alignment_instruction_tuning.png").exists()

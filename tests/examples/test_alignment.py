@@ -174,8 +174,7 @@ def test_sft_anneals_its_guidance(train, example, monkeypatch):
     lazily = sft.lazily(
         sft.Mixture(
             {"scenes_cot": 1}, 0, 40, guidance={"scenes_cot": sft.Schedule(**script["guidance"]["scenes_cot"])}
-        ),
-        40,
+        )
     )
     seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in lazily]
     assert sum(seen[:10]) > 6 > 4 > sum(seen[-10:])
