@@ -35,6 +35,7 @@ class ScriptArguments:
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
     freeze_vision_tower: keeps the tower as it was trained.
     tasks: task to weight.
+    num_records: how many different records; they come again and again. By default none comes twice.
     guidance: task to fields of its `Schedule`; where a task is left out, worked steps in 2 of 3 examples.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
@@ -52,6 +53,7 @@ class ScriptArguments:
     row_end: bool = False
     freeze_vision_tower: bool = False
     tasks: dict = field(default_factory=dict)
+    num_records: int | None = None
     guidance: dict = field(default_factory=dict)
     prompt_dropout: float = 0.1
     code_dropout: float = 0.0
@@ -93,7 +95,9 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     batch_size = training.train_batch_size
     length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
     guidance = {task: Schedule(**levels) for task, levels in script.guidance.items()}
-    train = Mixture(script.tasks, seed=training.seed, length=length, block=batch_size, guidance=guidance)
+    train = Mixture(
+        script.tasks, training.seed, length, block=batch_size, guidance=guidance, num_records=script.num_records
+    )
     held_out = {
         task: Mixture({task: 1}, length=script.evaluation_records, split="validation") for task in script.tasks
     }
