@@ -21,6 +21,8 @@ from dps_hf.judges.users import read_votes
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[app]'")
 
 ROOT = Path(__file__).parents[2]
+# A colour and a shape that never met in training: drawings of it differ, so that one can be better.
+SEVERAL = "three small green stars"
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--no-sandbox",
@@ -165,7 +167,7 @@ def test_a_person_draws_describes_reasons_and_votes(space, tmp_path):
         page.get_by_label("What to draw").fill("draw an <image>")
         page.get_by_label("What to draw").press("Enter")
         page.get_by_text("<image>").last.wait_for()
-        page.get_by_label("What to draw").fill("a big red heart")
+        page.get_by_label("What to draw").fill(SEVERAL)
         page.get_by_label("What to draw").press("Enter")
         drawings = page.locator("#drawings")
         drawings.get_by_role("button").filter(has_text="B").click()
@@ -217,7 +219,7 @@ def test_a_person_draws_describes_reasons_and_votes(space, tmp_path):
     assert not outside, "the page loads nothing from elsewhere"
     path = folder / "outputs" / "votes" / "votes.jsonl"
     (drawn, up), *choices, (described, down) = read_votes(path)
-    assert (drawn.prompt, up.scores, drawn.response.size) == ("a big red heart", {"thumb": 1.0}, (64, 64))
+    assert (drawn.prompt, up.scores, drawn.response.size) == (SEVERAL, {"thumb": 1.0}, (64, 64))
     assert choices and [verdict.scores["choice"] for _, verdict in choices] == [1.0, 0.0] * (len(choices) // 2)
     assert all(case.response.tobytes() == drawn.response.tobytes() for case, _ in choices[::2]), "B is the better one"
     assert (described.prompt, down.scores) == ("Describe the picture.", {"thumb": 0.0})
