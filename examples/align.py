@@ -269,7 +269,7 @@ def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:
 
 
 def learning_curves(categories: dict, path: Path) -> None:
-    """Right answers by share of the examples, with help and without, thinking aloud and directly."""
+    """Right answers by share of the examples, with help and without; bars are the intervals of the gain over untuned."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, kind, title in zip(axes, ("direct", "answer"), ("directly", "after thinking aloud")):
