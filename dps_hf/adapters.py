@@ -1,9 +1,12 @@
 """What trl's trainers need to be told of a DPS: which weights an adapter goes to, and which bits they may have."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -59,13 +62,46 @@ def _check_four_bits(model: DPSForConditionalGeneration) -> None:
 
 
 def lora_config(
-    model: DPSForConditionalGeneration, arguments: ModelConfig, vision_tower: bool = False
+    model: DPSForConditionalGeneration, arguments: ModelConfig, vision_tower: bool = False, last_norm: bool = False
 ) -> LoraConfig | None:
-    """The adapter that trl's arguments describe, None without `use_peft`; on [`lora_targets`] where they name none."""
+    """The adapter that trl's arguments describe, None without `use_peft`; on [`lora_targets`] where they name none.
+
+    Args:
+        vision_tower: whether the vision tower is trained, too.
+        last_norm: whether the decoder's last norm is, too: see [`norm_optimizer`].
+
+    Raises:
+        ValueError: `last_norm` without an adapter, which trains all norms with everything else.
+    """
     config = get_peft_config(arguments)
-    if config is not None and arguments.lora_target_modules is None:
+    if config is None:
+        if last_norm:
+            raise ValueError("norm_learning_rate is for adapters; got use_peft false. Leave it out.")
+        return None
+    if arguments.lora_target_modules is None:
         config.target_modules = lora_targets(model, vision_tower)
+    if last_norm:
+        children = model.model.language_model.named_children()
+        norms = [name for name, child in children if getattr(child, "weight", torch.empty(0, 0)).ndim == 1]
+        config.modules_to_save = [f"language_model.{name}" for name in norms]
     return config
+
+
+def norm_optimizer(training: TrainingArguments, learning_rate: float) -> tuple[Callable, dict[str, Any]]:
+    """`optimizer_cls_and_kwargs` of a [`~transformers.Trainer`]: its own optimizer, with a learning rate for norms.
+
+    How sure a decoder is of its tokens is set by the weights of its last norm: whatever an adapter adds before it, the
+    norm scales back. They are far larger than an adapter's, and move as far only with a rate of their own.
+    """
+    optimizer, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
+
+    def build(model: nn.Module, **arguments) -> torch.optim.Optimizer:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay}
+        norms = {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0, "lr": learning_rate}
+        return optimizer([matrices, norms], **arguments)
+
+    return lambda: build, arguments
 
 
 def lora_targets(model: DPSForConditionalGeneration, vision_tower: bool = False) -> str:

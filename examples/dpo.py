@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 from datasets import load_from_disk
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
-from trl.trainer.dpo_trainer import DataCollatorForPreference, DataCollatorForVisionPreference
 
-from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
-from dps_hf.preferences.first_difference import FirstDifference
+from dps_hf.adapters import (
+    check_four_bit_training,
+    check_trained,
+    load_for_training,
+    lora_config,
+    norm_optimizer,
+)
 from dps_hf.training import Curves, last_checkpoint
 
 
@@ -23,15 +27,15 @@ from dps_hf.training import Curves, last_checkpoint
 class ScriptArguments:
     """
     dataset: a folder that `datasets` saved, with `prompt`, `chosen`, `rejected`, and `images` where prompts have some.
-    first_difference: whether a pair is compared only in the first token that differs, where an answer goes wrong.
     evaluation_share: of the pairs, for the loss curves.
     vision_tower: whether the vision tower is trained, too.
+    norm_learning_rate: of the decoder's last norm, whose scale is how sure the model is of its tokens; 0 leaves it alone.
     """
 
     dataset: str
-    first_difference: bool = False
     evaluation_share: float = 0.05
     vision_tower: bool = False
+    norm_learning_rate: float = 0.0
 
 
 def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -> None:
@@ -46,23 +50,20 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
         split = pairs.train_test_split(script.evaluation_share, seed=0)
         pairs, held_out = split["train"], split["test"]
     training.max_length = None  # what is cut off might be a picture
-    if "images" in pairs.column_names:
-        collator = DataCollatorForVisionPreference(processor)
-    else:
-        collator = DataCollatorForPreference(processor.tokenizer.pad_token_id)
 
     # Training
     trainer = DPOTrainer(
         model=model,
         ref_model=reference,
         args=training,
-        data_collator=FirstDifference(collator) if script.first_difference else None,
         train_dataset=pairs,
         eval_dataset=held_out,
         processing_class=processor,
-        peft_config=lora_config(model, arguments, script.vision_tower),
+        peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
         callbacks=[Curves()],
     )
+    if script.norm_learning_rate:
+        trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()

@@ -14,7 +14,13 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
+from dps_hf.adapters import (
+    check_four_bit_training,
+    check_trained,
+    load_for_training,
+    lora_config,
+    norm_optimizer,
+)
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.inference import load
@@ -35,6 +41,7 @@ class ScriptArguments:
     judge_options: arguments of `OpenAIJudge`.
     aspect: the score that is the reward; left out, the mean of all.
     vision_tower: whether the vision tower is trained, too.
+    norm_learning_rate: of the decoder's last norm, whose scale is how sure the model is of its tokens; 0 leaves it alone.
     """
 
     tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})
@@ -43,6 +50,7 @@ class ScriptArguments:
     judge_options: dict = field(default_factory=dict)
     aspect: str | None = None
     vision_tower: bool = False
+    norm_learning_rate: float = 0.0
 
 
 class JudgeReward:
@@ -111,9 +119,11 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
         args=training,
         train_dataset=as_dataset(prompts),
         processing_class=processor,
-        peft_config=lora_config(model, arguments, script.vision_tower),
+        peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
         callbacks=[Curves()],
     )
+    if script.norm_learning_rate:
+        trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from datasets import load_from_disk
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
-from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
+from dps_hf.adapters import (
+    check_four_bit_training,
+    check_trained,
+    load_for_training,
+    lora_config,
+    norm_optimizer,
+)
 from dps_hf.training import Curves, last_checkpoint
 
 
@@ -22,11 +28,13 @@ class ScriptArguments:
     dataset: a folder that `datasets` saved, with `prompt`, `completion`, `label`, and `images` where prompts have some.
     balance: weighs the rarer label up, so that good and bad responses count alike in all.
     vision_tower: whether the vision tower is trained, too.
+    norm_learning_rate: of the decoder's last norm, whose scale is how sure the model is of its tokens; 0 leaves it alone.
     """
 
     dataset: str
     balance: bool = True
     vision_tower: bool = False
+    norm_learning_rate: float = 0.0
 
 
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
@@ -54,9 +62,11 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         args=training,
         train_dataset=responses,
         processing_class=processor,
-        peft_config=lora_config(model, arguments, script.vision_tower),
+        peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
         callbacks=[Curves()],
     )
+    if script.norm_learning_rate:
+        trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained; {good} good, {bad} bad")
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()

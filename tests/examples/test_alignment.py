@@ -104,12 +104,22 @@ def test_dpo_on_drawings_learns(train, data):
     assert sum(curve[-3:]) / 3 < 0.4
 
 
-@pytest.mark.parametrize("pairs", ["pairs", "mixed"])
-def test_dpo_on_the_first_difference_learns_from_one_token_of_each_answer(train, data, pairs):
-    script = {"dataset": data[pairs], "first_difference": True}
-    curve = losses(train("dpo", script=script, max_steps=15, learning_rate=0.005))
-    assert curve[0] == pytest.approx(0.6931, abs=1e-3)
-    assert sum(curve[-3:]) / 3 < 0.65
+@pytest.mark.parametrize("name, dataset", [("dpo", "pairs"), ("kto", "unpaired")])
+def test_the_last_norm_is_trained_at_its_own_rate_and_merged(train, data, saved_model, example, name, dataset):
+    script = {"dataset": data[dataset], "norm_learning_rate": 0.1}
+    output = train(name, script=script, learning_rate=1e-6, lr_scheduler_type="constant")
+    merge = example("merge_adapter.py")
+    merge.main(merge.ScriptArguments(str(output), str(output / "merged")), ModelConfig())
+    norm = "model.language_model.norm.weight"
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (saved_model, output / "merged"))
+    moved = {key: (after[key] - before[key]).abs().max().item() for key in before}
+    assert 0.01 < moved.pop(norm) < 0.3
+    assert max(moved.values()) < 1e-4
+
+
+def test_a_rate_for_the_norm_without_an_adapter_is_an_error(train, data):
+    with pytest.raises(ValueError, match="norm_learning_rate"):
+        train("dpo", lora={}, script={"dataset": data["pairs"], "norm_learning_rate": 0.1})
 
 
 def test_dpo_without_an_adapter_learns_from_prompts_with_pictures_and_without(train, data):
