@@ -91,15 +91,27 @@ def norm_optimizer(training: TrainingArguments, learning_rate: float) -> tuple[C
     """`optimizer_cls_and_kwargs` of a [`~transformers.Trainer`]: its own optimizer, with a learning rate for norms.
 
     How sure a decoder is of its tokens is set by the weights of its last norm: whatever an adapter adds before it, the
-    norm scales back. They are far larger than an adapter's, and move as far only with a rate of their own.
+    norm scales back. They are far larger than an adapter's, and move as far only with a rate of their own. They move
+    together, so that the likeliest token stays the likeliest.
     """
-    optimizer, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
+    optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
 
     def build(model: nn.Module, **arguments) -> torch.optim.Optimizer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay}
-        norms = {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0, "lr": learning_rate}
-        return optimizer([matrices, norms], **arguments)
+        matrices, norms = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]
+        groups = [
+            {"params": matrices, "weight_decay": training.weight_decay},
+            {"params": norms, "weight_decay": 0.0, "lr": learning_rate},
+        ]
+        optimizer = optimizer_class(groups, **arguments)
+
+        def together(*_) -> None:
+            for norm in norms:
+                if norm.grad is not None:
+                    norm.grad.copy_(norm.grad.mean().expand_as(norm.grad))
+
+        optimizer.register_step_pre_hook(together)
+        return optimizer
 
     return lambda: build, arguments
 

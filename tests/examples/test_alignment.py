@@ -112,9 +112,11 @@ def test_the_last_norm_is_trained_at_its_own_rate_and_merged(train, data, saved_
     merge.main(merge.ScriptArguments(str(output), str(output / "merged")), ModelConfig())
     norm = "model.language_model.norm.weight"
     before, after = (load_file(Path(folder) / "model.safetensors") for folder in (saved_model, output / "merged"))
-    moved = {key: (after[key] - before[key]).abs().max().item() for key in before}
-    assert 0.01 < moved.pop(norm) < 0.3
-    assert max(moved.values()) < 1e-4
+    moved = {key: after[key] - before[key] for key in before}
+    surer = moved.pop(norm)
+    assert 0.01 < surer.abs().mean() < 0.3
+    assert surer.std() < 1e-6, "or other tokens would become the likeliest"
+    assert max(change.abs().max() for change in moved.values()) < 1e-4
 
 
 def test_a_rate_for_the_norm_without_an_adapter_is_an_error(train, data):
