@@ -57,7 +57,7 @@ class ScriptArguments:
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
     """
 
-    experiments: list[str] = field(default_factory=lambda: ["scenes_t2i_dpo", "capitals_dpo"])
+    experiments: list[str] = field(default_factory=lambda: ["scenes_t2i_dpo"])
     model: str = NANO
     output: Path = Path("model_cards/results/alignment.json")
     work: Path = Path("runs/align")
