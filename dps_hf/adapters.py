@@ -71,7 +71,8 @@ def lora_config(
         last_norm: whether the decoder's last norm is, too: see [`norm_optimizer`].
 
     Raises:
-        ValueError: `last_norm` without an adapter, which trains all norms with everything else.
+        ValueError: `last_norm` without an adapter, which trains all norms with everything else, or in a decoder that ends
+            in none.
     """
     config = get_peft_config(arguments)
     if config is None:
@@ -83,6 +84,11 @@ def lora_config(
     if last_norm:
         children = model.model.language_model.named_children()
         norms = [name for name, child in children if getattr(child, "weight", torch.empty(0, 0)).ndim == 1]
+        if not norms:
+            raise ValueError(
+                f"norm_learning_rate needs a decoder that ends in a norm; got {type(model.model.language_model).__name__}. "
+                "Leave it out."
+            )
         config.modules_to_save = [f"language_model.{name}" for name in norms]
     return config
 
@@ -92,18 +98,18 @@ def norm_optimizer(training: TrainingArguments, learning_rate: float) -> tuple[C
 
     How sure a decoder is of its tokens is set by the weights of its last norm: whatever an adapter adds before it, the
     norm scales back. They are far larger than an adapter's, and move as far only with a rate of their own. They move
-    together, so that the likeliest token stays the likeliest.
+    together: surer, and hardly another token becomes the likeliest.
     """
     optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
 
-    def build(model: nn.Module, **arguments) -> torch.optim.Optimizer:
+    def build(model: nn.Module, **fields) -> torch.optim.Optimizer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         matrices, norms = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]
         groups = [
             {"params": matrices, "weight_decay": training.weight_decay},
             {"params": norms, "weight_decay": 0.0, "lr": learning_rate},
         ]
-        optimizer = optimizer_class(groups, **arguments)
+        optimizer = optimizer_class(groups, **fields)
 
         def together(*_) -> None:
             for norm in norms:

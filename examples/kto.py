@@ -65,7 +65,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
         callbacks=[Curves()],
     )
-    if script.norm_learning_rate:
+    if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained; {good} good, {bad} bad")
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))

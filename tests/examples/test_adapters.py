@@ -37,6 +37,16 @@ def test_named_targets_are_kept_and_no_peft_means_no_adapter(tiny_model):
     assert named.target_modules == {"q_proj", "v_proj"}
 
 
+@pytest.mark.parametrize("decoder, norm", [("gpt2", "ln_f"), ("qwen2", "norm"), ("gemma2", "norm")])
+def test_the_last_norm_is_found_in_any_decoder_that_ends_in_one(make_model, make_decoder_config, decoder, norm):
+    model, arguments = make_model(text_config=make_decoder_config(decoder)), ModelConfig(use_peft=True)
+    assert lora_config(model, arguments).modules_to_save is None
+    assert lora_config(model, arguments, last_norm=True).modules_to_save == [f"language_model.{norm}"]
+    delattr(model.model.language_model, norm)
+    with pytest.raises(ValueError, match="norm_learning_rate"):
+        lora_config(model, arguments, last_norm=True)
+
+
 def test_what_an_adapter_trains_has_these_names(make_model):
     model = make_model()
     adapted = get_peft_model(model, lora_config(model, ModelConfig(use_peft=True, lora_r=2)))
