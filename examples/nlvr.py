@@ -1,0 +1,123 @@
+"""Tunes dps-nano on sentences that people wrote about pictures: a data set of your own, from parquet to figures.
+
+python examples/nlvr.py --config examples/recipes/nano_nlvr.yaml --train nlvr_train.parquet --dev nlvr_dev.parquet
+
+The data are Cornell NLVR (Suhr et al., ACL 2017, CC-BY-4.0, https://github.com/lil-lab/nlvr), one row an example in one order
+of its boxes: `identifier` of the example, `sentence`, `label` (a boolean) and `image`, three boxes side by side. Two models are
+tuned by `examples/sft.py`, one that sees the boxes and one that reads sentences alone; both are asked of examples that no step
+saw, though a sentence may stand in several. Killed at any moment, the same command goes on.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from datasets import Dataset, Image, load_dataset
+from trl import TrlParser
+
+from dps_hf.data.record import record
+from dps_hf.evaluation.tasks import share
+from dps_hf.inference import ask, load
+
+
+BOXES = ((0, 0, 100, 100), (150, 0, 250, 100), (300, 0, 400, 100))
+
+
+@dataclass
+class ScriptArguments:
+    """
+    train, dev: parquet files; an `identifier` that is in both is asked, and not learned.
+    output: the figures.
+    work: folder for records and models.
+    sft: fields of `examples/sft.py`.
+    """
+
+    train: str
+    dev: str
+    output: Path = Path("model_cards/results/nlvr.json")
+    work: Path = Path("runs/nlvr")
+    sft: dict = field(default_factory=dict)
+
+
+def keep_settings(script: ScriptArguments) -> None:
+    """Models of other data or fields must not be taken for one's own.
+
+    Raises:
+        ValueError: the work folder holds some.
+    """
+    settings, path = (
+        {name: str(getattr(script, name)) for name in ("train", "dev", "sft")},
+        script.work / "settings.json",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.exists() else settings
+    if changed := [name for name in settings if kept.get(name) != settings[name]]:
+        raise ValueError(f"{path.parent} holds models of other {', '.join(changed)}. Give another work, or remove it.")
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def examples(path: str) -> Dataset:
+    return load_dataset("parquet", data_files=path)["train"].cast_column("image", Image())
+
+
+def question(row: dict) -> str:
+    return f"{row['sentence'].strip()} True or false?"
+
+
+def truth(row: dict) -> str:
+    if not isinstance(row["label"], bool):
+        raise ValueError(f"label must be true or false; got {row['label']!r}. Make the column boolean.")
+    return "true" if row["label"] else "false"
+
+
+def boxes(row: dict) -> list:
+    """The three boxes, each a picture of its own: together they would be too small to be seen."""
+    return [row["image"].convert("RGB").crop(box) for box in BOXES]
+
+
+def tuned(script: ScriptArguments, rows: Dataset, name: str, seen: bool) -> Path:
+    """A model that has learned from the records, with pictures or without."""
+    folder, here = script.work / name, Path(__file__).parent
+    if not (folder / "records" / "dataset_info.json").exists():
+
+        def records():
+            for row in rows:
+                made = record("nlvr", [*(boxes(row) if seen else ()), question(row)], [truth(row)])
+                yield {column: made[column] for column in ("messages", "images")}
+
+        Dataset.from_generator(records).save_to_disk(folder / "records")
+    if not (folder / "trainer_state.json").exists():  # written last
+        fields = {**script.sft, "dataset": str(folder / "records"), "output_dir": str(folder)}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
+        subprocess.run([sys.executable, here / "sft.py", "--config", folder / "recipe.yaml"], check=True)
+    return folder
+
+
+def main(script: ScriptArguments) -> None:
+    keep_settings(script)
+    dev, train = examples(script.dev), examples(script.train)
+    first: dict[str, int] = {}  # row of each example: its other orders of boxes say nothing new
+    for i, identifier in enumerate(dev["identifier"]):
+        first.setdefault(identifier, i)
+    dev = dev.select(list(first.values()))
+    train = train.select([i for i, identifier in enumerate(train["identifier"]) if identifier not in first])
+    truths = [truth(row) for row in dev]
+    [(majority, _)] = Counter(map(truth, train)).most_common(1)
+    learned = {"examples": len(set(train["identifier"])), "rows": len(train)}
+    report: dict = {"learned": learned, "majority": share(one == majority for one in truths)}
+    for name, seen in (("sentences_alone", False), ("with_pictures", True)):
+        model, processor = load(tuned(script, train, name, seen))
+        pictures = [boxes(row) for row in dev] if seen else None
+        answers = ask(model, processor, [question(row) for row in dev], pictures, progress=name)
+        report[name] = share(answer.text == right for answer, right in zip(answers, truths))
+    script.output.parent.mkdir(parents=True, exist_ok=True)
+    script.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main(*TrlParser(ScriptArguments).parse_args_and_config())
