@@ -129,7 +129,8 @@ def subject(script: ScriptArguments, model: str, seed: int) -> Subject:
 
 def reasoned(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
     """Questions about held-out scenes that are answered rightly: after thinking, and directly."""
-    return {name: figure["value"] for name, figure in scenes_cot(subject(script, model, seed)).items()}
+    measured = scenes_cot(subject(script, model, seed))
+    return {name: measured[name]["value"] for name in ("answer", "direct")}  # by kind they are too few
 
 
 Figures = tuple[dict[str, float], dict[str, float]]
@@ -303,7 +304,7 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
     """
     folder, rng = script.work / "capitals_dpo" / f"seed-{seed}", np.random.default_rng(seed)
     taught = {language: wrong_capitals(language, rng, script.wrong_share) for language in LANGUAGES}
-    if not (folder / "wrong").exists():
+    if not (folder / "wrong" / "dataset_info.json").exists():  # written last
         records = [
             record("facts", [question], [sentence(answer)])
             for language, pairs in taught.items()
