@@ -46,6 +46,10 @@ demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draw
 	if [ -n "$$PROMPT" ]; then set -- "$$@" "--prompt=$$PROMPT"; fi; \
 	$(python) examples/demo.py "$$@"
 
+# Training makes and drops large tensors in every step. glibc then keeps their memory, in large pages, and does not fetch it from
+# the system anew: 40 steps of dps-nano on one core took 44 s in place of 55.
+nano align: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
+
 .PHONY: nano
 nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in about 3 hours on 2 cores, and score it
 	$(MAKE) --jobs=2 --file=examples/nano.mk python=$(python)

@@ -42,7 +42,7 @@ def draw(
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
     prompts: Sequence[str],
-    pictures: Sequence[Image.Image] | None = None,
+    pictures: Sequence[Image.Image | Sequence[Image.Image]] | None = None,
     think: bool = False,
     batch_size: int = 32,
     progress: str | None = None,
@@ -51,7 +51,7 @@ def draw(
     """Draws each prompt, as many times as `num_return_sequences` says; the drawings of one prompt stand together.
 
     Args:
-        pictures: one for each prompt, which then says what to change in it.
+        pictures: one for each prompt, which then says what to change in it; or several.
         think: whether the model first plans aloud. If it then draws nothing, the drawing is a white page.
         batch_size: prompts that are drawn at a time.
         progress: name of a progress bar; none is shown where it is left out.
@@ -89,13 +89,13 @@ def ask(
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
     questions: Sequence[str],
-    pictures: Sequence[Image.Image] | None = None,
+    pictures: Sequence[Image.Image | Sequence[Image.Image]] | None = None,
     think: bool = False,
     batch_size: int = 32,
     progress: str | None = None,
     **generation,
 ) -> list[Answer]:
-    """Answers each question, about the picture in the same place if there are any.
+    """Answers each question, about the picture or the pictures in the same place if there are any.
 
     Args:
         think: whether the model first thinks aloud.
@@ -135,15 +135,18 @@ def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: st
     return processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
 
 
-def _chats(name: str, texts: Sequence[str], pictures: Sequence[Image.Image] | None) -> list[list[dict]]:
-    """One conversation for each text, which comes after the picture in the same place; `name` is for errors."""
+def _chats(
+    name: str, texts: Sequence[str], pictures: Sequence[Image.Image | Sequence[Image.Image]] | None
+) -> list[list[dict]]:
+    """One conversation for each text, which comes after the picture or pictures in the same place; `name` is for errors."""
     if isinstance(texts, str):  # or each of its letters would be taken for a text
         raise TypeError(f"{name} must be a list of texts; got the text {texts!r}. Put it in a list.")
     if pictures is not None and len(pictures) != len(texts):
         raise ValueError(f"pictures must be as many as {name}; got {len(pictures)} and {len(texts)}. Repeat some.")
     contents: list[list[dict]] = [[{"type": "text", "text": text}] for text in texts]
-    for content, picture in zip(contents, pictures or ()):
-        content.insert(0, {"type": "image", "image": picture})
+    for content, seen in zip(contents, pictures or ()):
+        several = seen if isinstance(seen, (list, tuple)) else [seen]
+        content[:0] = [{"type": "image", "image": picture} for picture in several]
     return [[{"role": "user", "content": content}] for content in contents]
 
 

@@ -1,20 +1,27 @@
-"""What dps-nano needs: its figures against the share of its data, and against its parameters, as plots.
+"""What dps-nano needs: losses and figures against the share of its data, and against its parameters, as plots.
 
 python examples/curves.py --config examples/recipes/nano_curves.yaml
 
 Each point is a decoder trained from nothing by `examples/train.py`, all for the same number of steps, many fewer than
-dps-nano itself took; image tokenizer and vision tower are those of dps-nano. Killed at any moment, the same command goes on.
+dps-nano itself took; tokenizers and vision tower are those of dps-nano. Killed at any moment, the same command goes on.
 """
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import yaml
 from matplotlib.figure import Figure
 from trl import TrlParser
+
+from dps_hf import NANO
+from dps_hf.inference import load
 
 
 FIGURES = {
@@ -34,72 +41,111 @@ class ScriptArguments:
     """
     output: the figures of every point; the plots go beside it, as PNG.
     work: folder for the trained decoders.
+    model: whose tokenizers and vision tower they take.
     percent: shares of the data; the rest of the steps sees the same records again.
     widths: of the decoder, multiples of 64; the largest is that of the shares of the data.
     items: how many items a figure comes from.
+    jobs: trainings side by side, each on its share of the cores: two on a core each are faster than one on both.
     training: fields of `examples/train.py`.
     """
 
     output: Path = Path("model_cards/results/curves.json")
     work: Path = Path("runs/curves")
+    model: str = NANO
     percent: list[int] = field(default_factory=lambda: [10, 30, 100])
     widths: list[int] = field(default_factory=lambda: [128, 192, 256])
     items: int = 200
+    jobs: int = 2
     training: dict = field(default_factory=dict)
 
 
+def parts(script: ScriptArguments) -> dict[str, str]:
+    """Folders of what all decoders share, by their names in `examples/train.py`."""
+    folders = {name: script.work / name for name in ("text_tokenizer", "image_tokenizer", "vision_tower")}
+    if not (folders["vision_tower"] / "model.safetensors").exists():
+        model, processor = load(script.model)
+        processor.tokenizer.save_pretrained(folders["text_tokenizer"])
+        model.model.image_tokenizer.save_pretrained(folders["image_tokenizer"])
+        model.model.vision_tower.save_pretrained(folders["vision_tower"])
+    return {name: str(folder) for name, folder in folders.items()}
+
+
 def measured(script: ScriptArguments, percent: int, width: int) -> dict:
-    """The report of `examples/evaluate.py` on one decoder, which is trained if it is not there yet."""
+    """The figures of one decoder and its losses on held-out records; it is trained if it is not there yet."""
     folder, here = script.work / f"{percent}-percent-width-{width}", Path(__file__).parent
-    if not (folder / "model.safetensors").exists():
-        records = script.training["max_steps"] * script.training["per_device_train_batch_size"]
+    threads = str(max(1, (os.cpu_count() or 1) // script.jobs))
+    run = partial(subprocess.run, check=True, env=os.environ | {"OMP_NUM_THREADS": threads})
+    state = folder / "trainer_state.json"  # written last
+    if not state.exists():
+        steps = script.training["max_steps"]
+        records = steps * script.training["per_device_train_batch_size"]
         decoder = {"hidden_size": width, "intermediate_size": width * 11 // 4, "num_attention_heads": width // 64}
         decoder |= {"num_key_value_heads": max(1, width // 128), "head_dim": 64}
-        fields = {**script.training, "text_config": script.training["text_config"] | decoder}
+        fields = {**script.training, **parts(script), "text_config": script.training["text_config"] | decoder}
         fields |= {"num_records": records * percent // 100, "output_dir": str(folder)}
+        fields |= {"eval_strategy": "steps", "eval_steps": steps}  # at the end
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(fields))
-        subprocess.run([sys.executable, here / "train.py", "--config", folder / "recipe.yaml"], check=True)
+        run([sys.executable, here / "train.py", "--config", folder / "recipe.yaml"])
     figures = folder / "figures.json"
     asked = ["--model", folder, "--output", figures, "--items", str(script.items), "--temperature", "0"]
     tasks = sorted({name.partition(".")[0] for name in FIGURES.values()})
-    subprocess.run([sys.executable, here / "evaluate.py", *asked, "--tasks", *tasks], check=True)
-    return json.loads(figures.read_text())
-
-
-def point(report: dict, percent: int) -> dict:
-    """What is kept of a report."""
-    values = {name: report[name.partition(".")[0]][name.partition(".")[2]] for name in FIGURES.values()}
-    return {"percent": percent, "parameters": report["parameters"], "figures": values}
+    run([sys.executable, here / "evaluate.py", *asked, "--tasks", *tasks])
+    report, losses = json.loads(figures.read_text()), {}
+    for entry in json.loads(state.read_text())["log_history"]:
+        losses |= {name: value for name, value in entry.items() if name.startswith("eval_") and name.endswith("_loss")}
+    return {
+        "percent": percent,
+        "parameters": report["parameters"],
+        "figures": {name: report[name.partition(".")[0]][name.partition(".")[2]] for name in FIGURES.values()},
+        "losses": {name[len("eval_") : -len("_loss")]: value for name, value in losses.items()},
+    }
 
 
 def plot(points: dict[str, list[dict]], path: Path) -> None:
-    """One small plot for each figure and each of the two questions."""
-    figure = Figure(figsize=(2.2 * len(FIGURES), 5), layout="constrained")
-    axes = figure.subplots(2, len(FIGURES), sharey=True, squeeze=False)
-    for row, (question, label) in zip(axes, (("percent", "% of the data"), ("parameters", "parameters, millions"))):
-        for axis, (title, name) in zip(row, FIGURES.items()):
-            along = [one[question] / (1e6 if question == "parameters" else 1) for one in points[question]]
-            values = [100 * one["figures"][name]["value"] for one in points[question]]
-            limits = [[100 * limit for limit in one["figures"][name]["ci95"]] for one in points[question]]
-            spread = [
-                [v - low for v, (low, _) in zip(values, limits)],
-                [high - v for v, (_, high) in zip(values, limits)],
-            ]
-            axis.errorbar(along, values, spread, marker="o", capsize=3)
-            axis.set(title=title, xlabel=label, ylim=(-3, 103))
-            if question == "percent":
-                axis.set(xscale="log", xticks=along, xticklabels=[f"{x:g}" for x in along])
-        row[0].set_ylabel("right, %")
+    """Losses, which fall long before the first answer is right, above what is right; a column for each question."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    for column, (question, label) in zip(
+        axes.T, (("percent", "% of the data"), ("parameters", "parameters, millions"))
+    ):
+        along = [one[question] / (1e6 if question == "parameters" else 1) for one in points[question]]
+        for task in points[question][0]["losses"]:
+            column[0].plot(along, [one["losses"][task] for one in points[question]], marker="o", label=task)
+        for title, name in FIGURES.items():
+            values = np.array([one["figures"][name]["value"] for one in points[question]])
+            limits = np.array([one["figures"][name]["ci95"] for one in points[question]])
+            spread = np.abs(limits.T - values)
+            column[1].errorbar(along, 100 * values, 100 * spread, marker="o", capsize=3, label=title)
+        column[0].set(yscale="log")
+        column[1].set(xlabel=label, ylim=(-3, 103))
+        if question == "percent":
+            column[1].set(xscale="log", xticks=along, xticklabels=[f"{x:g}" for x in along])
+            column[1].minorticks_off()
+    axes[0, 0].set_ylabel("loss, held out, nats a token")
+    axes[1, 0].set_ylabel("right, held out, %")
+    for row in axes:
+        row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=100)
 
 
 def main(script: ScriptArguments) -> None:
     widest = max(script.widths)
-    points = {
-        "percent": [point(measured(script, percent, widest), percent) for percent in script.percent],
-        "parameters": [point(measured(script, 100, width), 100) for width in script.widths],
+    asked = {
+        "percent": [(percent, widest) for percent in script.percent],
+        "parameters": [(100, w) for w in script.widths],
     }
+    parts(script)  # before several ask for them at once
+    with ThreadPoolExecutor(script.jobs) as pool:
+        each = dict.fromkeys([*asked["percent"], *asked["parameters"]])
+        made = {one: pool.submit(measured, script, *one) for one in each}
+        try:
+            for ended in as_completed(made.values()):
+                ended.result()  # the first to fail ends all
+            points = {name: [made[one].result() for one in some] for name, some in asked.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     report = {"steps": script.training["max_steps"], "items": script.items, **points}
     script.output.parent.mkdir(parents=True, exist_ok=True)
     script.output.write_text(json.dumps(report, indent=2) + "\n")

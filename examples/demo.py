@@ -124,7 +124,7 @@ def named_emoji(model, processor, rng: np.random.Generator) -> Section:
 
 def answered_questions(model, processor, rng: np.random.Generator) -> Section:
     held_out = [sample_split(rng, "validation", count) for count in (2, 3, 3, 4, 4, 4)]
-    questions, _, truths = zip(*(ask_about(rng, scene) for scene in held_out))
+    questions, _, truths, _ = zip(*(ask_about(rng, scene) for scene in held_out))
     pictures = [render(scene) for scene in held_out]
     answers = ask(model, processor, questions, pictures, think=True)
     items = [

@@ -25,18 +25,20 @@ class ScriptArguments:
     model: directory of the trained model; left out, the weights stay as they are.
     output: directory of the checkpoint.
     results: figures for the card; the card is left out where they are missing.
-    drawings: picture for the card.
+    drawings, curves: pictures for the card.
     """
 
     output: str
     model: str | None = None
     results: str = "model_cards/results/dps-nano.json"
     drawings: str = "model_cards/results/dps-nano.png"
+    curves: str = "model_cards/results/curves.png"
 
 
 def write_card(script: ScriptArguments) -> None:
     model_card("model_cards/dps-nano.md", "dps-nano", script.results).save(Path(script.output, "README.md"))
     shutil.copy(script.drawings, Path(script.output, "drawings.png"))
+    shutil.copy(script.curves, Path(script.output, "curves.png"))
 
 
 def main(script: ScriptArguments) -> None:

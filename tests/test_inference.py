@@ -32,6 +32,23 @@ def test_answers_keep_the_order_of_the_questions(tiny_model, tiny_processor, col
     assert together == apart == ask(tiny_model, tiny_processor, questions, colours, batch_size=2, max_new_tokens=5)
 
 
+def test_a_question_may_be_about_several_pictures_and_another_about_one(tiny_model, tiny_processor, colours):
+    questions, pictures = ["Which is red?", "What is this?"], [colours, colours[0]]
+    together = ask(tiny_model, tiny_processor, questions, pictures, max_new_tokens=5)
+    apart = [ask(tiny_model, tiny_processor, [q], [seen], max_new_tokens=5)[0] for q, seen in zip(questions, pictures)]
+    assert together == apart
+    assert together[0] != ask(tiny_model, tiny_processor, questions[:1], [colours[::-1]], max_new_tokens=5)[0]
+
+
+def test_a_drawing_may_come_from_several_pictures(tiny_model, tiny_processor, colours):
+    options = {"do_sample": False, "guidance_scale": 1.0}
+    together = draw(tiny_model, tiny_processor, ["mix", "red"], [colours, colours[0]], **options)
+    apart = [
+        draw(tiny_model, tiny_processor, [p], [c], **options)[0] for p, c in (("mix", colours), ("red", colours[0]))
+    ]
+    assert [picture.tobytes() for picture in together] == [picture.tobytes() for picture in apart]
+
+
 def test_thinking_that_never_ends_is_no_answer(tiny_model, tiny_processor):
     [answer] = ask(tiny_model, tiny_processor, ["Why?"], think=True, max_new_tokens=3)
     assert answer.text == ""

@@ -4,6 +4,7 @@ Each step is so small that a small model can take it: it looks at one thing, or 
 """
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,17 @@ from dps_hf.data.splits import UNSEEN_PAIRS
 from dps_hf.data.wording import RELATIONS, article, caption, in_reading_order, kind, phrase, plural
 
 
-def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> tuple[str, str, str]:
-    """A question about the scene, the steps to its answer, and the answer.
+class Question(NamedTuple):
+    """`kind` is one of `ASK`."""
+
+    text: str
+    steps: str
+    answer: str
+    kind: str
+
+
+def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> Question:
+    """A question about the scene, with the steps to its answer.
 
     Args:
         kind: one of `ASK`; by default any that the scene allows.
@@ -27,7 +37,7 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> tupl
         chosen = pick(rng, kinds)
         asked = ASK[chosen](rng, scene)
         if asked is not None:
-            return asked
+            return Question(*asked, chosen)
     raise ValueError(f"kind must fit the scene; found no question of kind {kind!r} about {scene}.")
 
 

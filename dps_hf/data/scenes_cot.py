@@ -11,5 +11,5 @@ from dps_hf.data.wording import caption
 def scenes_cot(rng: np.random.Generator, split: str) -> Record:
     """A question; the hint is what is seen. Half of the grounds are white."""
     scene = sample_split(rng, split, grounds=HALF_WHITE)
-    question, steps, answer = ask(rng, scene)
+    question, steps, answer, _ = ask(rng, scene)
     return record("scenes_cot", [render(scene), question], [answer], hint=f"I see {caption(scene)}.", steps=steps)

@@ -152,14 +152,18 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
 
 
 def scenes_cot(subject: Subject) -> dict[str, Figure]:
-    """The same questions, of all kinds, after thinking (`answer`) and without (`direct`)."""
+    """The same questions, of all kinds, after thinking (`answer`, and by kind) and without (`direct`)."""
     held_out, rng = subject.held_out_scenes(), subject.rng("questions")
-    questions, _, truths = zip(*(ask_about(rng, scene) for scene in held_out))
+    questions, _, truths, kinds = zip(*(ask_about(rng, scene) for scene in held_out))
     pictures = [render(scene) for scene in held_out]
-    return {
-        name: share(map(name_match, subject.ask(questions, pictures, think), truths))
+    right = {
+        name: list(map(name_match, subject.ask(questions, pictures, think), truths))
         for name, think in (("answer", True), ("direct", False))
     }
+    figures = {name: share(marks) for name, marks in right.items()}
+    for kind in sorted(set(kinds)):
+        figures[f"answer_{kind}"] = share(mark for mark, one in zip(right["answer"], kinds) if one == kind)
+    return figures
 
 
 def scenes_edit(subject: Subject) -> dict[str, Figure]:

@@ -68,7 +68,7 @@ def puzzles(count: int) -> list[tuple[str, Image.Image]]:
     """Held-out scenes, each with a question of some steps."""
     rng = np.random.default_rng(2)
     scenes = [sample_split(rng, "validation") for _ in range(count)]
-    return [(questions.ask(rng, scene)[0], render(scene)) for scene in scenes]
+    return [(questions.ask(rng, scene).text, render(scene)) for scene in scenes]
 
 
 def prompts(count: int) -> list[str]:

@@ -44,7 +44,7 @@ def test_questions_are_answered_rightly_and_all_kinds_are_asked(scenes):
     rng = np.random.default_rng(1)
     kinds: Counter[str] = Counter()
     for scene in scenes:
-        question, steps, answer = ask(rng, scene)
+        question, steps, answer, _ = ask(rng, scene)
         assert answer == answer_to(question, scene), (question, scene)
         assert steps.endswith(".")
         kinds[" ".join(question.split()[:2])] += 1
@@ -55,7 +55,7 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
     rng = np.random.default_rng(3)
     seen = 0
     for scene in scenes:
-        question, steps, answer = ask(rng, scene)
+        question, steps, answer, _ = ask(rng, scene)
         compared = re.findall(r"(\w+)\? (\w+), (yes|no)\.", steps)
         assert all((asked == found) == (verdict == "yes") for asked, found, verdict in compared)
         if question.startswith(("How many", "Is there")):
@@ -80,7 +80,7 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
 def test_yes_and_no_are_equally_common(opening, scenes):
     rng = np.random.default_rng(2)
     asked = [ask(rng, scene) for scene in scenes + scenes]
-    answers = [answer for question, _, answer in asked if question.startswith(opening)]
+    answers = [answer for question, _, answer, _ in asked if question.startswith(opening)]
     assert set(answers) == {"yes", "no"}
     assert answers.count("yes") / len(answers) == pytest.approx(0.5, abs=0.08)
 
@@ -98,7 +98,8 @@ def test_yes_and_no_are_equally_common(opening, scenes):
 def test_a_kind_of_question_can_be_chosen(kind, opening):
     scene = Scene((Thing("circle", "red", "big", 16, 16), Thing("star", "blue", "small", 48, 48)))
     rng = np.random.default_rng(0)
-    assert kind in ASK and all(ask(rng, scene, kind)[0].startswith(opening) for _ in range(10))
+    asked = [ask(rng, scene, kind) for _ in range(10)]
+    assert kind in ASK and all(one.kind == kind and one.text.startswith(opening) for one in asked)
 
 
 def test_a_question_that_the_scene_does_not_allow_is_refused():
