@@ -70,7 +70,7 @@ class ScriptArguments:
     grpo: dict = field(default_factory=dict)
     sft: dict = field(default_factory=dict)
     capitals: dict = field(default_factory=dict)
-    questions: dict = field(default_factory=lambda: {"max_steps": 500, "per_device_train_batch_size": 16})
+    questions: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if len(self.seeds) not in T95:
@@ -258,7 +258,7 @@ def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:
                 "tasks": {"scenes_cot": 1},
                 "guidance": {"scenes_cot": levels},
                 "seed": seed,
-                **script.questions,
+                **{"max_steps": 100, "per_device_train_batch_size": 16, **script.questions},
             }
             fields |= {"num_records": fields["max_steps"] * fields["per_device_train_batch_size"] * percent // 100}
             adapter = step("sft", "nano_sft.yaml", folder / "sft", "adapter_model.safetensors", fields)
@@ -418,7 +418,8 @@ def main(script: ScriptArguments) -> None:
     script.output.parent.mkdir(parents=True, exist_ok=True)
     for name in script.experiments:
         runs = [EXPERIMENTS[name](script, seed) for seed in script.seeds]
-        about = {"seeds": script.seeds, "items": script.items, "command": shlex.join(["python", *sys.argv])}
+        about = {"weights": subject(script, script.model, 0).weights, "seeds": script.seeds, "items": script.items}
+        about |= {"command": shlex.join(["python", *sys.argv])}
         # Read only now: another process may have added its experiments meanwhile.
         report = json.loads(script.output.read_text()) if script.output.exists() else {}
         report[name] = {**summary(runs, MEASURED[name]), **about}

@@ -7,7 +7,6 @@ Finished tasks are kept in the output: stopped at any moment, the same command g
 says from how many items it comes, and within which limits the true value lies with 95 % confidence.
 """
 
-import hashlib
 import json
 import shlex
 import sys
@@ -67,11 +66,8 @@ def sampling(script: ScriptArguments, config: GenerationConfig) -> dict:
 
 def recipe(subject: Subject) -> dict:
     """Everything that the figures depend on."""
-    weights = hashlib.sha256()
-    for _, tensor in sorted(subject.model.state_dict().items()):
-        weights.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
     return {
-        "weights": weights.hexdigest()[:12],
+        "weights": subject.weights,
         "items": subject.items,
         "seed": subject.seed,
         "batch_size": subject.batch_size,
@@ -90,7 +86,7 @@ def sheet(subject: Subject) -> Image.Image:
     rng = subject.rng("sheet")
     before, instructions, _ = zip(*(edit(rng, "validation") for _ in range(8)))
     pictures = [render(scene) for scene in before]
-    edits = zip(pictures, subject.draw(instructions, pictures), instructions)
+    edits = zip(pictures, subject.draw(instructions, pictures, think=True), instructions)
 
     pairs = subject.held_out_emoji(24)
     drawings = subject.draw([emoji_prompt(pair) for pair in pairs])
@@ -101,7 +97,7 @@ def sheet(subject: Subject) -> Image.Image:
         [
             Section("Scenes that training never heard of", drawn_scenes, columns=8),
             Section(
-                "Before and after an edit",
+                "Before and after an edit, thinking first",
                 [Item([picture, drawing], [instruction]) for picture, drawing, instruction in edits],
                 columns=4,
             ),

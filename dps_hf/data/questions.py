@@ -11,7 +11,7 @@ import numpy as np
 from dps_hf.data.record import pick
 from dps_hf.data.scenes import COLOURS, RELATION_GAP, SHAPES, Scene
 from dps_hf.data.splits import UNSEEN_PAIRS
-from dps_hf.data.wording import RELATIONS, article, caption, in_reading_order, kind, phrase, plural
+from dps_hf.data.wording import RELATIONS, article, in_reading_order, kind, phrase, places, plural
 
 
 class Question(NamedTuple):
@@ -134,7 +134,7 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     answer, sign = "yes" if lead > 0 else "no", "<" if here < there else ">"
     return (
         f"Is the {one} {relation} the {other}?",
-        f"{one}: {line} {here}. {other}: {line} {there}. {here} {sign} {there}. {relation}? {answer}.",
+        f"{places(scene)} {one}: {line} {here}. {other}: {line} {there}. {here} {sign} {there}. {relation}? {answer}.",
         answer,
     )
 
@@ -147,7 +147,8 @@ def _attribute(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] |
     noun = thing.shape if known == "shape" else f"{thing.colour} thing"
     answer = getattr(thing, asked)
     is_answer = article(answer) if asked == "shape" else answer
-    return f"What {asked} is the {noun}?", f"I see {caption(scene)}. The {noun} is {is_answer}.", answer
+    steps = _counted(scene, [{known: getattr(thing, known)}])
+    return f"What {asked} is the {noun}?", f"{steps} The {noun} is {is_answer}.", answer
 
 
 ASK = {"exists": _exists, "count": _count, "compare": _compare, "relate": _relate, "attribute": _attribute}

@@ -15,13 +15,16 @@ from dps_hf.data.scenes import (
     render,
     sample_split,
 )
-from dps_hf.data.wording import article, kind
+from dps_hf.data.wording import article, kind, places
 
 
 def scenes_edit(rng: np.random.Generator, split: str) -> Record:
-    """One thing gets another colour, another shape, or goes; all the others stay where they are."""
+    """One thing gets another colour, another shape, or goes; all the others stay where they are.
+
+    The worked steps say what stands where in the end.
+    """
     before, instruction, after = edit(rng, split)
-    return record("scenes_edit", [render(before), instruction], [render(after)])
+    return record("scenes_edit", [render(before), instruction], [render(after)], steps=places(after))
 
 
 def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:

@@ -1,4 +1,4 @@
-"""Draw what the words say: things, how many of them, where; with a plan as the worked steps."""
+"""Draw what the words say: things, how many of them, where; the worked steps are a plan."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ from dps_hf.data.scenes import (
     render,
 )
 from dps_hf.data.splits import check_split, one_in
-from dps_hf.data.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, kind, phrase, say
+from dps_hf.data.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, places, say
 
 
 # Where things are drawn: column and row out of 0, 1 and 2, by how many there are, in the order of the prompt.
@@ -39,7 +39,7 @@ def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
     scene, prompt = prompted(rng, split, form, language, sizes)
     if rng.random() < 0.4:
         prompt = pick(rng, DRAW[language][:-1]).format(prompt)
-    return record("scenes_t2i", [prompt], [render(scene)], steps=plan(scene))
+    return record("scenes_t2i", [prompt], [render(scene)], steps=places(scene))
 
 
 def prompted(
@@ -115,9 +115,3 @@ def held_out_wish(wish: Wish) -> bool:
         mirrored = {"right of": "left of", "below": "above"}[relation[1]]
         relation = relation[2], mirrored, relation[0]
     return one_in(10, repr((sorted(wish.kinds.items(), key=repr), relation)))
-
-
-def plan(scene: Scene) -> str:
-    """Where each thing will stand, from above: "row 2 column 5: a small red circle." Cells are 8x8 pixels, from 1."""
-    ordered = sorted(scene.things, key=lambda thing: (thing.y, thing.x))
-    return " ".join(f"row {t.y // 8 + 1} column {t.x // 8 + 1}: {phrase(kind(t))}." for t in ordered)

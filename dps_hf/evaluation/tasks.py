@@ -1,5 +1,6 @@
 """What a model is asked, and how often it is right: on scenes, emoji and facts, with the uncertainty of every figure."""
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +57,14 @@ class Subject:
     seed: int
     sampling: dict
     batch_size: int = 48
+
+    @property
+    def weights(self) -> str:
+        """Which weights these are: the beginning of a digest of all of them, in 12 letters."""
+        digest = hashlib.sha256()
+        for _, tensor in sorted(self.model.state_dict().items()):
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()[:12]
 
     def rng(self, stream: str) -> np.random.Generator:
         """Two streams are independent of each other."""
@@ -167,11 +176,14 @@ def scenes_cot(subject: Subject) -> dict[str, Figure]:
 
 
 def scenes_edit(subject: Subject) -> dict[str, Figure]:
-    """What was asked has changed, and all else is what it was and where it was."""
+    """What was asked has changed, and all else is what it was and where it was: after thinking (`exact`), and `direct`."""
     rng = subject.rng("edits")
     before, instructions, after = zip(*(edit(rng, "validation") for _ in range(subject.items)))
-    drawings = subject.draw(instructions, [render(scene) for scene in before])
-    return {"exact": share(same_scene(detect(drawing), scene) for drawing, scene in zip(drawings, after))}
+    pictures, figures = [render(scene) for scene in before], {}
+    for name, think in (("exact", True), ("direct", False)):
+        drawings = subject.draw(instructions, pictures, think=think)
+        figures[name] = share(same_scene(detect(drawing), scene) for drawing, scene in zip(drawings, after))
+    return figures
 
 
 def emoji_i2t(subject: Subject) -> dict[str, Figure]:

@@ -6,7 +6,7 @@ import pytest
 
 from dps_hf.data.questions import ASK, ask
 from dps_hf.data.scenes import Scene, Thing, sample_scene
-from dps_hf.data.wording import in_reading_order
+from dps_hf.data.wording import in_reading_order, places
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +64,17 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
             counted = re.fullmatch(r".* I count (\d)\.", steps)
             assert counted and answer in (counted[1], "yes" if int(counted[1]) else "no")
             seen += 1
+        if question.startswith("What "):
+            assert steps.endswith(f"{answer}.") and steps.count("yes") == 1, "it names one thing, and what was asked of it"
         if question.startswith("Is the "):
-            match = re.fullmatch(r"(.+): (column|row) (\d)\. (.+): \2 (\d)\. \3 ([<>]) \5\. (.+)\? (yes|no)\.", steps)
+            assert steps.startswith(places(scene))
+            match = re.fullmatch(
+                r" (.+): (column|row) (\d)\. (.+): \2 (\d)\. \3 ([<>]) \5\. (.+)\? (yes|no)\.",
+                steps.removeprefix(places(scene)),
+            )
             assert match and match[8] == answer
+            for name, number in ((match[1], match[3]), (match[4], match[5])):
+                assert re.search(rf"{match[2]} {number}[^.]* {name}\.", places(scene))
             assert question == f"Is the {match[1]} {match[7]} the {match[4]}?"
             assert (
                 (int(match[3]) < int(match[5]))

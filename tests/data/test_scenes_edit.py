@@ -6,6 +6,7 @@ import numpy as np
 from dps_hf.data.record import validate
 from dps_hf.data.scenes import render
 from dps_hf.data.scenes_edit import edit, scenes_edit
+from dps_hf.data.wording import places
 from dps_hf.evaluation.detector import detect, same_scene
 
 
@@ -40,6 +41,15 @@ def test_a_record_holds_both_pictures_in_order():
     ]
     assert example["messages"][0]["content"][1]["text"] == instruction
     assert [image.tobytes() for image in example["images"]] == [render(scene).tobytes() for scene in (before, after)]
+
+
+def test_the_steps_say_what_stands_where_in_the_end():
+    example = scenes_edit(np.random.default_rng(5), "train")
+    _, _, after = edit(np.random.default_rng(5), "train")
+    assert example["steps"] == places(after)
+    for thing in after.things:
+        place = f"row {thing.y // 8 + 1} column {thing.x // 8 + 1}"
+        assert re.search(rf"{place}: an? {thing.size} {thing.colour} {thing.shape}\.", example["steps"])
 
 
 def test_the_detector_sees_the_edit():

@@ -130,6 +130,15 @@ def test_things_in_the_wrong_places_are_wrong():
     assert tasks.scenes_edit(subject)["exact"]["value"] == 0
 
 
+def test_edits_after_thinking_and_at_once_are_scored_apart():
+    class Thoughtful(Oracle):
+        def draw(self, prompts, pictures=None, guided=True, think=False):
+            return super().draw(prompts, pictures) if think else Ignorant.draw(self, prompts)
+
+    figures = tasks.scenes_edit(Thoughtful(None, None, items=12, seed=0, sampling={}))
+    assert {name: figure["value"] for name, figure in figures.items()} == {"exact": 1, "direct": 0}
+
+
 def test_answers_with_and_without_steps_and_of_each_kind_are_scored_apart(monkeypatch):
     truths, kinds, ask_about = [], Counter(), tasks.ask_about
 

@@ -21,7 +21,7 @@ FIGURES = {
         "answer_count",
         "answer_exists",
     },  # the kinds of 4 questions
-    "scenes_edit": {"exact"},
+    "scenes_edit": {"exact", "direct"},
     "emoji_i2t": {*emoji.QUESTIONS, "mean"},
     "emoji_t2i": {"nn50"},
     "emoji_t2i_unguided": {"nn50"},
