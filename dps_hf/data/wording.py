@@ -174,9 +174,7 @@ def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
 
 def places(scene: Scene) -> str:
     """Where each thing stands, in reading order: "row 2 column 5: a small red circle." Rows are 8 pixels high, from 1."""
-    return " ".join(
-        f"row {t.y // 8 + 1} column {t.x // 8 + 1}: {phrase(kind(t))}." for t in in_reading_order(scene)
-    )
+    return " ".join(f"row {t.y // 8 + 1} column {t.x // 8 + 1}: {phrase(kind(t))}." for t in in_reading_order(scene))
 
 
 def related(one: Kind, relation: str, other: Kind, language: str = "en") -> str:

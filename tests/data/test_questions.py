@@ -65,7 +65,9 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
             assert counted and answer in (counted[1], "yes" if int(counted[1]) else "no")
             seen += 1
         if question.startswith("What "):
-            assert steps.endswith(f"{answer}.") and steps.count("yes") == 1, "it names one thing, and what was asked of it"
+            assert steps.endswith(f"{answer}.") and steps.count("yes") == 1, (
+                "it names one thing, and what was asked of it"
+            )
         if question.startswith("Is the "):
             assert steps.startswith(places(scene))
             match = re.fullmatch(
