@@ -49,10 +49,8 @@ def keep_settings(script: ScriptArguments) -> None:
     Raises:
         ValueError: the work folder holds some.
     """
-    settings, path = (
-        {name: str(getattr(script, name)) for name in ("train", "dev", "sft")},
-        script.work / "settings.json",
-    )
+    settings = {name: str(getattr(script, name)) for name in ("train", "dev", "sft")}
+    path = script.work / "settings.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if path.exists() else settings
     if changed := [name for name in settings if kept.get(name) != settings[name]]:
