@@ -7,10 +7,9 @@ from typing import cast
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dps_hf.data import Record, emoji
+from dps_hf.data import Record
 from dps_hf.data.mixture import Mixture
 from dps_hf.inference import encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -92,23 +91,6 @@ class Pictures(torch.utils.data.Dataset):
         return {"pixel_values": to_pixels(self.mixture[index]["images"][0])}
 
 
-class ShuffledWords(torch.utils.data.Dataset):
-    """The records of a mixture of drawings, each with the words of the next one.
-
-    A model that listens to words loses here against the right ones; one that only continues pictures does not.
-    """
-
-    def __init__(self, mixture: Mixture):
-        self.mixture = mixture
-
-    def __len__(self) -> int:
-        return len(self.mixture)
-
-    def __getitem__(self, index: int) -> Record:
-        record, other = self.mixture[index], self.mixture[(index + 1) % len(self)]
-        return {**record, "messages": [*other["messages"][:-1], record["messages"][-1]]}
-
-
 def encode_drawings(
     records: list[Record], model: DPSForConditionalGeneration, processor: DPSProcessor
 ) -> list[Record]:
@@ -145,26 +127,16 @@ def _pictures(record: Record) -> list[tuple[Image.Image, str]]:
 class RecordCollator:
     """Records to a padded batch; the loss is on the last answer alone.
 
-    Padding is on the left, so that all answers end in the same place and logits are due for the last `logits_to_keep`
-    positions only. A `<think>` that begins an answer belongs to the prompt: it is how thinking is asked for. An answer
-    may be text, a drawing, or a plan and then its drawing.
+    A `<think>` that begins an answer belongs to the prompt: it is how thinking is asked for. An answer may be text, a
+    drawing, or a plan and then its drawing.
 
     Args:
         prompt_dropout: share of the drawings that are learned without all that comes before them, pictures and plan
             included, for classifier-free guidance.
-        code_dropout: share of the drawings in which codes, a random share of them, are hidden from those that follow.
-            Whoever sees all codes before it can go on without the words; who does not has nothing but the words.
     """
 
-    def __init__(
-        self,
-        model: DPSForConditionalGeneration,
-        processor: DPSProcessor,
-        prompt_dropout: float = 0.0,
-        code_dropout: float = 0.0,
-    ):
-        self.model, self.processor = model, processor
-        self.prompt_dropout, self.code_dropout = prompt_dropout, code_dropout
+    def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor, prompt_dropout: float = 0.0):
+        self.model, self.processor, self.prompt_dropout = model, processor, prompt_dropout
 
     def __call__(self, records: list[Record]) -> dict:
         config = self.model.config
@@ -191,59 +163,9 @@ class RecordCollator:
             answer_length = length - prompt_length
             labels[row, :-answer_length] = -100
             drawings = (labels[row] == config.boi_token_id).nonzero()
-            if not self.model.training or not len(drawings):
-                continue
-            begin = int(drawings[0])
-            if torch.rand((), generator=chance) < self.prompt_dropout:
+            if self.model.training and len(drawings) and torch.rand((), generator=chance) < self.prompt_dropout:
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
+                begin = int(drawings[0])
                 batch["attention_mask"][row, :begin] = 0
                 labels[row, : begin + 1] = -100
-            elif torch.rand((), generator=chance) < self.code_dropout:
-                codes = batch["input_ids"][row, begin + 1 : begin + 1 + config.num_drawing_tokens]
-                share = torch.rand((), generator=chance)
-                codes[torch.rand(len(codes), generator=chance) < share] = config.pad_token_id
-        first = int((labels != -100).any(0).float().argmax())
-        return {**batch, "labels": labels, "logits_to_keep": labels.shape[1] - first + 1}
-
-
-class DPSTrainer(Trainer):
-    """The library's trainer, with one loss more: names of one emoji in two languages get like text features.
-
-    Each batch counts alike, however many tokens it has: the many of a drawing must not drown a short answer.
-
-    Args:
-        alignment_steps: every so many steps, [`name_alignment_loss`] is added; 0 for never.
-    """
-
-    def __init__(self, *args, alignment_steps: int = 0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = False
-        self.alignment_steps = alignment_steps
-
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        step = self.state.global_step
-        if model.training and self.alignment_steps and step % self.alignment_steps == 0:
-            # The step chooses the names, so that a run which is resumed sees the same.
-            names = self.accelerator.unwrap_model(model), self.processing_class
-            loss = loss + name_alignment_loss(*names, np.random.default_rng([7, step]))
-        return (loss, outputs) if return_outputs else loss
-
-
-def name_alignment_loss(
-    model: DPSForConditionalGeneration, processor: DPSProcessor, rng: np.random.Generator, count: int = 64
-) -> torch.Tensor:
-    """Nats by which the text features of `count` names in one language miss their translations in another.
-
-    A symmetric cross-entropy over cosines at a temperature of 0.05 (InfoNCE; CLIP, arXiv 2103.00020, figure 3).
-    """
-    named = {pair.codepoints: pair.names for pair in emoji.all_pairs()}
-    chosen = [list(named.values())[i] for i in rng.choice(len(named), count, replace=False)]
-    languages = list(emoji.QUESTIONS)
-    ways = [rng.choice(len(languages), 2, replace=False) for _ in chosen]
-    texts = [names[languages[way[side]]] for side in (0, 1) for names, way in zip(chosen, ways, strict=True)]
-    inputs = processor(text=texts, padding=True, return_tensors="pt").to(model.device)
-    features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
-    one, other = F.normalize(features.float(), dim=-1).chunk(2)
-    logits, target = one @ other.T / 0.05, torch.arange(count, device=model.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return {**batch, "labels": labels}

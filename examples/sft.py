@@ -81,17 +81,10 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
     training.max_length = None  # what is cut off might be a picture
 
     # Training
-    collate = RecordCollator(model, processor, script.prompt_dropout)
-
-    def without_logits_to_keep(records: list) -> dict:
-        batch = collate(records)
-        del batch["logits_to_keep"]  # trl computes logits for labels alone, anyway
-        return batch
-
     trainer = SFTTrainer(
         model=model,
         args=training,
-        data_collator=without_logits_to_keep,
+        data_collator=RecordCollator(model, processor, script.prompt_dropout),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=processor,

@@ -9,28 +9,21 @@ Killed at any moment, the same command goes on from the last checkpoint to the s
 from dataclasses import dataclass, field
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    GenerationConfig,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import CONFIG_MAPPING, GenerationConfig, TrainingArguments, set_seed
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.training import Curves, DPSTrainer, RecordCollator, ShuffledWords, last_checkpoint
+from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
+from dps_hf.training import Curves, last_checkpoint
 
 
 @dataclass
 class ScriptArguments:
     """
-    model: a DPS to go on from; a `vision_tower` takes the place of its own. Left out, one is made of the parts below.
+    model: a DPS to go on from. Left out, one is made of the parts below.
     text_config: fields of the decoder's config, `model_type` among them.
-    vision_config: fields of `SiglipVisionConfig`, for tasks without pictures to read while the tower is still trained.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
     freeze_vision_tower: keeps the tower as it was trained.
@@ -46,7 +39,6 @@ class ScriptArguments:
 
     model: str | None = None
     text_config: dict = field(default_factory=dict)
-    vision_config: dict = field(default_factory=dict)
     text_tokenizer: str | None = None
     vision_tower: str | None = None
     image_tokenizer: str | None = None
@@ -68,14 +60,11 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if script.model:
         model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
         processor = DPSProcessor.from_pretrained(script.model)
-        if script.vision_tower:
-            tower = SiglipVisionModel.from_pretrained(script.vision_tower)
-            model.model.vision_tower.load_state_dict(tower.state_dict())
     else:
         fields = dict(script.text_config)
         model, processor = from_components(
             text=CONFIG_MAPPING[fields.pop("model_type")](**fields),
-            vision=script.vision_tower or SiglipVisionConfig(vision_use_head=False, **script.vision_config),
+            vision=script.vision_tower,
             image_tokenizer=script.image_tokenizer,
             tokenizer=script.text_tokenizer,
             row_end=script.row_end,
@@ -95,9 +84,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     batch_size = training.train_batch_size
     length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
     guidance = {task: Schedule(**levels) for task, levels in script.guidance.items()}
-    train = Mixture(
-        script.tasks, training.seed, length, block=batch_size, guidance=guidance, num_records=script.num_records
-    )
+    train = Mixture(script.tasks, training.seed, length, guidance=guidance, num_records=script.num_records)
     held_out = {
         task: Mixture({task: 1}, length=script.evaluation_records, split="validation") for task in script.tasks
     }
@@ -111,11 +98,11 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     # Training
     training.remove_unused_columns = False
     training.prediction_loss_only = True
-    training.train_sampling_strategy = "sequential"  # the mixture is random already, and its batches are of one task
+    training.train_sampling_strategy = "sequential"  # the mixture is random already
     trainer = DPSTrainer(
         model=model,
         args=training,
-        data_collator=RecordCollator(model, processor, script.prompt_dropout, script.code_dropout),
+        data_collator=PackingCollator(model, processor, script.prompt_dropout, script.code_dropout),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=processor,
@@ -128,4 +115,6 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, TrainingArguments)).parse_args_and_config())
+    parser = TrlParser((ScriptArguments, TrainingArguments))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    main(*parser.parse_args_and_config())

@@ -16,7 +16,7 @@ from dps_hf.data.mixture import Mixture
 
 
 TEXT_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TASKS = {"scenes_t2i": 1, "scenes_i2t": 1, "scenes_cot": 1, "scenes_edit": 0.5, "facts": 2}
+TASKS = {"scenes_t2i": 1, "scenes_palette": 0.3, "scenes_i2t": 1, "scenes_cot": 1, "scenes_edit": 0.5, "facts": 2}
 IMAGE_SPECIAL = ["<image>", "<begin_of_image>", "<end_of_image>"]
 
 

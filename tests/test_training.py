@@ -13,10 +13,8 @@ from dps_hf.training import (
     CHECKPOINT_FILES,
     Pictures,
     RecordCollator,
-    ShuffledWords,
     encode_drawings,
     last_checkpoint,
-    name_alignment_loss,
     plot_curves,
 )
 
@@ -61,13 +59,6 @@ def test_a_picture_in_the_prompt_stays_a_picture_when_the_answer_is_a_drawing(co
 def test_think_belongs_to_the_prompt(collate, tiny_processor):
     batch = collate([record("t", ["How many?"], ["<think>one, two</think>2"])])
     assert labelled(batch, 0, tiny_processor) == "one, two</think>2<|im_end|>"
-
-
-def test_kept_logits_give_the_loss_of_all_logits(collate, tiny_model):
-    batch = collate([record("t", ["a"], ["long answer"]), record("t", ["a much longer question"], ["b"])])
-    loss = tiny_model(**batch).loss
-    assert batch.pop("logits_to_keep") < batch["labels"].shape[1]
-    torch.testing.assert_close(loss, tiny_model(**batch).loss)
 
 
 def test_a_dropped_prompt_leaves_begin_of_image_and_the_drawing(make_model, tiny_processor, token_ids):
@@ -133,13 +124,6 @@ def test_encoding_keeps_what_guidance_needs(tiny_model, tiny_processor):
 def test_prompts_are_never_dropped_in_evaluation(tiny_model, tiny_processor):
     batch = RecordCollator(tiny_model, tiny_processor, prompt_dropout=1.0)([record("t", ["a red square"], [RED])])
     assert batch["attention_mask"].all()
-
-
-def test_shuffled_words_keep_the_drawings():
-    records = [record("t", ["red"], [RED]), record("t", ["blue"], [BLUE])]
-    shuffled = ShuffledWords(records)[0]
-    assert shuffled["messages"][0]["content"][0]["text"] == "blue"
-    assert shuffled["images"] == [RED]
 
 
 def test_pictures_are_pixels_between_minus_one_and_one():
@@ -219,28 +203,9 @@ def test_trl_trains_on_drawings_as_code_text(make_model, tiny_processor, tmp_pat
     assert losses[-1] < losses[0] / 2
 
 
-def test_hidden_codes_are_still_to_be_foretold_and_the_words_stay(make_model, tiny_processor):
-    model = make_model().train()
-    hiding = RecordCollator(model, tiny_processor, code_dropout=1.0)
-    hidden = 0
-    for i in range(20):
-        example = record("t", [f"a red square, {i}"], [RED], steps="row 2")
-        example = guide(example, "steps" if i % 2 else "none", np.random.default_rng(0))
-        batch, plain = hiding([example]), RecordCollator(model, tiny_processor)([example])
-        assert torch.equal(batch["labels"], plain["labels"])
-        changed = batch["input_ids"] != plain["input_ids"]
-        assert (batch["input_ids"][changed] == model.config.pad_token_id).all()
-        assert (plain["input_ids"][changed] >= model.config.image_code_start_id).all(), "more than codes was hidden"
-        assert (plain["labels"][changed] != -100).all()
-        hidden += int(changed.sum())
-    assert hidden > 20
-    model.eval()
-    assert torch.equal(hiding([example])["input_ids"], plain["input_ids"])
-
-
 def test_what_is_dropped_depends_on_the_batch_alone(make_model, tiny_processor):
     model = make_model().train()
-    collate = RecordCollator(model, tiny_processor, prompt_dropout=0.3, code_dropout=0.5)
+    collate = RecordCollator(model, tiny_processor, prompt_dropout=0.5)
     examples = [record("t", [f"square {i}"], [RED]) for i in range(8)]
     first = collate(examples)
     torch.rand(7)  # a resumed run finds torch's own generator elsewhere
@@ -248,8 +213,7 @@ def test_what_is_dropped_depends_on_the_batch_alone(make_model, tiny_processor):
     for name in ("input_ids", "attention_mask", "labels"):
         assert torch.equal(first[name], again[name])
     plain = RecordCollator(model, tiny_processor)(examples)
-    for name in ("input_ids", "attention_mask"):
-        assert not torch.equal(first[name], plain[name])  # something was dropped, of either kind
+    assert not torch.equal(first["attention_mask"], plain["attention_mask"])  # something was dropped
 
 
 def test_drawings_are_learned_at_their_own_size_not_at_the_towers(make_model, tiny_processor, monkeypatch):
@@ -261,16 +225,3 @@ def test_drawings_are_learned_at_their_own_size_not_at_the_towers(make_model, ti
     monkeypatch.setattr(tiny_processor.image_processor, "size", {"height": 4, "width": 4})
     encode_drawings([record("t", ["a red square"], [RED])], model, tiny_processor)
     assert seen == [(1, 3, model.config.drawing_size, model.config.drawing_size)]
-
-
-def test_names_in_two_languages_are_drawn_together(make_model, tiny_processor):
-    model = make_model()
-    optimizer = torch.optim.Adam(model.get_input_embeddings().parameters(), lr=0.01)
-    losses = []
-    for _ in range(8):
-        loss = name_alignment_loss(model, tiny_processor, np.random.default_rng(0), count=8)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.5

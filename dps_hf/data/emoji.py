@@ -45,6 +45,7 @@ QUESTIONS = {
 """Language, and ways of asking in it for an emoji's name. No two share a question: it tells the answer's language."""
 
 OTHER_LANGUAGES = tuple(language for language in QUESTIONS if language != "en")
+FOREIGN = 4  # languages besides English in which a picture is named at a time
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,19 @@ def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
 
 
 def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
-    """Name the emoji, in English in 85 % of the records, else in the language of the question."""
+    """Name the emoji, in the language of the question; 1 answer of 10 in English names the style, too.
+
+    English and `FOREIGN` other languages: one of them is asked for, the others are `more`.
+    """
     pair = pick(rng, pairs(split))
     image = picture(pair)
     if split == "train":
         image = jitter_colours(augment(image, rng, pair.may_mirror), rng)
     if rng.random() < 0.1:
-        question, answer = "What is this, and in which style?", f"{pair.names['en']}, {STYLES[pair.style]} style"
+        asked = [("What is this, and in which style?", f"{pair.names['en']}, {STYLES[pair.style]} style")]
     else:
-        language = "en" if rng.random() < 0.85 else pick(rng, OTHER_LANGUAGES)
-        question, answer = pick(rng, QUESTIONS[language]), pair.names[language]
-    return record("emoji_i2t", [image, question], [answer])
+        asked = [(pick(rng, QUESTIONS["en"]), pair.names["en"])]
+    for language in rng.permutation(OTHER_LANGUAGES)[:FOREIGN]:
+        asked.append((pick(rng, QUESTIONS[language]), pair.names[language]))
+    question, answer = asked.pop(int(rng.integers(len(asked))))
+    return {**record("emoji_i2t", [image, question], [answer]), "more": asked}

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dps_hf.data.record import pick
-from dps_hf.data.scenes import COLOURS, RELATION_GAP, SHAPES, Scene
+from dps_hf.data.scenes import COLOURS, RELATION_GAP, SHAPES, Scene, Thing
 from dps_hf.data.splits import UNSEEN_PAIRS
-from dps_hf.data.wording import RELATIONS, article, in_reading_order, kind, phrase, places, plural
+from dps_hf.data.wording import RELATIONS, article, in_reading_order, kind, phrase, plural
 
 
 class Question(NamedTuple):
@@ -68,19 +68,26 @@ def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str, int]:
             return prefix + noun, prefix + plural(noun), _counted(scene, [words]), number
 
 
+def _compared(thing: Thing, words: dict[str, str]) -> tuple[str, bool]:
+    """Compares a thing with what is wanted, word by word up to the first that differs; and whether none does."""
+    steps = []
+    for field, word in words.items():
+        seen = getattr(thing, field)
+        steps.append(f"{word}? {seen}, {'yes' if seen == word else 'no'}.")
+        if seen != word:
+            return " ".join(steps), False
+    return " ".join(steps), True
+
+
 def _counted(scene: Scene, wanted: list[dict[str, str]]) -> str:
-    """Goes through the things in reading order, compares them with what is wanted, word by word, and counts."""
+    """Goes through the things in reading order, compares them with what is wanted, and counts."""
     steps, counts = [], [0] * len(wanted)
     for thing in in_reading_order(scene):
         steps.append(f"{phrase(kind(thing))}:")
         for i, words in enumerate(wanted):
-            for field, word in words.items():
-                seen = getattr(thing, field)
-                if seen != word:
-                    steps.append(f"{word}? {seen}, no.")
-                    break
-                steps.append(f"{word}? {seen}, yes.")
-            else:
+            compared, same = _compared(thing, words)
+            steps += [compared] * bool(compared)
+            if same:
                 counts[i] += 1
                 steps.append(f"{counts[i]}.")
     return " ".join(steps)
@@ -129,14 +136,19 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     if abs(lead) < RELATION_GAP:
         return None
     line = "column" if dx else "row"
+    # Where the two stand is noted as they are met: a small model finds "first" again, but no name of two words.
+    wanted = {"first": {"colour": a.colour, "shape": a.shape}, "second": {"colour": b.colour, "shape": b.shape}}
+    steps = []
+    for thing in in_reading_order(scene):
+        place = f"{line} {(thing.x if dx else thing.y) // 8 + 1}"
+        steps.append(f"{place}: {phrase(kind(thing))}:")
+        for name, words in wanted.items():
+            compared, same = _compared(thing, words)
+            steps.append(f"{compared} {name}: {place}." if same else compared)
     here, there = ((t.x if dx else t.y) // 8 + 1 for t in (a, b))
-    one, other = f"{a.colour} {a.shape}", f"{b.colour} {b.shape}"
     answer, sign = "yes" if lead > 0 else "no", "<" if here < there else ">"
-    return (
-        f"Is the {one} {relation} the {other}?",
-        f"{places(scene)} {one}: {line} {here}. {other}: {line} {there}. {here} {sign} {there}. {relation}? {answer}.",
-        answer,
-    )
+    steps.append(f"first: {line} {here}. second: {line} {there}. {here} {sign} {there}. {relation}? {answer}.")
+    return f"Is the {a.colour} {a.shape} {relation} the {b.colour} {b.shape}?", " ".join(steps), answer
 
 
 def _attribute(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | None:

@@ -23,6 +23,25 @@ COLOURS = {
     "pink": (255, 120, 205),
     "black": (15, 15, 15),
 }
+PALETTE = {
+    "brown": (140, 80, 30),
+    "grey": (140, 140, 140),
+    "turquoise": (30, 200, 190),
+    "lime": (130, 220, 30),
+    "gold": (220, 170, 20),
+    "crimson": (180, 15, 60),
+    "navy": (15, 30, 110),
+    "violet": (165, 60, 230),
+    "magenta": (230, 30, 150),
+    "olive": (120, 130, 20),
+    "teal": (0, 115, 115),
+    "coral": (255, 110, 90),
+    "maroon": (110, 10, 20),
+    "indigo": (75, 20, 140),
+    "lavender": (190, 140, 230),
+    "emerald": (10, 130, 80),
+}
+"""More colours, for `scenes_palette` alone: no scene that is asked about or scored has them."""
 SIZES = {"small": 16, "big": 24}  # side of the bounding box, pixels
 
 MARGIN = 1  # pixels kept free along the border
@@ -136,7 +155,9 @@ def render(scene: Scene) -> Image.Image:
     image = Image.fromarray(_ground(*scene.ground))
     for thing in scene.things:
         half = SIZES[thing.size] // 2
-        image.paste(COLOURS[thing.colour], (thing.x - half, thing.y - half), _mask(thing.shape, SIZES[thing.size]))
+        image.paste(
+            (COLOURS | PALETTE)[thing.colour], (thing.x - half, thing.y - half), _mask(thing.shape, SIZES[thing.size])
+        )
     return image
 
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dps_hf.data.emoji import (
+    FOREIGN,
     QUESTIONS,
     STYLES,
     all_pairs,
@@ -70,26 +71,32 @@ def test_prompts_name_the_emoji_in_some_language_and_the_style():
     assert english / 300 == pytest.approx(0.8, abs=0.1)
 
 
-def test_answers_come_in_the_language_of_the_question():
+def test_answers_come_in_the_language_of_their_questions():
     names = {language: {p.names[language] for p in pairs("validation")} for language in QUESTIONS}
     asked_in = {question: language for language, questions in QUESTIONS.items() for question in questions}
     assert len(asked_in) == sum(map(len, QUESTIONS.values())), "two languages share a question"
     rng = np.random.default_rng(0)
-    languages = Counter()
-    for _ in range(600):
+    first, languages = Counter(), Counter()
+    for _ in range(400):
         example = emoji_i2t(rng, "validation")
         validate(example)
         question = example["messages"][0]["content"][1]["text"]
-        answer = example["messages"][1]["content"][0]["text"]
-        if question == "What is this, and in which style?":
-            name, style = answer.removesuffix(" style").rsplit(", ", 1)
-            assert name in names["en"] and style in STYLES.values()
-            languages["style"] += 1
-        else:
-            assert answer in names[asked_in[question]]
-            languages[asked_in[question]] += 1
-    assert languages.keys() == {*QUESTIONS, "style"}
-    assert languages["en"] / 600 == pytest.approx(0.76, abs=0.08)
+        asked = [(question, example["messages"][1]["content"][0]["text"]), *example["more"]]
+        heard = []
+        for question, answer in asked:
+            if question == "What is this, and in which style?":
+                name, style = answer.removesuffix(" style").rsplit(", ", 1)
+                assert name in names["en"] and style in STYLES.values()
+                languages["style"] += 1
+                heard.append("en")
+            else:
+                assert answer in names[asked_in[question]]
+                heard.append(asked_in[question])
+        assert "en" in heard and len(set(heard)) == len(heard) == FOREIGN + 1
+        languages.update(heard)
+        first[heard[0]] += 1
+    assert languages.keys() == {*QUESTIONS, "style"} and first.keys() == set(QUESTIONS)
+    assert languages["style"] / 400 == pytest.approx(0.1, abs=0.05)
 
 
 def test_training_pictures_vary_and_validation_pictures_do_not():

@@ -6,7 +6,7 @@ import pytest
 
 from dps_hf.data.questions import ASK, ask
 from dps_hf.data.scenes import Scene, Thing, sample_scene
-from dps_hf.data.wording import in_reading_order, places
+from dps_hf.data.wording import in_reading_order
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +69,19 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
                 "it names one thing, and what was asked of it"
             )
         if question.startswith("Is the "):
-            assert steps.startswith(places(scene))
-            match = re.fullmatch(
-                r" (.+): (column|row) (\d)\. (.+): \2 (\d)\. \3 ([<>]) \5\. (.+)\? (yes|no)\.",
-                steps.removeprefix(places(scene)),
-            )
-            assert match and match[8] == answer
-            for name, number in ((match[1], match[3]), (match[4], match[5])):
-                assert re.search(rf"{match[2]} {number}[^.]* {name}\.", places(scene))
-            assert question == f"Is the {match[1]} {match[7]} the {match[4]}?"
-            assert (
-                (int(match[3]) < int(match[5]))
-                == (match[6] == "<")
-                == ((match[7] in ("left of", "above")) == (answer == "yes"))
-            )
+            asked = re.fullmatch(r"Is the (.+) (.+ of|above|below) the (.+)\?", question)
+            *walk, end = re.split(r" (?=first: (?:row|column) \d\. second:)", steps)
+            match = re.fullmatch(r"first: (row|column) (\d)\. second: \1 (\d)\. \2 ([<>]) \3\. (.+)\? (yes|no)\.", end)
+            assert asked and match and match[5] == asked[2] and match[6] == answer
+            assert (int(match[2]) < int(match[3])) == (match[4] == "<")
+            assert (match[4] == "<") == ((match[5] in ("left of", "above")) == (answer == "yes"))
+            met = re.findall(r"(row|column) (\d): an? (\w+) (\w+ \w+): (.*?)(?= (?:row|column) \d: an? |$)", *walk)
+            assert [size for _, _, size, _, _ in met] == [t.size for t in in_reading_order(scene)]
+            for line, number, _, name, comparisons in met:
+                assert ("first: " in comparisons, "second: " in comparisons) == (name == asked[1], name == asked[3])
+                if name in (asked[1], asked[3]):
+                    assert (line, number) == (match[1], match[2 if name == asked[1] else 3])
+                    assert f": {line} {number}." in comparisons
     assert seen > 20
 
 

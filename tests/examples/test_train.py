@@ -12,7 +12,6 @@ import pytest
 import yaml
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from dps_hf import DPSForConditionalGeneration
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
 from dps_hf.training import last_checkpoint
@@ -98,37 +97,16 @@ def test_training_saves_a_model_its_processor_and_its_curves(recipe, tmp_path):
     assert any("eval_scenes_t2i_shuffled_words_loss" in row for row in log)
 
 
-def test_a_model_that_learned_to_draw_takes_the_tower_that_learned_beside_it(recipe, tmp_path):
-    config = SiglipVisionConfig.from_pretrained(tmp_path / "tower")
-    names = [
-        "image_size",
-        "patch_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-    ]
-    fields = {name: getattr(config, name) for name in names}
-    drawing = {"vision_tower": None, "vision_config": fields, "tasks": {"scenes_t2i": 1}}
-    run("train.py", recipe("drawing", max_steps=2, freeze_vision_tower=True, **drawing))
-    run("train.py", recipe("both", max_steps=2, freeze_vision_tower=True, model=str(tmp_path / "drawing")))
-    tower = SiglipVisionModel.from_pretrained(tmp_path / "tower").state_dict()
-    model = DPSForConditionalGeneration.from_pretrained(tmp_path / "both")
-    taken = model.model.vision_tower.state_dict()
-    assert taken.keys() == tower.keys() and all(taken[name].equal(tower[name]) for name in tower)
-
-
 def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
     command = ["make", "--always-make", "--dry-run", "--file=examples/nano.mk", f"python={sys.executable}"]
     planned = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     recipes = [line.rsplit("--config ", 1)[1] for line in planned.splitlines() if "--config " in line]
     assert all((ROOT / path).exists() for path in recipes)
     place = {Path(path).stem: index for index, path in enumerate(recipes)}
-    assert place["nano"] == len(recipes) - 1 == 6
-    for part in ("nano_drawing", "nano_together", "nano_names", "nano"):
-        needs = yaml.safe_load((ROOT / "examples/recipes" / f"{part}.yaml").read_text())
-        for field in ("model", "text_tokenizer", "image_tokenizer", "vision_tower"):
-            assert field not in needs or place[Path(needs[field]).name] < place[part]
+    assert place["nano"] == len(recipes) - 1 == 3
+    needs = yaml.safe_load((ROOT / "examples/recipes/nano.yaml").read_text())
+    for field in ("text_tokenizer", "image_tokenizer", "vision_tower"):
+        assert place[Path(needs[field]).name] < place["nano"]
 
 
 @pytest.mark.slow

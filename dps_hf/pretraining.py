@@ -1,0 +1,273 @@
+"""What `examples/train.py` needs: records packed into rows without padding, and their loss."""
+
+import zlib
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers import Trainer
+
+from dps_hf.data import Record, emoji
+from dps_hf.data.mixture import Mixture
+from dps_hf.data.record import Message
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.training import encode_drawings
+
+
+ROW = 256  # tokens; attention costs little up to here
+FULL_STEPS = 4  # every so many steps, image codes are told from text, too
+
+
+class ShuffledWords(torch.utils.data.Dataset):
+    """The records of a mixture of drawings, each with the words of the next one.
+
+    A model that listens to words loses here against the right ones; one that only continues pictures does not.
+    """
+
+    def __init__(self, mixture: Mixture):
+        self.mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> Record:
+        record, other = self.mixture[index], self.mixture[(index + 1) % len(self)]
+        return {**record, "messages": [*other["messages"][:-1], record["messages"][-1]]}
+
+
+class Example(NamedTuple):
+    """One record as tokens: what its questions share, then each question with its answer, which sees no other.
+
+    ids, labels, weights: of each token; a label is -100, and its weight 0, outside of answers.
+    positions: within the record; each question begins where what they share ends.
+    branches: 0 for what is shared, then the number of the question.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    weights: list[float]
+    positions: list[int]
+    branches: list[int]
+    images: list[Image.Image]
+
+
+class PackingCollator:
+    """Records to rows of tokens that hold several records each, with no token between them and few after them.
+
+    A token sees what comes before it in its own record. `more` questions about a picture share the picture's tokens and
+    see nothing of each other: to the model they are records of their own, at a part of the cost.
+
+    An answer of n tokens counts as n ** 0.5 of them: neither do the many of a drawing drown a short name, nor does each
+    of them count next to nothing (InternVL 2.5, arXiv 2412.05271, section 3.3).
+
+    A `<think>` that begins an answer belongs to the prompt: it is how thinking is asked for. An answer may be text, a
+    drawing, or a plan and then its drawing.
+
+    Args:
+        prompt_dropout: share of the drawings that are learned without all that comes before them, pictures and plan
+            included, for classifier-free guidance.
+        code_dropout: share of the drawings in which codes, a random share of them, are hidden from those that follow.
+            Whoever sees all codes before it can go on without the words; who does not has nothing but the words.
+
+    Shapes of a batch:
+        input_ids, position_ids, labels, loss_weights: `(rows, tokens)`
+        attention_mask: `(rows, 1, tokens, tokens)`, 0 where a token sees another, else the most negative float32
+        pixel_values: `(pictures, 3, image_size, image_size)`, where there are pictures
+    """
+
+    def __init__(
+        self,
+        model: DPSForConditionalGeneration,
+        processor: DPSProcessor,
+        prompt_dropout: float = 0.0,
+        code_dropout: float = 0.0,
+    ):
+        self.model, self.processor = model, processor
+        self.prompt_dropout, self.code_dropout = prompt_dropout, code_dropout
+
+    def __call__(self, records: list[Record]) -> dict[str, torch.Tensor]:
+        examples = list(self._examples(encode_drawings(records, self.model, self.processor)))
+        length = max(ROW, *(len(example.ids) for example in examples))
+        rows = _packed(examples, length)
+        pictures = [image for row in rows for example in row for image in example.images]
+        batch = {
+            "input_ids": _padded([[e.ids for e in row] for row in rows], length, self.model.config.pad_token_id),
+            "position_ids": _padded([[e.positions for e in row] for row in rows], length, 0),
+            "labels": _padded([[e.labels for e in row] for row in rows], length, -100),
+            "loss_weights": _padded([[e.weights for e in row] for row in rows], length, 0.0),
+            "attention_mask": _sees(rows, length),
+        }
+        if pictures:
+            batch["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return batch
+
+    def _examples(self, records: list[Record]) -> Iterator[Example]:
+        prompts, texts = [], []
+        placeholder = self.processor.image_token
+        for record in records:
+            for question, answer in _questions(record):
+                thinks = (answer["content"][0]["text"] or "").startswith("<think>")
+                chat = {"tokenize": False, "enable_thinking": thinks}
+                prompt = self.processor.apply_chat_template(question, add_generation_prompt=True, **chat)
+                text = self.processor.apply_chat_template([*question, answer], **chat).removesuffix("\n")
+                several = placeholder * self.processor.num_image_tokens
+                prompts.append(prompt.replace(placeholder, several))
+                texts.append(text.replace(placeholder, several))
+        # What is dropped depends on the batch alone: a run that is resumed, where torch's own generator stands
+        # elsewhere, drops the same.
+        chance = np.random.default_rng(zlib.crc32("".join(texts).encode()))
+        tokenized = zip(*(self.processor.tokenizer(side)["input_ids"] for side in (prompts, texts)), strict=True)
+        for record in records:
+            asked = [next(tokenized) for _ in _questions(record)]
+            yield self._example(asked, record["images"], chance)
+
+    def _example(
+        self, asked: list[tuple[list[int], list[int]]], images: list[Image.Image], chance: np.random.Generator
+    ) -> Example:
+        config = self.model.config
+        if self.model.training and config.boi_token_id in asked[0][1]:
+            (prompt, ids), *_ = asked
+            begin = ids.index(config.boi_token_id)
+            if chance.random() < self.prompt_dropout:
+                # What the unguided half of a guided batch sees: begin-of-image and nothing before.
+                asked, images = [([config.boi_token_id], ids[begin:])], []
+            elif chance.random() < self.code_dropout:
+                codes = np.array(ids[begin + 1 : begin + 1 + config.num_drawing_tokens])
+                codes[chance.random(len(codes)) < chance.random()] = config.pad_token_id
+                hidden = [*ids[: begin + 1], *codes.tolist(), *ids[begin + 1 + len(codes) :]]
+                return _joined([(prompt, ids)], images, hidden)
+        return _joined(asked, images)
+
+
+def _questions(record: Record) -> list[tuple[list[Message], Message]]:
+    """The prompt with its answer, and each further question, after the same pictures, with its own."""
+    *before, question, answer = record["messages"]
+    pictures = [part for part in question["content"] if part["type"] == "image"]
+    asked = [([*before, question], answer)]
+    for text, said in record.get("more", ()):
+        other = Message(role="user", content=[*pictures, {"type": "text", "text": text}])
+        asked.append(([*before, other], Message(role="assistant", content=[{"type": "text", "text": said}])))
+    return asked
+
+
+def _joined(
+    asked: list[tuple[list[int], list[int]]], images: list[Image.Image], seen: list[int] | None = None
+) -> Example:
+    """Prompts and prompts with answers, as tokens, to one example; `seen` is what the model sees in place of the first."""
+    columns = zip(*(prompt for prompt, _ in asked), strict=False)
+    shared = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns)) if len(asked) > 1 else 0
+    ids, positions, branches = asked[0][1][:shared], list(range(shared)), [0] * shared
+    labels, weights = [-100] * shared, [0.0] * shared
+    for branch, (prompt, text) in enumerate(asked, start=1):
+        answer = len(text) - len(prompt)
+        ids += (seen or text)[shared:]
+        labels += [-100] * (len(prompt) - shared) + text[len(prompt) :]
+        weights += [0.0] * (len(prompt) - shared) + [answer**-0.5] * answer
+        positions += range(shared, len(text))
+        branches += [branch] * (len(text) - shared)
+    return Example(ids, labels, weights, positions, branches, images)
+
+
+def _packed(examples: list[Example], length: int) -> list[list[Example]]:
+    """The examples in rows of at most `length` tokens, each in the first row that has room, the longest first."""
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda example: -len(example.ids)):
+        size = len(example.ids)
+        index = next((i for i, left in enumerate(room) if left >= size), None)
+        if index is None:
+            rows.append([])
+            room.append(length)
+            index = len(rows) - 1
+        rows[index].append(example)
+        room[index] -= size
+    return rows
+
+
+def _padded(rows: list[list[list]], length: int, filler: float) -> torch.Tensor:
+    flat = [[value for values in row for value in values] for row in rows]
+    return torch.tensor([row + [filler] * (length - len(row)) for row in flat])
+
+
+def _sees(rows: list[list[Example]], length: int) -> torch.Tensor:
+    """The attention mask of packed rows: each token sees itself, and what is its own or shared before it."""
+    which = _padded([[[i] * len(e.ids) for i, e in enumerate(row, 1)] for row in rows], length, 0)
+    branch = _padded([[e.branches for e in row] for row in rows], length, 0)
+    seeing, seen = (slice(None), slice(None), None), (slice(None), None, slice(None))
+    same = (which[seeing] == which[seen]) & ((branch[seeing] == branch[seen]) | (branch[seen] == 0))
+    allowed = same & torch.ones(length, length, dtype=torch.bool).tril()
+    return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[:, None]
+
+
+class DPSTrainer(Trainer):
+    """The library's trainer over packed rows; names of one emoji in two languages get like text features, too.
+
+    Args:
+        alignment_steps: every so many steps, [`name_alignment_loss`] is added; 0 for never.
+    """
+
+    def __init__(self, *args, alignment_steps: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.alignment_steps = alignment_steps
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        step, bare = self.state.global_step, self.accelerator.unwrap_model(model)
+        with self.accelerator.autocast():
+            # That no text stands within a drawing is learned from a few steps, and costs two thirds of the head's work.
+            loss = packed_loss(model, bare, inputs, codes_alone=model.training and step % FULL_STEPS > 0)
+            if model.training and self.alignment_steps and step % self.alignment_steps == 0:
+                # The step chooses the names, so that a run which is resumed sees the same.
+                loss = loss + name_alignment_loss(bare, self.processing_class, np.random.default_rng([7, step]))
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def packed_loss(
+    model: torch.nn.Module, bare: DPSForConditionalGeneration, batch: dict[str, torch.Tensor], codes_alone: bool
+) -> torch.Tensor:
+    """The loss of a [`PackingCollator`]'s batch, with logits only where an answer is due.
+
+    Args:
+        model: as the trainer wraps it.
+        bare: the same, unwrapped.
+        codes_alone: whether image codes are told from each other only, not from text.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "loss_weights")}
+    labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:]
+    outputs = model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
+    hidden, rows = outputs.hidden_states[-1][:, :-1], bare.get_output_embeddings().weight
+    first, end = bare.config.image_code_start_id, bare.config.image_code_start_id + bare.config.codebook_size
+    is_code = (labels >= first) & (labels < end)
+    parts = [(labels != -100, slice(None))]
+    if codes_alone:
+        parts = [((labels != -100) & ~is_code, slice(None)), (is_code, slice(first, end))]
+    total = weights.new_zeros(())
+    for due, some in parts:
+        logits = F.linear(hidden[due], rows[some]).float()
+        nats = F.cross_entropy(logits, labels[due] - (some.start or 0), reduction="none")
+        total = total + (nats * weights[due]).sum()
+    return total / weights.sum()
+
+
+def name_alignment_loss(
+    model: DPSForConditionalGeneration, processor: DPSProcessor, rng: np.random.Generator, count: int = 64
+) -> torch.Tensor:
+    """Nats by which the text features of `count` names in one language miss their translations in another.
+
+    A symmetric cross-entropy over cosines at a temperature of 0.05 (InfoNCE; CLIP, arXiv 2103.00020, figure 3).
+    """
+    named = {pair.codepoints: pair.names for pair in emoji.all_pairs()}
+    chosen = [list(named.values())[i] for i in rng.choice(len(named), count, replace=False)]
+    languages = list(emoji.QUESTIONS)
+    ways = [rng.choice(len(languages), 2, replace=False) for _ in chosen]
+    texts = [names[languages[way[side]]] for side in (0, 1) for names, way in zip(chosen, ways, strict=True)]
+    inputs = processor(text=texts, padding=True, return_tensors="pt").to(model.device)
+    features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+    one, other = F.normalize(features.float(), dim=-1).chunk(2)
+    logits, target = one @ other.T / 0.05, torch.arange(count, device=model.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,0 +1,166 @@
+"""Packed rows: to the model each record, and each question of it, is as if it stood alone."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from dps_hf.data.guidance import guide
+from dps_hf.data.record import record
+from dps_hf.inference import encode
+from dps_hf.pretraining import ROW, PackingCollator, ShuffledWords, name_alignment_loss, packed_loss
+from dps_hf.training import RecordCollator
+
+
+RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+
+
+@pytest.fixture
+def asked():
+    """Three questions about one picture."""
+    return {**record("t", [RED, "What is it?"], ["a square"]), "more": [("Welche Farbe?", "rot"), ("Size?", "16")]}
+
+
+@pytest.fixture
+def records(asked):
+    planned = guide(record("t", ["a red square"], [RED], steps="row 2: a square."), "steps", np.random.default_rng(0))
+    return [
+        record("t", ["How many?"], ["<think>one, two</think>2"]),
+        asked,
+        record("t", [BLUE, "make it red"], [RED]),
+        planned,
+        record("t", ["Which", BLUE, "colour?"], ["blue"]),
+    ]
+
+
+def alone(records: list) -> list:
+    """Each question as a record of its own."""
+    each = []
+    for one in records:
+        each.append({**one, "more": []})
+        each += [record("t", [*one["images"], question], [answer]) for question, answer in one.get("more", [])]
+    return each
+
+
+def answers(batch: dict, processor) -> list[str]:
+    text = processor.tokenizer.decode([i for row in batch["labels"] for i in row[row != -100].tolist()])
+    return text.split("<|im_end|>")[:-1]
+
+
+def test_every_answer_is_learned_and_nothing_else(make_model, tiny_processor, records):
+    model = make_model()
+    batch = PackingCollator(model, tiny_processor)(records)
+    drawing = tiny_processor.drawing_text(encode(model, tiny_processor, [RED])[0])
+    expected = ["one, two</think>2", "a square", "rot", "16", drawing, f"row 2: a square.</think>{drawing}", "blue"]
+    assert sorted(answers(batch, tiny_processor)) == sorted(expected)
+    assert len(batch["pixel_values"]) == 3, "a picture is given once, however many questions there are about it"
+
+
+def test_the_loss_is_that_of_the_questions_one_by_one(make_model, tiny_processor, records):
+    model = make_model()
+    packed = packed_loss(model, model, PackingCollator(model, tiny_processor)(records), codes_alone=False)
+    collate, total, weight = RecordCollator(model, tiny_processor), 0.0, 0.0
+    for one in alone(records):
+        batch = collate([one])
+        count = int((batch["labels"] != -100).sum())
+        total, weight = total + model(**batch).loss * count**0.5, weight + count**0.5
+    torch.testing.assert_close(packed, total / weight)
+
+
+def test_each_record_gets_the_gradient_of_its_own(make_model, tiny_processor, asked):
+    gradients = []
+    for examples in ([asked], alone([asked])):
+        model = make_model()
+        packed_loss(model, model, PackingCollator(model, tiny_processor)(examples), codes_alone=False).backward()
+        gradients.append(model.model.connector.linear_1.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_are_full_and_longer_only_where_a_record_is(make_model, tiny_processor):
+    collate = PackingCollator(make_model(), tiny_processor)
+    some = [record("t", [f"{i}?"], ["yes"]) for i in range(9)]
+    one = int((collate(some[:1])["input_ids"] != collate.model.config.pad_token_id).sum())
+    assert collate(some)["input_ids"].shape == (-(-len(some) // (ROW // one)), ROW)
+    longer = collate([record("t", ["x" * 2 * ROW], ["yes"]), record("t", ["y"], ["no"])])
+    assert longer["input_ids"].shape[1] > 2 * ROW
+
+
+def test_codes_alone_are_compared_with_codes_and_text_with_everything(make_model, tiny_processor, records):
+    model = make_model()
+    batch = PackingCollator(model, tiny_processor)(records)
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask", "pixel_values")}
+    logits = model(**inputs).logits[:, :-1]
+    labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:]
+    first = model.config.image_code_start_id
+    is_code = (labels >= first) & (labels < first + model.config.codebook_size)
+    logits = logits.masked_fill(
+        is_code[..., None] & (torch.arange(logits.shape[-1]) < first), torch.finfo(torch.float32).min
+    )
+    nats = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    torch.testing.assert_close(
+        packed_loss(model, model, batch, codes_alone=True), (nats * weights).sum() / weights.sum()
+    )
+
+
+def test_a_dropped_prompt_leaves_begin_of_image_and_the_drawing(make_model, tiny_processor, token_ids, records):
+    model = make_model().train()
+    batch = PackingCollator(model, tiny_processor, prompt_dropout=1.0)(records[2:4])
+    assert "pixel_values" not in batch, "the picture of the edit goes with its words"
+    row = batch["input_ids"][0]
+    begins = (row == token_ids["<begin_of_image>"]).nonzero().flatten().tolist()
+    assert begins[0] == 0 and len(begins) == 2
+    assert batch["position_ids"][0, begins[1]] == 0
+    assert torch.isfinite(packed_loss(model, model, batch, codes_alone=True))
+
+
+def test_hidden_codes_are_still_to_be_foretold_and_the_words_stay(make_model, tiny_processor):
+    model = make_model().train()
+    hidden = 0
+    for i in range(20):
+        example = record("t", [f"a red square, {i}"], [RED], steps="row 2")
+        example = guide(example, "steps" if i % 2 else "none", np.random.default_rng(0))
+        batch = PackingCollator(model, tiny_processor, code_dropout=1.0)([example])
+        plain = PackingCollator(model, tiny_processor)([example])
+        assert torch.equal(batch["labels"], plain["labels"])
+        changed = batch["input_ids"] != plain["input_ids"]
+        assert (batch["input_ids"][changed] == model.config.pad_token_id).all()
+        assert (plain["input_ids"][changed] >= model.config.image_code_start_id).all(), "more than codes was hidden"
+        hidden += int(changed.sum())
+    assert hidden > 20
+
+
+def test_nothing_is_dropped_in_evaluation(make_model, tiny_processor, records):
+    model = make_model().eval()
+    dropping = PackingCollator(model, tiny_processor, prompt_dropout=0.5, code_dropout=1.0)(records)
+    plain = PackingCollator(model, tiny_processor)(records)
+    assert all(torch.equal(dropping[name], plain[name]) for name in plain)
+
+
+def test_what_is_dropped_depends_on_the_batch_alone(make_model, tiny_processor):
+    collate = PackingCollator(make_model().train(), tiny_processor, prompt_dropout=0.3, code_dropout=0.5)
+    examples = [record("t", [f"square {i}"], [RED]) for i in range(8)]
+    first = collate(examples)
+    torch.rand(7), np.random.rand(7)  # a resumed run finds the generators elsewhere
+    again = collate(examples)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_shuffled_words_keep_the_drawings():
+    records = [record("t", ["red"], [RED]), record("t", ["blue"], [BLUE])]
+    shuffled = ShuffledWords(records)[0]
+    assert shuffled["messages"][0]["content"][0]["text"] == "blue"
+    assert shuffled["images"] == [RED]
+
+
+def test_names_in_two_languages_are_drawn_together(make_model, tiny_processor):
+    model = make_model()
+    optimizer = torch.optim.Adam(model.get_input_embeddings().parameters(), lr=0.01)
+    losses = []
+    for _ in range(8):
+        loss = name_alignment_loss(model, tiny_processor, np.random.default_rng(0), count=8)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
