@@ -16,20 +16,21 @@ from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
 
-# The files that `Trainer` writes into a checkpoint; the state comes last but one, so that a kill leaves them incomplete.
-CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-ADAPTER_FILE = "adapter_model.safetensors"  # in place of the first of them, where an adapter is trained
+# The files that `Trainer` writes into a checkpoint, under the names they may have: an adapter's, FSDP's. The state comes
+# last, so that a kill leaves them incomplete.
+CHECKPOINT_FILES = (
+    ("model.safetensors", "adapter_model.safetensors", "model.safetensors.index.json"),
+    ("optimizer.pt", "optimizer.bin"),
+    ("scheduler.pt",),
+    ("trainer_state.json",),
+)
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """The newest complete checkpoint of a run, or `None`. One that a kill left half written is passed over."""
     found = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    weights, *state = CHECKPOINT_FILES
     complete = [
-        path
-        for path in found
-        if all((path / name).exists() for name in state)
-        and ((path / weights).exists() or (path / ADAPTER_FILE).exists())
+        path for path in found if all(any((path / name).exists() for name in names) for names in CHECKPOINT_FILES)
     ]
     return str(complete[-1]) if complete else None
 

@@ -9,6 +9,7 @@ their parts; whoever finds all parts there joins them: `paired` for DPO, `unpair
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -87,7 +88,10 @@ def keep_settings(script: ScriptArguments) -> None:
     kept = json.loads(path.read_text()) if path.exists() else settings
     if changed := [name for name in settings if kept.get(name) != settings[name]]:
         raise ValueError(f"{path.parent} holds data of other {', '.join(changed)}. Give another output, or remove it.")
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    if not path.exists():
+        own = path.with_suffix(f".{script.shard_index}")  # whole at once: other machines may read it now
+        own.write_text(json.dumps(settings, indent=2) + "\n")
+        os.replace(own, path)
 
 
 def main(script: ScriptArguments) -> None:

@@ -47,7 +47,8 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     # Dataset
     pairs, held_out = load_from_disk(script.dataset), None
     if training.eval_strategy != "no":
-        split = pairs.train_test_split(script.evaluation_share, seed=0)
+        # Pairs of one prompt stand together: unshuffled, they are on one side.
+        split = pairs.train_test_split(script.evaluation_share, shuffle=False)
         pairs, held_out = split["train"], split["test"]
     training.max_length = None  # what is cut off might be a picture
 

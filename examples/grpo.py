@@ -9,6 +9,7 @@ same losses.
 
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -38,7 +39,7 @@ class ScriptArguments:
     tasks: task to weight, either all of drawings or all of answers.
     num_prompts: how many different prompts.
     judge: "exact", "openai", or "self", which is the model as it was before.
-    judge_options: arguments of `OpenAIJudge`.
+    judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
     aspect: the score that is the reward; left out, the mean of all.
     vision_tower: whether the vision tower is trained, too.
     norm_learning_rate: of the decoder's last norm, whose scale is how sure the model is of its tokens; 0 leaves it alone.
@@ -109,8 +110,10 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     # Judge
     if script.judge == "self":
         judge: Judge = SelfJudge(*load(arguments.model_name_or_path or model.name_or_path))
+    elif script.judge == "openai":
+        judge = OpenAIJudge(**{"cache": Path(training.output_dir) / "replies.jsonl", **script.judge_options})
     else:
-        judge = OpenAIJudge(**script.judge_options) if script.judge == "openai" else exact_judge
+        judge = exact_judge
 
     # Training
     trainer = GRPOTrainer(

@@ -44,7 +44,8 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 
     # Dataset
-    responses = load_from_disk(script.dataset)
+    # Neighbours must be of different prompts: trl takes the response before each for one to another prompt.
+    responses = load_from_disk(script.dataset).shuffle(seed=training.seed)
     labels = responses["label"][:]
     good, bad = sum(labels), len(labels) - sum(labels)
     if not good or not bad:

@@ -9,8 +9,6 @@ from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
 from dps_hf.inference import encode
 from dps_hf.training import (
-    ADAPTER_FILE,
-    CHECKPOINT_FILES,
     Pictures,
     RecordCollator,
     encode_drawings,
@@ -132,22 +130,37 @@ def test_pictures_are_pixels_between_minus_one_and_one():
     assert pixels[:, 0, 0].tolist() == [1, -1, -1]
 
 
+COMPLETE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def written(folder, files) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in files:
+        (folder / name).touch()
+    return str(folder)
+
+
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
-    for step, files in ((9, CHECKPOINT_FILES), (20, CHECKPOINT_FILES), (100, CHECKPOINT_FILES[:2])):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        for name in files:
-            (tmp_path / f"checkpoint-{step}" / name).touch()
+    for step, files in ((9, COMPLETE), (20, COMPLETE), (100, COMPLETE[:2])):
+        written(tmp_path / f"checkpoint-{step}", files)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
     assert last_checkpoint(tmp_path / "nothing") is None
 
 
-def test_an_adapter_alone_is_a_checkpoint_too(tmp_path):
-    (tmp_path / "checkpoint-3").mkdir()
-    for name in CHECKPOINT_FILES[1:]:
-        (tmp_path / "checkpoint-3" / name).touch()
-    assert last_checkpoint(tmp_path) is None
-    (tmp_path / "checkpoint-3" / ADAPTER_FILE).touch()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("adapter_model.safetensors", *COMPLETE[1:]),
+        ("model.safetensors", "optimizer.bin", *COMPLETE[2:]),  # FSDP with full state dicts
+        ("adapter_model.safetensors", "optimizer.bin", *COMPLETE[2:]),
+        ("model.safetensors.index.json", *COMPLETE[1:]),
+    ],
+)
+def test_adapters_shards_and_what_fsdp_writes_are_checkpoints_too(tmp_path, files):
+    for name in files:
+        assert last_checkpoint(tmp_path) is None
+        whole = written(tmp_path / "checkpoint-3", [name])
+    assert last_checkpoint(tmp_path) == whole
 
 
 def test_curves_are_drawn_for_training_and_evaluation(tmp_path):

@@ -3,13 +3,17 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
+from statistics import fmean
 
 from datasets import Features, Image, List, Value
 
+from dps_hf.judges.verdict import Verdict
 from dps_hf.preferences.responses import Prompt, Response
 
+
+ROUNDING = 1e-9  # scores are sums of decimals
 
 _CHAT = List({"role": Value("string"), "content": Value("string")})
 _ABOUT = {"score": Value("float32"), "aspects": Value("string"), "origin": Value("string"), "tokens": Value("int32")}
@@ -69,7 +73,7 @@ def pair(
 ) -> list[tuple[Response, Response]]:
     """Better and worse responses to one prompt, at most `max_pairs`.
 
-    Of equal texts only the first counts. Responses in few pairs so far come first, and among them the widest margin:
+    Equal texts are one response. Responses in few pairs so far come first, and among them the widest margin:
     so all good responses are chosen, and none is in every pair.
 
     Args:
@@ -77,23 +81,22 @@ def pair(
             responses, within the margin), "unequal lengths", "pairs".
     """
     counts = Counter() if counts is None else counts
-    scores: dict[str, float] = {}
-    distinct: list[Response] = []
-    for response in responses:
-        score = selection.score(response)
-        counts["responses"] += 1
-        counts["unjudged"] += score is None
-        counts["duplicates"] += score is not None and response.text in scores
-        if score is not None and response.text not in scores:
-            scores[response.text] = score
-            distinct.append(response)
+    distinct = _distinct(responses, selection)
+    unjudged = sum(selection.score(response) is None for response in responses)
+    counts.update(
+        {
+            "responses": len(responses),
+            "unjudged": unjudged,
+            "duplicates": len(responses) - unjudged - len(distinct),
+        }
+    )
     possible = []
-    for better, worse in permutations(distinct, 2):
-        lead = scores[better.text] - scores[worse.text]
+    for (better, high), (worse, low) in permutations(distinct, 2):
+        lead = high - low
         if lead < 0 or (lead == 0 and better.text > worse.text):
             continue  # the other way round it is looked at, too
-        # Scores are sums of decimals: 0.7 - 0.6 must reach a margin of 0.1.
-        if lead < selection.margin - 1e-9:
+        # 0.7 - 0.6 must reach a margin of 0.1.
+        if lead < selection.margin - ROUNDING:
             counts["ties"] += 1
         elif max(better.tokens, worse.tokens) > selection.max_length_ratio * min(better.tokens, worse.tokens):
             counts["unequal lengths"] += 1
@@ -131,18 +134,38 @@ def unpaired_rows(
 ) -> list[dict]:
     """One row of `UNPAIRED` for each response that is clearly good or bad, equal ones once."""
     counts = Counter() if counts is None else counts
-    rows, seen = [], set()
-    for response in responses:
-        score = selection.score(response)
-        if score is None or selection.bad < score < selection.good or response.text in seen:
+    rows = []
+    for response, score in _distinct(responses, selection):
+        good = score >= selection.good - ROUNDING
+        if not good and score > selection.bad + ROUNDING:
             continue
-        seen.add(response.text)
-        good = score >= selection.good
         counts["good" if good else "bad"] += 1
         rows.append(
             {**_asked(prompt, response), "completion": _answer(response), "label": good, **_about(response, selection)}
         )
     return rows
+
+
+def _distinct(responses: Sequence[Response], selection: Selection) -> list[tuple[Response, float]]:
+    """Responses of different texts, with their scores: means, where several verdicts are of one text.
+
+    So of ten people who vote on one answer each counts, and one who likes A more than B, and C more than A, has B last.
+    """
+    verdicts: dict[str, list[Verdict]] = {}
+    first: dict[str, Response] = {}
+    for response in responses:
+        if selection.score(response) is not None and response.verdict is not None:
+            first.setdefault(response.text, response)
+            verdicts.setdefault(response.text, []).append(response.verdict)
+    distinct = []
+    for text, response in first.items():
+        aspects = dict.fromkeys(aspect for verdict in verdicts[text] for aspect in verdict.scores)
+        scores = {a: fmean(v.scores[a] for v in verdicts[text] if a in v.scores) for a in aspects}
+        response = replace(response, verdict=replace(verdicts[text][0], scores=scores))
+        score = selection.score(response)
+        assert score is not None  # each of them has one
+        distinct.append((response, score))
+    return distinct
 
 
 def _asked(prompt: Prompt, response: Response) -> dict:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Features, load_from_disk
+from filelock import FileLock  # comes with datasets
 
 from dps_hf.pages import Item, Section, page
 from dps_hf.preferences.pairs import PAIRED, UNPAIRED, Selection, paired_rows, unpaired_rows
@@ -57,18 +58,29 @@ def join_parts(folder: Path, num_parts: int, output: Path) -> dict:
     """Makes `output/paired` and `output/unpaired` of all parts, and returns the statistics, which it also saves.
 
     A dataset without rows is left out, and so is the column `images` where no prompt has any: trl takes a dataset that
-    has it for one of pictures.
+    has it for one of pictures. Of several machines that find all parts, the first joins them, the others wait for it.
     """
+    parts = [_path(folder, part, "json") for part in range(num_parts)]
+    with FileLock(folder / "join.lock"):
+        joined = output / "statistics.json"
+        if not joined.exists() or joined.stat().st_mtime_ns < max(part.stat().st_mtime_ns for part in parts):
+            statistics = _join(folder, parts, output)
+            joined.with_suffix(".writing").write_text(json.dumps(statistics, indent=2) + "\n")
+            os.replace(joined.with_suffix(".writing"), joined)
+        return json.loads(joined.read_text())
+
+
+def _join(folder: Path, parts: list[Path], output: Path) -> dict:
     counts: Counter[str] = Counter()
-    for part in range(num_parts):
-        counts.update(json.loads(_path(folder, part, "json").read_text()))
+    for part in parts:
+        counts.update(json.loads(part.read_text()))
     statistics: dict = {"counts": dict(counts)}
     rows = {"paired": counts["pairs"], "unpaired": counts["good"] + counts["bad"]}
     for kind in KINDS:
         shutil.rmtree(output / kind, ignore_errors=True)
         if not rows[kind]:
             continue
-        files = [str(_path(folder, part, f"{kind}.parquet")) for part in range(num_parts)]
+        files = [str(part.with_suffix(f".{kind}.parquet")) for part in parts]
         cache = folder / "cache"  # removed below: nothing is left in a home folder
         dataset = Dataset.from_parquet(files, cache_dir=str(cache), features=KINDS[kind])
         statistics[kind] = _statistics(dataset)
@@ -77,7 +89,6 @@ def join_parts(folder: Path, num_parts: int, output: Path) -> dict:
         dataset.save_to_disk(output / kind)
         del dataset  # it holds the cache open
         shutil.rmtree(cache, ignore_errors=True)
-    (output / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     return statistics
 
 

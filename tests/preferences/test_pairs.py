@@ -42,6 +42,29 @@ def test_equal_texts_make_no_pair_whatever_they_were_scored():
     assert pair([response("same", 0.0), response("same", 1.0)], Selection()) == []
 
 
+def test_each_of_several_verdicts_on_one_text_counts():
+    votes = [response("liked once", 1.0), *[response("liked once", 0.0)] * 9, response("liked", 1.0)]
+    assert texts(pair(votes, Selection())) == [("liked", "liked once")]
+    rows = unpaired_rows(Prompt("Draw."), votes, Selection())
+    assert [(row["completion"][0]["content"], row["label"]) for row in rows] == [
+        ("liked once", False),
+        ("liked", True),
+    ]
+    assert rows[0]["score"] == pytest.approx(0.1) and json.loads(rows[0]["aspects"]) == {"exact": 0.1}
+
+
+def test_choices_between_two_become_an_order_of_all():
+    a_over_b = [response("a", 1.0), response("b", 0.0)]
+    c_over_a = [response("c", 1.0), response("a", 0.0)]
+    assert set(texts(pair(a_over_b + c_over_a, Selection()))) == {("c", "b"), ("c", "a"), ("a", "b")}
+
+
+def test_what_counts_as_good_is_reached_in_spite_of_rounding():
+    nearly = 0.1 + 0.7 + 0.1 - 1e-17  # 0.8999999999999999
+    rows = unpaired_rows(Prompt("Draw."), [response("a", nearly), response("b", 0.1 * 3 + 0.2)], Selection())
+    assert [row["label"] for row in rows] == [True, False]
+
+
 def test_pairs_use_every_response_before_any_is_used_again_and_wide_margins_first():
     group = [response(name, score) for name, score in (("a", 1.0), ("b", 0.8), ("c", 0.2), ("d", 0.0))]
     assert texts(pair(group, Selection(max_pairs=2))) == [("a", "d"), ("b", "c")]
