@@ -26,6 +26,11 @@ def from_components(
             "tokenizer is needed where text was not loaded from a checkpoint. Give a tokenizer or its path."
         )
     if isinstance(tokenizer, (str, os.PathLike)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"tokenizer could not be loaded from {tokenizer!r}: {error} Give a tokenizer, or the path of one."
+            ) from error
     model = DPSForConditionalGeneration.from_components(text, vision, image_tokenizer, tokenizer, row_end)
     return model, DPSProcessor.from_components(tokenizer, model.config)

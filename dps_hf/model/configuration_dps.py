@@ -67,6 +67,11 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        for name, least in (("num_encoder_blocks", 0), ("num_res_blocks", 0), ("num_channels", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name} must be at least {least}; got {getattr(self, name)}. Set it to {least} or more."
+                )
         if not self.hidden_sizes:
             raise ValueError("hidden_sizes must hold at least one width; got none. Try (96, 160).")
         for width in self.hidden_sizes:
@@ -202,6 +207,11 @@ class DPSConfig(PreTrainedConfig):
             )
         # A rest is fine, and left out by the tower's strided convolution: published towers have 384 pixels in patches of 14.
         image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
+        for name, value in (("image_size", image_size), ("patch_size", patch_size)):
+            if not isinstance(value, int):
+                raise ValueError(
+                    f"vision_config.{name} must be one number, of a square; got {value!r}. Set it to 224 or 16, say."
+                )
         if not 0 < patch_size <= image_size:
             raise ValueError(
                 f"vision_config.patch_size must be positive and at most image_size; got {patch_size} and {image_size}. "
@@ -212,6 +222,8 @@ class DPSConfig(PreTrainedConfig):
                 "image_tokenizer_config.model_type must be 'dps_image_tokenizer' or 'janus_vqgan'; got "
                 f"{self.image_tokenizer_config.model_type!r}. Set one of the two."
             )
+        if self.image_tokenizer_config.model_type == "janus_vqgan":
+            self._check_janus()
         if self.projector_hidden_act not in ACT2FN:
             raise ValueError(
                 f"projector_hidden_act must be an activation that transformers knows; got {self.projector_hidden_act!r}. "
@@ -227,6 +239,23 @@ class DPSConfig(PreTrainedConfig):
             if channels != 3:
                 raise ValueError(f"{part}.num_channels must be 3 (pictures are RGB); got {channels}. Set it to 3.")
 
+    def _check_janus(self) -> None:
+        tokenizer = self.image_tokenizer_config
+        for name in ("num_patches", "num_embeddings"):
+            if getattr(tokenizer, name) < 1:
+                raise ValueError(
+                    f"image_tokenizer_config.{name} must be positive; got {getattr(tokenizer, name)}. Take that of Janus-Pro."
+                )
+        for name in ("in_channels", "out_channels"):
+            if getattr(tokenizer, name) != 3:
+                raise ValueError(
+                    f"image_tokenizer_config.{name} must be 3 (pictures are RGB); got {getattr(tokenizer, name)}. Set it to 3."
+                )
+        if not tokenizer.channel_multiplier:
+            raise ValueError(
+                "image_tokenizer_config.channel_multiplier must hold at least one number; got none. Try [1, 1, 2, 2, 4]."
+            )
+
     def _check_ids(self) -> None:
         start, end, vocab_size = (
             self.image_code_start_id,
@@ -239,14 +268,6 @@ class DPSConfig(PreTrainedConfig):
                 f"{self.codebook_size} and {vocab_size}. Set text_config.vocab_size to at least "
                 f"{max(start, 3) + self.codebook_size}, which leaves room for text."
             )
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            values = getattr(self, name)
-            for value in values if isinstance(values, list) else [values]:
-                if value is not None and start <= value < end:
-                    raise ValueError(
-                        f"{name} must lie outside of the image codes [{start}, {end}), which no text can end with; got {value}. "
-                        f"Set text_config.{name}."
-                    )
         taken: dict[int, str] = {}
         for name in ("image_token_id", "boi_token_id", "eoi_token_id", "row_end_token_id"):
             value = getattr(self, name)
@@ -262,6 +283,21 @@ class DPSConfig(PreTrainedConfig):
                     f"{name} must differ from {taken[value]}; both are {value}. Choose another id for one."
                 )
             taken[value] = name
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, list) else [values]:
+                # -1 is how older Llamas say that there is no padding.
+                if value is None or (name == "pad_token_id" and value == -1):
+                    continue
+                if not 0 <= value < vocab_size or start <= value < end:
+                    raise ValueError(
+                        f"{name} must lie in the vocabulary of {vocab_size} tokens and outside of the image codes "
+                        f"[{start}, {end}), which no text can end with; got {value}. Set text_config.{name}."
+                    )
+                if value in taken:
+                    raise ValueError(
+                        f"{name} must differ from {taken[value]}; both are {value}. Set text_config.{name} to another id."
+                    )
 
 
 def _text_token_id(name: str) -> property:

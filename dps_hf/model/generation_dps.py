@@ -75,7 +75,10 @@ class DrawingLogitsProcessor(LogitsProcessor):
         banned = torch.where(position == drawing.num_tokens, all_but(drawing.end), banned)
         if drawing.row_end is not None:
             banned = torch.where(drawing.ends_row(position), all_but(drawing.row_end), banned)
-        return scores.masked_fill(banned, float("-inf"))
+        scores = scores.masked_fill(banned, float("-inf"))
+        # Where one token alone may follow, no other processor may forbid it, as no_repeat_ngram_size would.
+        only = (position == drawing.num_tokens) | drawing.ends_row(position)
+        return torch.where(only & ~banned & scores.isneginf(), 0.0, scores)
 
 
 def drawing_sample(
@@ -236,7 +239,7 @@ class DPSGenerationMixin(GenerationMixin):
         input_ids = inputs if input_ids is None else input_ids
 
         if mode == "image":
-            input_ids = self._begin_drawing(input_ids, kwargs)
+            input_ids = self._begin_drawing(input_ids, kwargs, setting)
             if setting("pad_token_id") is None:
                 kwargs["pad_token_id"] = self.config.eoi_token_id
         if input_ids is not None and input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
@@ -280,7 +283,7 @@ class DPSGenerationMixin(GenerationMixin):
             input_ids, generation_config=generation_config, logits_processor=logits_processor, **kwargs
         )
 
-    def _begin_drawing(self, input_ids: torch.Tensor | None, kwargs: dict) -> torch.Tensor:
+    def _begin_drawing(self, input_ids: torch.Tensor | None, kwargs: dict, setting) -> torch.Tensor:
         """The prompt with begin-of-image at its end; sets in `kwargs` the mask and the length that belong to it."""
         if input_ids is None:
             raise ValueError(
@@ -288,7 +291,10 @@ class DPSGenerationMixin(GenerationMixin):
             )
         boi, input_ids = self.config.boi_token_id, input_ids.long()
         mask = kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
+        if mask is None:  # as in the library: padding is told by its token, where that does not also end texts
+            pad, ends = setting("pad_token_id"), setting("eos_token_id")
+            told = pad is not None and pad not in (ends if isinstance(ends, list) else [ends])
+            mask = (input_ids != pad).long() if told else torch.ones_like(input_ids)
         begun = input_ids[:, -1:] == boi if input_ids.shape[1] else input_ids.new_zeros(len(input_ids), 1).bool()
         if not begun.all():
             longer = torch.cat([input_ids, input_ids.new_full((len(input_ids), 1), boi)], 1)

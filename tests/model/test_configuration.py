@@ -91,6 +91,9 @@ def test_ids_given_at_the_top_reach_the_decoder(make_text_config, make_config):
         ({"hidden_sizes": ()}, r"hidden_sizes must hold at least one width; got none. Try \(96, 160\)"),
         ({"hidden_sizes": (8, 12)}, r"hidden_sizes must be positive multiples of 8 .*; got 12. Try 16"),
         ({"hidden_sizes": (0,)}, r"hidden_sizes must be positive multiples of 8 .*; got 0. Try 8"),
+        ({"num_encoder_blocks": -1}, r"num_encoder_blocks must be at least 0; got -1. Set it"),
+        ({"num_res_blocks": -1}, r"num_res_blocks must be at least 0; got -1"),
+        ({"num_channels": 0}, r"num_channels must be at least 1; got 0"),
         ({"levels": ()}, r"levels must hold numbers of at least 2; got \(\). Try \(8, 8, 8, 8\)"),
         ({"levels": (8, 1)}, r"levels must hold numbers of at least 2; got \(8, 1\)"),
     ],
@@ -110,6 +113,10 @@ def test_an_image_tokenizer_that_cannot_work_is_refused(fields, message):
         (
             {"vision_config": SiglipVisionConfig(patch_size=0)},
             r"vision_config.patch_size must be positive and at most image_size; got 0",
+        ),
+        (
+            {"vision_config": SiglipVisionConfig(image_size=(224, 224))},
+            r"vision_config.image_size must be one number, of a square; got \(224, 224\). Set it",
         ),
         (
             {"vision_config": CLIPVisionConfig()},
@@ -140,11 +147,41 @@ def test_an_image_tokenizer_that_cannot_work_is_refused(fields, message):
         ({"row_end_token_id": 265}, r"row_end_token_id must lie .*; got 265"),
         ({"eoi_token_id": 263}, r"eoi_token_id must differ from boi_token_id; both are 263. Choose another"),
         ({"row_end_token_id": 262}, r"row_end_token_id must differ from image_token_id; both are 262"),
+        *[
+            (
+                {"image_tokenizer_config": JanusVQVAEConfig(**{name: value})},
+                rf"image_tokenizer_config.{name} must .*got",
+            )
+            for name, value in (
+                ("num_patches", 0),
+                ("num_embeddings", 0),
+                ("in_channels", 1),
+                ("out_channels", 1),
+                ("channel_multiplier", []),
+            )
+        ],
     ],
 )
 def test_a_geometry_or_id_that_cannot_work_is_refused(make_config, fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("eos_token_id", 9999, "must lie in the vocabulary of 281 tokens"),
+        ("eos_token_id", [258, -1], "must lie in the vocabulary .*; got -1"),
+        ("pad_token_id", 281, "must lie in the vocabulary .*; got 281. Set text_config.pad_token_id"),
+        ("bos_token_id", 265, "must lie .* outside of the image codes"),
+        ("eos_token_id", 263, "must differ from boi_token_id; both are 263"),
+        ("pad_token_id", 262, "must differ from image_token_id; both are 262"),
+    ],
+)
+def test_an_id_of_the_decoder_that_cannot_work_is_refused(make_config, make_text_config, name, value, message):
+    with pytest.raises(ValueError, match=f"{name} {message}"):
+        make_config(text_config=make_text_config(**{name: value}))
+    assert make_config(text_config=make_text_config(pad_token_id=-1)).pad_token_id == -1
 
 
 def test_fields_are_typed(make_config):

@@ -192,6 +192,25 @@ def test_image_mode_draws_from_an_empty_prompt(tiny_model):
     assert generated[:1].equal(tiny_model.generate(torch.tensor([[BOI]]), generation_mode="image"))
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_image_mode_knows_padding_without_a_mask(tiny_model, prompts, guidance_scale):
+    options = {"generation_mode": "image", "guidance_scale": guidance_scale, "pad_token_id": PAD}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    batch = pad_left(prompts)
+    told = tiny_model.generate(**batch, **options)
+    untold = tiny_model.generate(batch["input_ids"], **options)
+    torch.testing.assert_close(torch.stack(told.logits), torch.stack(untold.logits))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("option", [{"no_repeat_ngram_size": 1}, {"suppress_tokens": [EOI, ROW_END]}])
+def test_no_option_keeps_a_drawing_from_ending(make_model, text_ids, guidance_scale, option):
+    model = make_model(row_end=True)
+    tokens = model.generate(text_ids, generation_mode="image", guidance_scale=guidance_scale, **option)
+    for row in tokens[:, text_ids.shape[1] + 1 :].tolist():
+        assert [token for token in row if token not in CODES] == [ROW_END, ROW_END, EOI]
+
+
 def test_image_mode_needs_tokens(tiny_model, text_ids):
     embeds = tiny_model.get_input_embeddings()(text_ids)
     with pytest.raises(ValueError, match="needs input_ids"):

@@ -193,6 +193,14 @@ def test_the_last_whole_drawing_of_a_row_is_decoded(tiny_model):
     assert tiny_model.decode_image_tokens(row[None]).equal(tiny_model.decode_image_tokens(second[None]))
 
 
+def test_codes_that_a_prompt_spells_are_no_part_of_the_drawing(tiny_model):
+    drawn = torch.tensor([1, 2, 3, 4])
+    drawing = torch.cat([torch.tensor([BOI]), drawn + CODE_0, torch.tensor([EOI])])
+    for before in ([9, CODE_0 + 3, 8], [BOI, CODE_0, CODE_0, EOI], [CODE_0, BOI, CODE_0], [CODE_0] * 5):
+        row = torch.cat([torch.tensor(before), drawing])
+        assert tiny_model.decode_image_tokens(row[None]).equal(tiny_model.decode_image_tokens(drawn[None])), before
+
+
 def test_pictures_of_another_size_are_resized(tiny_model):
     assert tiny_model.encode_image(torch.zeros(2, 3, 40, 24)).shape == (2, 4)
 

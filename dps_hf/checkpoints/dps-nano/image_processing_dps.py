@@ -1,7 +1,6 @@
 """Image processor of DPS: any picture to a grey letterboxed square in [-1, 1], and back."""
 
 import base64
-import binascii
 import os
 from io import BytesIO
 from pathlib import Path
@@ -39,7 +38,7 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
         raise ValueError(f"No picture at {name}. Give a path, a PIL image, bytes, base64 or a data URL.") from None
     except URLError as error:
         raise ValueError(f"The picture at {name} could not be fetched: {error}. Open it yourself.") from None
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # warnings may be errors
         raise ValueError(f"The picture {name} is too large: {error} Scale it down first.") from None
     except ValueError:
         raise
@@ -61,8 +60,8 @@ def _read(source: str, fetch_urls: bool) -> str | bytes:
         return source
     try:
         content = base64.b64decode("".join(source.partition(",")[2 if is_data else 0].split()), validate=True)
-    except binascii.Error as error:
-        raise error if is_data else FileNotFoundError from None
+    except ValueError as error:  # binascii.Error is one; letters beyond ASCII raise a plain one
+        raise (OSError(f"broken base64: {error}") if is_data else FileNotFoundError()) from None
     if not is_data and len(content) < 26:  # shorter than any picture file: a name that happens to be base64
         raise FileNotFoundError
     return content

@@ -195,15 +195,25 @@ class DPSModel(DPSPreTrainedModel):
         is_code = (image_tokens >= start) & (image_tokens < start + self.config.codebook_size)
         # Codes lie below `codebook_size`; where token ids of codes may lie there too, a bare drawing is taken for codes.
         if image_tokens.shape[1] != count or bool((image_tokens >= self.config.codebook_size).any()):
-            if (found := is_code.sum(1).min().item()) < count:
-                raise ValueError(
-                    f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds {found}. "
-                    'Call generate(generation_mode="image"), which always ends with one.'
-                )
-            codes = [row[mask] for row, mask in zip(image_tokens, is_code)]
-            # A drawing that was cut off after the last whole one is left out.
-            image_tokens = torch.stack([row[: len(row) // count * count][-count:] for row in codes]) - start
+            image_tokens = (
+                torch.stack([self._last_drawing(row, mask) for row, mask in zip(image_tokens, is_code)]) - start
+            )
         return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
+
+    def _last_drawing(self, row: torch.Tensor, is_code: torch.Tensor) -> torch.Tensor:
+        """The last whole drawing of a row of token ids; one that was cut off is none, nor are codes that a prompt spells."""
+        count = self.config.grid_size**2
+        after = (row == self.config.boi_token_id).cumsum(0)  # how many begin-of-image there are up to each token
+        bare, *begun = [row[is_code & (after == i)] for i in range(int(after[-1]) + 1)]
+        drawings = [codes[:count] for codes in begun if len(codes) >= count]
+        if not drawings and len(bare) >= count:  # codes whose begin-of-image is elsewhere
+            drawings = [bare[: len(bare) // count * count][-count:]]
+        if not drawings:
+            raise ValueError(
+                f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds "
+                f'{max(map(len, [bare, *begun]))}. Call generate(generation_mode="image"), which always ends with one.'
+            )
+        return drawings[-1]
 
     def find_placeholders(self, input_ids, inputs_embeds) -> torch.Tensor:
         """Where placeholders stand, `(batch, sequence)`; told by their embedding where there are no `input_ids`."""
