@@ -72,7 +72,12 @@ def make_judge(script: ScriptArguments, model, processor) -> Judge:
         return exact_judge
     if script.judge == "self":
         return SelfJudge(model, processor)
-    return OpenAIJudge(cache=script.output / f"replies-{script.shard_index}.jsonl", **script.judge_options)
+    # What any machine was answered is asked by none again, whichever way the work was shared before.
+    caches = {
+        "cache": script.output / f"replies-{script.shard_index}.jsonl",
+        "other_caches": sorted(script.output.glob("replies-*.jsonl")),
+    }
+    return OpenAIJudge(**{**caches, **script.judge_options})
 
 
 def keep_settings(script: ScriptArguments) -> None:

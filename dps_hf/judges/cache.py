@@ -1,6 +1,7 @@
 """What judges replied, in a file that only grows: whoever pays for replies keeps them, whatever happens."""
 
 import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from threading import Lock
@@ -11,13 +12,21 @@ class ReplyCache:
 
     A process that is killed loses at most the line that it was writing: that line is skipped from then on, and counted
     in `broken_lines`. To have something asked again, delete its line.
+
+    Args:
+        path: the file, made where it is missing.
+        others: files of other processes, read once, never written: what those paid for need not be paid for again.
     """
 
-    def __init__(self, path: str | PathLike):
+    def __init__(self, path: str | PathLike, others: Sequence[str | PathLike] = ()):
         self.path = Path(path)
         self.broken_lines = 0
         self._replies: dict[str, str] = {}
         self._lock = Lock()
+        for other in others:
+            with Path(other).open("rb") as file:
+                for line in file:
+                    self._read(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         whole = True
         # Bytes, since a line that was cut may end within a letter.
@@ -33,10 +42,12 @@ class ReplyCache:
         try:
             entry = json.loads(line)
             key, reply = entry["key"], entry["reply"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
+            key = reply = None
+        if isinstance(key, str) and isinstance(reply, str):
+            self._replies[key] = reply
+        else:
             self.broken_lines += bool(line.strip())
-            return
-        self._replies[key] = reply
 
     def __contains__(self, key: str) -> bool:
         return key in self._replies

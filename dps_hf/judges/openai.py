@@ -5,6 +5,7 @@ verdicts = judge([Case("What is the capital of France?", "Paris.")])
 """
 
 import logging
+import math
 import os
 import random
 import time
@@ -14,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from os import PathLike
-from threading import Lock
+from threading import Condition
 from typing import Any
 
 from transformers.utils.logging import tqdm
 
 from dps_hf.judges.cache import ReplyCache
-from dps_hf.judges.rubric import Question, Rubric, not_inert
+from dps_hf.judges.rubric import Question, Rubric, digest, not_inert
 from dps_hf.judges.verdict import Case, Verdict, rewritten
 
 
@@ -31,6 +32,8 @@ LONGEST_WAIT_SECONDS = 300.0  # a server that wants to be left alone for longer 
 NO_FORMAT = (400, 422, 501)  # how servers refuse `response_format`
 NO_USE = (401, 403, 404)  # key, model or address: the next request would fare no better
 TRANSIENT = (408, 409, 425, 429)  # and 500 and above
+
+SHORTEST_KEY = 8  # shorter ones, "local" for instance, are no secrets but words that a text may hold
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +50,15 @@ class OpenAIJudge:
         rubric: see [`~dps_hf.judges.rubric.Rubric`].
         cache: a JSONL file, made where it is missing. Judges may share one, as long as no two servers call different
             models by one name.
+        other_caches: files of other processes that are read, too, and never written.
         base_url: of the server, "http://127.0.0.1:8080/v1" for instance; OpenAI's own by default.
         key_variable: the environment variable that holds the key. Servers given by `base_url` may need none.
         concurrency: requests under way at a time.
         retries: further attempts after a fault, with growing pauses, or those that the server asks for.
         max_calls, max_tokens: what this object may spend, retries included. Once it is spent no call begins and what is
-            left is None; those under way still end. A server that counts no tokens is taken to use one for 3 letters.
+            left is None; those under way still end. Each of them is taken to use as many tokens as the largest so far,
+            and where tokens are limited the first one, of which nothing is known, is alone. A server that counts no
+            tokens is taken to use one for 3 letters.
 
     Raises:
         ImportError: openai or pydantic is missing.
@@ -65,6 +71,7 @@ class OpenAIJudge:
         rubric: str | PathLike,
         cache: str | PathLike,
         *,
+        other_caches: Sequence[str | PathLike] = (),
         base_url: str | None = None,
         key_variable: str = "OPENAI_API_KEY",
         concurrency: int = 8,
@@ -87,7 +94,7 @@ class OpenAIJudge:
             raise ValueError(f"requests_per_minute must be above 0; got {requests_per_minute}. None sets no limit.")
         self.name = model
         self.rubric = Rubric(rubric)
-        self.cache = ReplyCache(cache)
+        self.cache = ReplyCache(cache, other_caches)
         self.counts: Counter[str] = Counter()
         self._client = openai.OpenAI(
             api_key=_key(key_variable, needed=base_url is None),
@@ -97,10 +104,16 @@ class OpenAIJudge:
         )
         self._key_variable = key_variable
         self._concurrency, self._retries, self._progress = concurrency, retries, progress
-        self._max_calls, self._max_tokens = max_calls, max_tokens
-        self._pace = _Pace(requests_per_minute)
-        self._lock = Lock()
         self._structured = True  # until the server refuses
+        # When a call may begin; `_turn` guards all of this and the counts.
+        self._turn = Condition()
+        self._max_calls = math.inf if max_calls is None else max_calls
+        self._max_tokens = math.inf if max_tokens is None else max_tokens
+        self._gap = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._next = 0.0  # calls wait until then
+        self._closed_until = 0.0  # until then they are given up
+        self._reserved = 0  # tokens for the calls under way
+        self._largest = 0  # tokens of one call so far
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict | None]:
         """Scores each case by itself.
@@ -128,7 +141,7 @@ class OpenAIJudge:
         if len(first) != len(second):
             raise ValueError(f"first and second must be equally many; got {len(first)} and {len(second)}.")
         for i, (a, b) in enumerate(zip(first, second)):
-            if (a.prompt, a.images) != (b.prompt, b.images):
+            if a.prompt != b.prompt or [*map(digest, a.images)] != [*map(digest, b.images)]:
                 raise ValueError(f"first[{i}] and second[{i}] must answer one prompt; got {a.prompt!r}, {b.prompt!r}.")
         questions = [self.rubric.question("compare", self.name, a, b) for a, b in zip(first, second)]
         questions += [self.rubric.question("compare", self.name, b, a) for a, b in zip(first, second)]
@@ -169,7 +182,8 @@ class OpenAIJudge:
         }
         again = self([rewritten(cases[i], draft) for i, draft in drafts.items()])
         for (i, draft), verdict in zip(drafts.items(), again):
-            if verdict is not None and draft.rewrite and verdict.score - draft.score >= margin:
+            # Scores are sums of decimals: 0.7 - 0.6 must reach a margin of 0.1.
+            if verdict is not None and draft.rewrite and verdict.score - draft.score >= margin - 1e-9:
                 verdicts[i] = draft
         return verdicts
 
@@ -203,9 +217,8 @@ class OpenAIJudge:
         """Asks until there is a reply, and writes it down."""
         import openai
 
-        structured, attempt = self._structured, 0
-        while self._may_call():
-            self._pace.wait()
+        structured, attempt, refusal = self._structured, 0, ""
+        while reserved := self._begin(question):
             pause = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt) * random.uniform(0.5, 1)
             try:
                 reply, tokens = self._call(question, structured)
@@ -215,26 +228,27 @@ class OpenAIJudge:
                     structured = False  # the same question once more; whether this was the reason, the reply will tell
                     continue
                 if error.status_code in NO_USE or error.code == "insufficient_quota":
-                    # Not chained: the error holds the request, and that the key.
-                    raise RuntimeError(self._refusal(error.status_code, error.message)) from None
-                if error.status_code < 500 and error.status_code not in TRANSIENT:
+                    refusal = self._refusal(error.status_code, error.message)
+                elif error.status_code < 500 and error.status_code not in TRANSIENT:
                     break
-                asked_for = retry_after(error.response.headers)
-                if asked_for is not None:
-                    if asked_for > LONGEST_WAIT_SECONDS:
-                        break
-                    self._pace.hold(asked_for)  # for all: what one is refused, the others would be, too
+                elif (seconds := retry_after(error.response.headers)) is not None:
+                    self._hold(seconds)
             except openai.APITimeoutError:
                 self._count("timeout")
             except openai.APIConnectionError:
                 self._count("connection")
-            except (openai.APIError, ValueError):
+            except (openai.APIError, ValueError, RecursionError):
                 self._count("garbled")
             else:
                 self.cache.add(key, reply, judge=self.name, rubric=self.rubric.name, tokens=tokens)
                 if not structured:
                     self._structured = False
                 return
+            finally:
+                self._end(reserved)
+            if refusal:
+                # Only here: raised above, it would take along the error, which holds the request, and that the key.
+                raise RuntimeError(refusal)
             attempt += 1
             if attempt > self._retries:
                 break
@@ -252,27 +266,59 @@ class OpenAIJudge:
         completion = self._client.chat.completions.create(model=self.name, messages=messages, **more)
         try:
             content = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError):
+        except (AttributeError, LookupError, TypeError):
             raise ValueError("no completion") from None
         reply = self._without_key(content if isinstance(content, str) else "")
-        texts = [question.instructions, reply, *(body for _, body in question.parts if isinstance(body, str))]
-        tokens = (completion.usage and completion.usage.total_tokens) or sum(map(len, texts)) // 3
+        tokens = getattr(completion.usage, "total_tokens", None)
+        if type(tokens) is not int or tokens <= 0:
+            tokens = _estimate(question, reply)
         self._count("tokens", tokens)
         return reply, tokens
 
-    def _may_call(self) -> bool:
-        with self._lock:
-            if self._max_calls is not None and self.counts["calls"] >= self._max_calls:
-                return False
-            if self._max_tokens is not None and self.counts["tokens"] >= self._max_tokens:
-                return False
+    # Limits
+
+    def _begin(self, question: Question) -> int:
+        """Waits until a call may begin, and reserves tokens for it: how many, or 0 where none may begin any more."""
+        with self._turn:
+            while True:
+                now, calls, tokens = time.monotonic(), self.counts["calls"], self.counts["tokens"]
+                if now < self._closed_until or calls >= self._max_calls or tokens >= self._max_tokens:
+                    return 0
+                # Until one call has shown how many tokens it takes, there is only one.
+                unknown = tokens == 0 and self._max_tokens < math.inf
+                if self._reserved and (unknown or tokens + self._reserved >= self._max_tokens):
+                    self._turn.wait()
+                elif now < self._next:
+                    self._turn.wait(self._next - now)
+                else:
+                    break
+            self._next = now + self._gap
             self.counts["calls"] += 1
-            return True
+            reserved = max(_estimate(question), self._largest)
+            self._reserved += reserved
+            return reserved
+
+    def _end(self, reserved: int) -> None:
+        with self._turn:
+            self._reserved -= reserved
+            self._turn.notify_all()
+
+    def _hold(self, seconds: float) -> None:
+        """Leaves the server alone, in all cases: what one is refused, the others would be, too."""
+        with self._turn:
+            until = time.monotonic() + seconds
+            self._next = max(self._next, until)
+            if seconds > LONGEST_WAIT_SECONDS:
+                self._closed_until = max(self._closed_until, until)
 
     def _count(self, what: str, number: int = 1) -> None:
-        with self._lock:
+        with self._turn:
             if number:
                 self.counts[what] += number
+            if what == "tokens":
+                self._largest = max(self._largest, number)
+
+    # The key
 
     def _refusal(self, status: int, message: str) -> str:
         return (
@@ -283,10 +329,16 @@ class OpenAIJudge:
     def _without_key(self, text: str) -> str:
         """Servers have been seen to repeat the key that they refuse."""
         key = self._client.api_key
-        return text if key == NO_KEY else text.replace(key, "[key]")
+        return text.replace(key, "[key]") if len(key) >= SHORTEST_KEY else text
 
 
 NO_KEY = "none"
+
+
+def _estimate(question: Question, reply: str = "") -> int:
+    """Tokens of a question and its reply, pictures left out."""
+    texts = [question.instructions, reply, *(body for _, body in question.parts if isinstance(body, str))]
+    return sum(map(len, texts)) // 3
 
 
 def _key(variable: str, needed: bool) -> str:
@@ -318,23 +370,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             return None
     return max(0.0, seconds)
-
-
-class _Pace:
-    """Lets requests begin one after the other, none while the server wants to be left alone."""
-
-    def __init__(self, per_minute: float | None):
-        self._gap = 60 / per_minute if per_minute else 0.0
-        self._next = 0.0
-        self._lock = Lock()
-
-    def wait(self) -> None:
-        with self._lock:
-            now = time.monotonic()
-            begin = max(now, self._next)
-            self._next = begin + self._gap
-        time.sleep(begin - now)
-
-    def hold(self, seconds: float) -> None:
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)

@@ -113,7 +113,7 @@ class Question:
     @property
     def key(self) -> str:
         """Of the judge, the rubric with its rules, the texts and the pixels of the pictures: 64 hex digits."""
-        parts = [[label, body if isinstance(body, str) else _digest(body)] for label, body in self.parts]
+        parts = [[label, body if isinstance(body, str) else digest(body)] for label, body in self.parts]
         return hashlib.sha256(json.dumps([self.judge, self.instructions, parts]).encode()).hexdigest()
 
     def messages(self) -> list[dict[str, Any]]:
@@ -142,22 +142,34 @@ class Question:
     def read(self, reply: str) -> Any:
         """The fields of the one JSON object in the reply that has them, whatever stands around it; else None.
 
-        What also stands in the judged texts is a quotation, no verdict; and two different verdicts are none.
+        What also stands in the judged texts is a quotation, no verdict, however its letters are written. An object that
+        names a key twice is no verdict either, and two different verdicts are none.
         """
-        from pydantic import ValidationError
-
-        texts = [_squeezed(inert(body)) for _, body in self.parts if isinstance(body, str)]
+        texts = [inert(body) for _, body in self.parts if isinstance(body, str)]
+        claims = [self._verdict(value) for text in texts for _, value in _objects(text)]
+        quotable = [_squeezed(text) for text in [*texts, *(said for _, said in filter(None, claims))]]
+        found = list(_objects(reply))
+        # Thoughts come before the verdict; what stands inside an object is a word of its own, and ends none.
+        ends = [end for end in re.finditer("</think>", reply) if not any(end.start() in span for span, _ in found)]
+        begin = ends[-1].end() if ends else 0
         verdicts: list[Any] = []
-        for written, value in _objects(reply.rpartition("</think>")[2]):
-            if any(_squeezed(written) in text for text in texts):
+        for span, value in found:
+            judged = self._verdict(value)
+            if judged is None or span.start < begin:
                 continue
-            try:
-                verdict = self.reply_type.model_validate(value)
-            except ValidationError:
-                continue
-            if verdict not in verdicts:
+            verdict, said = judged
+            spellings = (_squeezed(reply[span.start : span.stop]), _squeezed(said))
+            if verdict not in verdicts and not any(spelling in text for spelling in spellings for text in quotable):
                 verdicts.append(verdict)
         return verdicts[0] if len(verdicts) == 1 else None
+
+    def _verdict(self, value: Any) -> tuple[Any, str] | None:
+        """The fields that a value has, and how they are written without escapes; None where it is no verdict."""
+        try:
+            verdict = self.reply_type.model_validate(value)
+            return verdict, verdict.model_dump_json()
+        except ValueError:  # a field is missing or wrong, or has half a letter pair, which nothing could write
+            return None
 
 
 def _text(text: str) -> dict[str, Any]:
@@ -184,23 +196,28 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _digest(image: Image.Image) -> str:
-    # Of the pixels: files of the same picture differ between versions of Pillow.
+def digest(image: Image.Image) -> str:
+    """Of the pixels: files of the same picture differ between versions of Pillow, and objects between its classes."""
     rgb = to_rgb(image)
     return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
 
 
 def _squeezed(text: str) -> str:
-    return "".join(text.split())
+    """Without spaces and what has no width, `JOINER` for one: what quotes a text may have lost them."""
+    return "".join(letter for letter in text if letter.isprintable() and letter != " ")
 
 
-def _objects(text: str) -> Iterator[tuple[str, Any]]:
-    """Every JSON object in the text that is not inside another: as it is written, and its value."""
-    decoder, start = json.JSONDecoder(), text.find("{")
+def _objects(text: str) -> Iterator[tuple[range, Any]]:
+    """Every JSON object in the text that is not inside another: where it stands, and its value.
+
+    The value of an object that names a key twice is None: it contradicts itself.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else None)
+    start = text.find("{")
     while start >= 0:
         try:
             value, end = decoder.raw_decode(text, start)
-            yield text[start:end], value
+            yield range(start, end), value
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)

@@ -9,6 +9,8 @@ Ratings are from 1 to 5. Pictures are paths below the file's folder. Other field
 
 import json
 import logging
+import re
+from codecs import BOM_UTF8
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ STARS = (1, 5)
 THUMBS = {"up": 1.0, "down": 0.0}
 KINDS = ("thumb", "rating", "chosen")
 
+# What tokenizers do not take for text. A drawing may be written with it, as the model writes its own, and thoughts may.
+CONTROL = re.compile(r"<\|\w+\|>|<image>|<begin_of_image>|<end_of_image>|<row_end>")
+DRAWING = re.compile(r"<begin_of_image>(<img_\d+>|<row_end>)+<end_of_image>")
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +36,7 @@ def read_votes(path: str | PathLike) -> list[tuple[Case, Verdict]]:
     """Every vote of a JSONL file, with the response that it is about.
 
     A choice is two of them: 1 for the chosen response, 0 for the rejected one. The origin is the file and the line.
+    Texts hold no control tokens such as `<|im_end|>` or `<image>`: whoever trains on them would train on the tokens.
 
     Bad lines are left out. A warning names them, and `<name>.bad.jsonl` next to the file keeps each with its number and
     what is wrong with it; that file goes when no line is bad any more.
@@ -40,11 +47,12 @@ def read_votes(path: str | PathLike) -> list[tuple[Case, Verdict]]:
     bad: list[dict[str, str | int]] = []
     with path.open("rb") as file:  # bytes, so that letters that are no UTF-8 spoil their own line only
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if not line.removeprefix(BOM_UTF8).strip():  # some editors begin even an empty file with a mark
                 continue
             try:
-                votes += _votes(json.loads(line), path.parent, f"{path.name}:{number}")
-            except (ValueError, RecursionError) as error:
+                vote = json.loads(line, object_pairs_hook=_once)
+                votes += _votes(vote, path.parent, f"{path.name}:{number}")
+            except (ValueError, RuntimeError) as error:  # too deep, or a path that is a ring of links, is the latter
                 bad.append({"line": number, "error": str(error), "text": line.decode(errors="backslashreplace")})
     if not bad:
         aside.unlink(missing_ok=True)
@@ -53,6 +61,13 @@ def read_votes(path: str | PathLike) -> list[tuple[Case, Verdict]]:
     listed = "\n".join(f"line {entry['line']}: {entry['error']}" for entry in bad)
     logger.warning("%s: %d bad line(s) left out; %s keeps them.\n%s", path, len(bad), aside.name, listed)
     return votes
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError(f"Each field must stand there once; got {', '.join(key for key, _ in pairs)}.")
+    return fields
 
 
 def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
@@ -70,6 +85,8 @@ def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
         raise ValueError(f"'prompt' must be a text; got {prompt!r}.")
     if not isinstance(comment, str):
         raise ValueError(f"'comment' must be a text; got {comment!r}.")
+    _check_letters("prompt", prompt)
+    _check_letters("comment", comment)
     if not isinstance(images, list):
         raise ValueError(f"'images' must be a list of paths; got {images!r}.")
     shown = tuple(_picture("images", image, folder) for image in images)
@@ -79,13 +96,28 @@ def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
     else:
         aspect = kinds[0]
         scores = {"response": _thumb(vote["thumb"]) if aspect == "thumb" else _rating(vote["rating"])}
+    responses = [_response(field, vote.get(field), folder) for field in scores]
+    if len(responses) == 2 and _content(responses[0]) == _content(responses[1]):
+        raise ValueError("'chosen' and 'rejected' must differ; they are the same.")
     return [
-        (
-            Case(prompt, _response(field, vote.get(field), folder), shown, origin=origin),
-            Verdict({aspect: score}, comment, "users", origin),
-        )
-        for field, score in scores.items()
+        (Case(prompt, response, shown, origin=origin), Verdict({aspect: score}, comment, "users", origin))
+        for response, score in zip(responses, scores.values())
     ]
+
+
+def _content(response: str | Image.Image) -> Any:
+    return response if isinstance(response, str) else (response.size, response.tobytes())
+
+
+def _check_letters(field: str, text: str) -> None:
+    """
+    Raises:
+        ValueError: the text holds what no tokenizer takes, or takes for something other than text.
+    """
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"'{field}' must be whole letters; got half of a pair in {text!r}.")
+    if name := CONTROL.search(DRAWING.sub(" ", text)):
+        raise ValueError(f"'{field}' must not hold control tokens; got {name[0]!r}. Write it in other words.")
 
 
 def _thumb(thumb: Any) -> float:
@@ -106,6 +138,7 @@ def _response(field: str, response: Any, folder: Path) -> str | Image.Image:
         return _picture(field, response["image"], folder)
     if not isinstance(response, str) or not response.strip():
         raise ValueError(f'\'{field}\' must be a text or {{"image": "path"}}; got {response!r}.')
+    _check_letters(field, response)
     return response
 
 

@@ -31,6 +31,26 @@ def test_a_file_that_was_cut_anywhere_keeps_the_lines_before_and_takes_new_ones(
 
 def test_lines_of_something_else_are_skipped_and_counted(tmp_path):
     path = tmp_path / "cache.jsonl"
-    path.write_bytes(b'\xff\xfe\n{"key": "a"}\n7\n\0\0\0\n\n{"key": "b", "reply": "fine"}\n')
+    broken = [
+        b"\xff\xfe",
+        b'{"key": "a"}',
+        b"7",
+        b"\0\0\0",
+        b'{"key": [1], "reply": "?"}',
+        b'{"key": "a", "reply": 7}',
+    ]
+    broken += [b"[" * 100_000]
+    path.write_bytes(b"\n".join([*broken, b"", b'{"key": "b", "reply": "fine"}\n']))
     cache = ReplyCache(path)
-    assert cache.broken_lines == 4 and cache["b"] == "fine" and "a" not in cache
+    assert cache.broken_lines == len(broken) and cache["b"] == "fine" and "a" not in cache
+
+
+def test_files_of_other_processes_are_read_and_never_written(tmp_path):
+    other = ReplyCache(tmp_path / "other.jsonl")
+    other.add("a", "theirs")
+    before = other.path.read_bytes()
+    cache = ReplyCache(tmp_path / "cache.jsonl", others=[other.path])
+    assert cache["a"] == "theirs" and cache.path.read_bytes() == b""
+    cache.add("b", "mine")
+    assert other.path.read_bytes() == before
+    assert "a" not in ReplyCache(cache.path)

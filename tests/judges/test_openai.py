@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from io import BytesIO
@@ -65,6 +66,12 @@ def test_nothing_is_asked_twice(server, make_judge):
     assert judge.counts == {"calls": 5, "tokens": 500, "from cache": 10}
 
 
+def test_nothing_that_another_process_has_asked_is_asked_again(server, make_judge, tmp_path):
+    make_judge(cache=tmp_path / "other.jsonl")(cases(3))
+    assert None not in make_judge(other_caches=[tmp_path / "other.jsonl"])(cases(4))
+    assert len(server.requests) == 4
+
+
 # Faults
 
 
@@ -78,6 +85,10 @@ def test_nothing_is_asked_twice(server, make_judge):
         (Reply(late=True), "timeout"),
         (Reply(body=b'{"choices": [{"mess'), "garbled"),
         (Reply(body=b'{"choices": []}'), "garbled"),
+        (Reply(body=b'{"choices": {"a": 1}}'), "garbled"),
+        (Reply(body=b'{"choices": [7]}'), "garbled"),
+        (Reply(body=b"null"), "garbled"),
+        (Reply(body=b"[" * 100_000), "garbled"),
         (Reply(body=b'{"error": {"message": "overloaded"}}'), "garbled"),
         (Reply(body=b"<html>Bad gateway</html>", headers={"Content-Type": "text/html"}), "garbled"),
     ],
@@ -159,8 +170,23 @@ def test_a_server_that_asks_to_be_left_alone_is(server, make_judge):
 
 def test_a_server_that_asks_to_be_left_alone_for_hours_is_not_asked_again(server, make_judge):
     server.script = lambda request: Reply(status=429, body=b"{}", headers={"Retry-After": "7200"})
-    assert make_judge()(cases(1)) == [None]
-    assert len(server.requests) == 1
+    judge = make_judge(concurrency=1)
+    assert judge(cases(50)) == [None] * 50
+    assert judge(cases(50)) == [None] * 50
+    assert len(server.requests) == judge.counts["calls"] == 1
+
+
+def test_who_waits_for_a_turn_leaves_the_server_alone_too(make_judge):
+    judge = make_judge(requests_per_minute=120)
+    question = judge.rubric.question("score", "judge-1", cases(1)[0])
+    assert judge._begin(question)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(lambda: judge._begin(question) and time.monotonic()) for _ in range(2)]
+        time.sleep(0.1)
+        asked = time.monotonic()
+        judge._hold(1)
+        begun = sorted(future.result() for future in waiting)
+    assert begun[0] - asked >= 1 and begun[1] - begun[0] >= 0.4
 
 
 def test_retry_after_is_seconds_or_a_date():
@@ -221,6 +247,35 @@ def test_tokens_that_the_server_does_not_count_are_estimated(server, make_judge)
     assert len(server.requests) == 1 and judge.counts["tokens"] > 100
 
 
+@pytest.mark.parametrize(
+    "usage", ["n/a", [1], 7, {"total_tokens": "100"}, {"total_tokens": -50}, {"total_tokens": True}, {}]
+)
+def test_a_count_of_tokens_that_is_none_costs_no_reply(usage, server, make_judge):
+    message = {"role": "assistant", "content": scores(7, 7, 7)}
+    body = json.dumps({"choices": [{"index": 0, "message": message}], "usage": usage}).encode()
+    server.script = lambda request: Reply(body=body)
+    judge = make_judge()
+    assert None not in judge(cases(2))
+    assert judge.counts["tokens"] > 200 and len(server.requests) == 2
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(100, 1), (450, 5)])
+def test_calls_under_way_count_before_their_tokens_are_known(limit, calls, server, make_judge):
+    server.script = lambda request: time.sleep(0.05) or scores(7, 7, 7)
+    # Their letters are few, so that each is taken to use what the first one did.
+    judge = make_judge(max_tokens=limit, concurrency=8)
+    judge.rubric._instructions["score"] = "Judge."
+    assert sum(verdict is not None for verdict in judge(cases(20))) == calls
+    assert judge.counts["tokens"] == 100 * calls and len(server.requests) == calls
+
+
+def test_a_call_that_fails_gives_its_tokens_back(server, make_judge):
+    server.script = first(Reply(status=500, body=b"oops"))
+    judge = make_judge(max_tokens=10_000, concurrency=8)
+    assert None not in judge(cases(10))
+    assert judge.counts["tokens"] == 1000
+
+
 def test_requests_begin_no_faster_than_the_rate_limit(server, make_judge):
     times = []
     server.script = lambda request: times.append(time.monotonic()) or scores(7, 7, 7)
@@ -257,7 +312,14 @@ def test_the_key_is_sent_and_shows_nowhere_even_if_the_server_repeats_it(server,
     assert verdict.rationale == "Your key is [key]"
     shown = [caplog.text, repr(judge), repr(vars(judge)), str(refusal.value), judge.cache.path.read_text()]
     assert not any(KEY in text for text in shown)
-    assert refusal.value.__cause__ is None and refusal.value.__suppress_context__
+    # An error of the library would hold the request, whose headers have the key.
+    assert refusal.value.__cause__ is refusal.value.__context__ is None
+
+
+def test_a_key_that_is_a_word_is_not_cut_out_of_texts(server, make_judge, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "local")
+    server.script = lambda request: scores(7, 7, 7, rationale="It names the local river.")
+    assert make_judge()(cases(1))[0].rationale == "It names the local river."
 
 
 def test_a_missing_or_broken_key_is_named_by_its_variable(make_judge, monkeypatch):
@@ -376,6 +438,19 @@ def test_a_pair_with_one_order_unreadable_is_missing(server, make_judge):
     assert make_judge().compare([Case("2+2?", "4")], [Case("2+2?", "5")]) == [None]
 
 
+def test_pictures_are_the_same_by_what_they_show(server, make_judge, tmp_path):
+    red = Image.new("RGB", (8, 8), "red")
+    red.save(tmp_path / "red.png")
+    server.script = lambda request: compared(request, "4")
+    judge = make_judge()
+    with Image.open(tmp_path / "red.png") as reopened:
+        assert reopened != red
+        [(first, _)] = judge.compare([Case("2+2?", "4", (red,))], [Case("2+2?", "5", (reopened,))])
+    assert first.score == 1
+    with pytest.raises(ValueError, match="must answer one prompt"):
+        judge.compare([Case("2+2?", "4", (red,))], [Case("2+2?", "5", (Image.new("RGB", (8, 8), "blue"),))])
+
+
 def test_only_responses_to_one_prompt_are_compared(make_judge):
     with pytest.raises(ValueError, match=r"first\[0\] and second\[0\] must answer one prompt; got 'a', 'b'"):
         make_judge().compare([Case("a", "x")], [Case("b", "y")])
@@ -415,6 +490,20 @@ def test_a_rewrite_counts_only_where_it_is_judged_better_by_the_margin(server, m
     assert verdict.origin == better.origin == "rewrite by judge-1"
     assert judge.refine(asked, margin=0.05)[1].rewrite == "fine, rewritten"
     assert len(server.requests) == before
+
+
+def test_a_rewrite_that_is_better_by_just_the_margin_counts(server, make_judge, tmp_path):
+    path = tmp_path / "one.jinja"
+    path.write_text('{% set lowest, highest, aspects = 0, 10, {"wit": "It is funny."} %}')
+
+    def script(request):
+        if '"rewrite"' in request.payload["messages"][0]["content"]:
+            return json.dumps({"rationale": "", "rewrite": "better"})
+        return json.dumps({"rationale": "", "wit": 7 if request.body("response") == "better" else 6})
+
+    server.script = script
+    assert 0.7 - 0.6 < 0.1
+    assert make_judge(rubric=path).refine([Case("Say something.", "So.")], margin=0.1)[0].rewrite == "better"
 
 
 def test_a_rewrite_comes_back_with_the_tags_that_the_response_had(server, make_judge):

@@ -9,7 +9,9 @@ from dps_hf.judges.users import read_votes
 
 @pytest.fixture
 def write(tmp_path):
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    for name in ("red.png", "red.bmp"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name)
+    (tmp_path / "ring.png").symlink_to("ring.png")
 
     def write(*lines: dict | str | bytes):
         path = tmp_path / "votes.jsonl"
@@ -70,6 +72,27 @@ def test_a_choice_is_a_verdict_on_each_response(write):
         ({"prompt": "?", "response": "!", "thumb": "up", "comment": 3}, "'comment' must be a text"),
         ({"prompt": "?", "response": {"image": "blue.png"}, "thumb": "up"}, "No picture at"),
         ({"prompt": "?", "response": {"image": "votes.jsonl"}, "thumb": "up"}, "unknown format"),
+        (
+            '{"prompt": "?", "response": "!", "thumb": "up", "thumb": "down"}',
+            "once; got prompt, response, thumb, thumb",
+        ),
+        (
+            '{"prompt": "?", "response": {"image": "red.png", "image": "a.png"}, "thumb": "up"}',
+            "once; got image, image",
+        ),
+        ({"prompt": "?", "response": "half \ud83d", "thumb": "up"}, "'response' must be whole letters"),
+        ({"prompt": "\udc00", "response": "!", "thumb": "up"}, "'prompt' must be whole letters"),
+        ({"prompt": "?", "response": "!", "thumb": "up", "comment": "\ud83d"}, "'comment' must be whole letters"),
+        (
+            {"prompt": "<image>?", "response": "!", "thumb": "up"},
+            "'prompt' must not hold control tokens; got '<image>'",
+        ),
+        ({"prompt": "?", "response": "!<|im_end|>\n<|im_start|>user", "thumb": "up"}, "got '<|im_end|>'"),
+        ({"prompt": "?", "chosen": "!", "rejected": "<begin_of_image><img_1>"}, "'rejected' must not hold control"),
+        ({"prompt": "?", "response": "<img_1><end_of_image>", "thumb": "up"}, "got '<end_of_image>'"),
+        ({"prompt": "?", "chosen": "!", "rejected": "!"}, "'chosen' and 'rejected' must differ"),
+        ({"prompt": "?", "chosen": {"image": "red.png"}, "rejected": {"image": "red.bmp"}}, "must differ"),
+        ({"prompt": "?", "response": {"image": "ring.png"}, "thumb": "up"}, "ring.png"),
         ({"prompt": "?", "response": {"image": "../secret.png"}, "thumb": "up"}, "a picture below"),
         ({"prompt": "?", "response": {"image": "/etc/passwd"}, "thumb": "up"}, "a picture below"),
     ],
@@ -87,3 +110,16 @@ def test_a_bad_line_is_reported_by_number_and_kept_aside_while_the_others_count(
     write(good)
     read_votes(path)
     assert not (path.parent / "votes.bad.jsonl").exists()
+
+
+def test_thoughts_and_whole_drawings_may_be_written_as_the_model_writes_them(write):
+    drawing = "<begin_of_image><img_1><img_20><row_end><img_3><row_end><end_of_image>"
+    line = {"prompt": "a red square", "chosen": f"<think>Red.</think>{drawing}", "rejected": "a < b <b>[INST]"}
+    assert [case.response for case, _ in read_votes(write(line))] == [line["chosen"], line["rejected"]]
+
+
+def test_a_file_without_a_letter_is_empty_whatever_mark_it_begins_with(write):
+    assert read_votes(write("\ufeff")) == []
+    path = write("\ufeff" + json.dumps({"prompt": "Hello?", "response": "Hi.", "thumb": "up"}))
+    assert len(read_votes(path)) == 1
+    assert not path.with_suffix(".bad.jsonl").exists()
