@@ -23,7 +23,7 @@ from dps_hf import NANO
 from dps_hf.data import emoji
 from dps_hf.data.scenes import render
 from dps_hf.data.scenes_edit import edit
-from dps_hf.evaluation.tasks import EMOJI_SAMPLING, FORMS, TASKS, Subject, emoji_prompt
+from dps_hf.evaluation.tasks import FORMS, TASKS, Subject, emoji_prompt
 from dps_hf.inference import load
 from dps_hf.pages import Item, Section, page
 
@@ -37,7 +37,6 @@ class ScriptArguments:
     items: how many items a figure comes from, where there are as many.
     tasks: all where left out.
     guidance, temperature, top_k: of the drawings, by default as the model's generation config says; temperature 0 is greedy.
-        Emoji are drawn as `EMOJI_SAMPLING` says.
     fresh: scores anew what the output holds already.
     """
 
@@ -73,7 +72,6 @@ def recipe(subject: Subject) -> dict:
         "seed": subject.seed,
         "batch_size": subject.batch_size,
         **subject.sampling,
-        "emoji": " ".join(f"{name}={value}" for name, value in EMOJI_SAMPLING.items()),
         "answers": "greedy",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -91,7 +89,7 @@ def sheet(subject: Subject) -> Image.Image:
     edits = zip(pictures, subject.draw(instructions, pictures, think=True), instructions)
 
     pairs = subject.held_out_emoji(24)
-    drawings = subject.draw([emoji_prompt(pair) for pair in pairs], sampling=EMOJI_SAMPLING)
+    drawings = subject.draw([emoji_prompt(pair) for pair in pairs])
     drawn_emoji = [
         Item([drawing, emoji.picture(pair)], [emoji_prompt(pair)]) for drawing, pair in zip(drawings, pairs)
     ]

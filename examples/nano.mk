@@ -7,10 +7,7 @@ recipe = --config examples/recipes/$(notdir $(@D)).yaml
 
 .DELETE_ON_ERROR:
 
-runs/nano/model.safetensors: runs/nano_together/model.safetensors
-	$(python) examples/train.py $(recipe)
-
-runs/nano_together/model.safetensors: runs/nano_text_tokenizer/tokenizer.json runs/nano_image_tokenizer/model.safetensors \
+runs/nano/model.safetensors: runs/nano_text_tokenizer/tokenizer.json runs/nano_image_tokenizer/model.safetensors \
 		runs/nano_vision_tower/model.safetensors
 	$(python) examples/train.py $(recipe)
 

@@ -38,9 +38,6 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """Figures of drawn scenes, and the prompts that each comes from: arguments of `prompted`."""
 
-EMOJI_SAMPLING = {"do_sample": True, "temperature": 0.7, "guidance_scale": 4.0}
-"""How emoji are drawn: what a model is not sure of comes out as a white page where it is drawn greedily."""
-
 CANDIDATES = 50  # emoji among which a drawing is looked up
 GALLERY = 200  # emoji among which features are looked up
 
@@ -100,10 +97,9 @@ class Subject:
         pictures: list[Image.Image] | None = None,
         guided: bool = True,
         think: bool = False,
-        sampling: dict | None = None,
     ) -> list[Image.Image]:
         torch.manual_seed(self.seed)
-        sampling = (sampling or self.sampling) | ({} if guided else {"guidance_scale": 1.0})
+        sampling = self.sampling if guided else {**self.sampling, "guidance_scale": 1.0}
         return draw(self.model, self.processor, prompts, pictures, think, self.batch_size, "drawings", **sampling)
 
     def ask(
@@ -206,8 +202,7 @@ def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     """Of 50 emoji of the style, the one most like the drawing is the held-out one that was asked for."""
     pairs, rng = subject.held_out_emoji(), subject.rng("candidates")
     right: list[bool] = []
-    drawings = subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided, sampling=EMOJI_SAMPLING)
-    for pair, drawing in zip(pairs, drawings):
+    for pair, drawing in zip(pairs, subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided)):
         others = [p.index for p in emoji.all_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
         candidates = emoji.pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
         right += nearest_neighbours_right([drawing], candidates, [0])

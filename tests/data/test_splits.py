@@ -109,7 +109,7 @@ def test_no_training_record_shows_a_held_out_emoji(task, monkeypatch):
 class Witness(tasks.Subject):
     """Remembers what it is asked to draw."""
 
-    def draw(self, prompts, pictures=None, guided=True, think=False, sampling=None):
+    def draw(self, prompts, pictures=None, guided=True, think=False):
         self.prompts = [*getattr(self, "prompts", []), *prompts]
         return [BLANK] * len(prompts)
 

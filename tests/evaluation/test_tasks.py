@@ -20,7 +20,7 @@ from dps_hf.evaluation.detector import detect
 class Oracle(tasks.Subject):
     """Draws what it is told, changes what it is told to, and names what it sees."""
 
-    def draw(self, prompts, pictures=None, guided=True, think=False, sampling=None):
+    def draw(self, prompts, pictures=None, guided=True, think=False):
         if pictures is not None:
             return [self.edit(*pair) for pair in zip(prompts, pictures)]
         return [self.draw_one(prompt) for prompt in prompts]
@@ -99,7 +99,7 @@ def names_of() -> dict[bytes, dict[str, str]]:
 
 
 class Ignorant(tasks.Subject):
-    def draw(self, prompts, pictures=None, guided=True, think=False, sampling=None):
+    def draw(self, prompts, pictures=None, guided=True, think=False):
         return [Image.new("RGB", (64, 64), "white")] * len(prompts)
 
     def ask(self, questions, pictures=None, think=False):
@@ -132,7 +132,7 @@ def test_things_in_the_wrong_places_are_wrong():
 
 def test_edits_after_thinking_and_at_once_are_scored_apart():
     class Thoughtful(Oracle):
-        def draw(self, prompts, pictures=None, guided=True, think=False, sampling=None):
+        def draw(self, prompts, pictures=None, guided=True, think=False):
             return super().draw(prompts, pictures) if think else Ignorant.draw(self, prompts)
 
     figures = tasks.scenes_edit(Thoughtful(None, None, items=12, seed=0, sampling={}))
@@ -163,7 +163,7 @@ def test_plans_are_asked_for_the_same_prompts():
     asked = []
 
     class Witness(Ignorant):
-        def draw(self, prompts, pictures=None, guided=True, think=False, sampling=None):
+        def draw(self, prompts, pictures=None, guided=True, think=False):
             asked.append((tuple(prompts), think))
             return super().draw(prompts)
 

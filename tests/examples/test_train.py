@@ -103,11 +103,10 @@ def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
     recipes = [line.rsplit("--config ", 1)[1] for line in planned.splitlines() if "--config " in line]
     assert all((ROOT / path).exists() for path in recipes)
     place = {Path(path).stem: index for index, path in enumerate(recipes)}
-    assert place["nano"] == len(recipes) - 1 == 4
-    for part in ("nano_together", "nano"):
-        needs = yaml.safe_load((ROOT / "examples/recipes" / f"{part}.yaml").read_text())
-        for field in ("model", "text_tokenizer", "image_tokenizer", "vision_tower"):
-            assert field not in needs or place[Path(needs[field]).name] < place[part]
+    assert place["nano"] == len(recipes) - 1 == 3
+    needs = yaml.safe_load((ROOT / "examples/recipes/nano.yaml").read_text())
+    for field in ("text_tokenizer", "image_tokenizer", "vision_tower"):
+        assert place[Path(needs[field]).name] < place["nano"]
 
 
 @pytest.mark.slow
