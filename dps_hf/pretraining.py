@@ -159,7 +159,8 @@ def _joined(
     asked: list[tuple[list[int], list[int]]], images: list[Image.Image], seen: list[int] | None = None
 ) -> Example:
     """Prompts and prompts with answers, as tokens, to one example; `seen` is what the model sees in place of the first."""
-    columns = zip(*(prompt for prompt, _ in asked), strict=False)
+    # All but the last token of a prompt: an answer begins right after it, in its own branch.
+    columns = zip(*(prompt[:-1] for prompt, _ in asked), strict=False)
     shared = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns)) if len(asked) > 1 else 0
     ids, positions, branches = asked[0][1][:shared], list(range(shared)), [0] * shared
     labels, weights = [-100] * shared, [0.0] * shared

@@ -68,6 +68,14 @@ def test_the_loss_is_that_of_the_questions_one_by_one(make_model, tiny_processor
     torch.testing.assert_close(packed, total / weight)
 
 
+def test_a_question_that_is_asked_twice_has_each_of_its_answers_learned_from_the_question(make_model, tiny_processor):
+    model = make_model()
+    twice = {**record("t", [RED, "What is it?"], ["a square"]), "more": [("What is it?", "red")]}
+    collate = PackingCollator(model, tiny_processor)
+    losses = [packed_loss(model, model, collate(some), codes_alone=False) for some in ([twice], alone([twice]))]
+    torch.testing.assert_close(*losses)
+
+
 def test_each_record_gets_the_gradient_of_its_own(make_model, tiny_processor, asked):
     gradients = []
     for examples in ([asked], alone([asked])):

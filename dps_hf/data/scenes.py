@@ -42,6 +42,7 @@ PALETTE = {
     "emerald": (10, 130, 80),
 }
 """More colours, for `scenes_palette` alone: no scene that is asked about or scored has them."""
+PAINTS = COLOURS | PALETTE
 SIZES = {"small": 16, "big": 24}  # side of the bounding box, pixels
 
 MARGIN = 1  # pixels kept free along the border
@@ -155,9 +156,7 @@ def render(scene: Scene) -> Image.Image:
     image = Image.fromarray(_ground(*scene.ground))
     for thing in scene.things:
         half = SIZES[thing.size] // 2
-        image.paste(
-            (COLOURS | PALETTE)[thing.colour], (thing.x - half, thing.y - half), _mask(thing.shape, SIZES[thing.size])
-        )
+        image.paste(PAINTS[thing.colour], (thing.x - half, thing.y - half), _mask(thing.shape, SIZES[thing.size]))
     return image
 
 

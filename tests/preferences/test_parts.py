@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from datasets import load_dataset, load_from_disk
@@ -38,6 +39,14 @@ def test_parts_add_up_to_datasets_and_figures(tmp_path):
     assert statistics["unpaired"] == {
         "rows": 8, "rows of each task": {"t": 8}, "means": {"label": 0.5, "score": 0.5, "tokens": 2.0},
     }  # fmt: skip
+
+
+def test_machines_that_finish_together_join_one_after_the_other(tmp_path):
+    write_part(tmp_path / "parts", 0, [judged_group(number) for number in range(40)], Selection())
+    with ThreadPoolExecutor(4) as machines:
+        joins = [machines.submit(join_parts, tmp_path / "parts", 1, tmp_path) for _ in range(4)]
+    assert [join.result() for join in joins] == [json.loads((tmp_path / "statistics.json").read_text())] * 4
+    assert len(load_from_disk(tmp_path / "paired")) == 40
 
 
 def test_pictures_survive_pixel_by_pixel(tmp_path):
