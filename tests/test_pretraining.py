@@ -9,7 +9,15 @@ from torch.nn import functional as F
 from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
 from dps_hf.inference import encode
-from dps_hf.pretraining import ROW, PackingCollator, ShuffledWords, name_alignment_loss, packed_loss
+from dps_hf.pretraining import (
+    BLOCK,
+    ROW,
+    PackingCollator,
+    ShuffledWords,
+    _NatsOfAnswers,
+    name_alignment_loss,
+    packed_loss,
+)
 from dps_hf.training import RecordCollator
 
 
@@ -94,7 +102,7 @@ def test_rows_are_full_and_longer_only_where_a_record_is(make_model, tiny_proces
     assert longer["input_ids"].shape[1] > 2 * ROW
 
 
-def test_codes_alone_are_compared_with_codes_and_text_with_everything(make_model, tiny_processor, records):
+def test_codes_are_compared_with_codes_and_text_with_text(make_model, tiny_processor, records):
     model = make_model()
     batch = PackingCollator(model, tiny_processor)(records)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask", "pixel_values")}
@@ -102,9 +110,8 @@ def test_codes_alone_are_compared_with_codes_and_text_with_everything(make_model
     labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:]
     first = model.config.image_code_start_id
     is_code = (labels >= first) & (labels < first + model.config.codebook_size)
-    logits = logits.masked_fill(
-        is_code[..., None] & (torch.arange(logits.shape[-1]) < first), torch.finfo(torch.float32).min
-    )
+    is_text_row = torch.arange(logits.shape[-1]) < first
+    logits = logits.masked_fill(is_code[..., None] == is_text_row, torch.finfo(torch.float32).min)
     nats = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     torch.testing.assert_close(
         packed_loss(model, model, batch, codes_alone=True), (nats * weights).sum() / weights.sum()
@@ -172,3 +179,21 @@ def test_names_in_two_languages_are_drawn_together(make_model, tiny_processor):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("count", [1, BLOCK, 2 * BLOCK + 3])
+def test_the_loss_by_blocks_and_its_gradients_are_those_of_the_whole_table(count):
+    torch.manual_seed(0)
+    sides = [torch.randn(count, 16), torch.randn(50, 16)]
+    labels, weights = torch.randint(50, (count,)), torch.rand(count)
+    found = []
+    for nats in (
+        _NatsOfAnswers.apply,
+        lambda hidden, rows, labels, weights: F.cross_entropy(hidden @ rows.T, labels, reduction="none") @ weights,
+    ):
+        hidden, rows = (side.clone().requires_grad_() for side in sides)
+        total = nats(hidden, rows, labels, weights)
+        (3 * total).backward()
+        found.append((total, hidden.grad, rows.grad))
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
