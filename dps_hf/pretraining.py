@@ -16,7 +16,7 @@ from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.training import encode_drawings
+from dps_hf.training import encode_drawings, prompt_and_text
 
 
 ROW = 256  # tokens; attention costs little up to here
@@ -112,10 +112,7 @@ class PackingCollator:
         placeholder = self.processor.image_token
         for record in records:
             for question, answer in _questions(record):
-                thinks = (answer["content"][0]["text"] or "").startswith("<think>")
-                chat = {"tokenize": False, "enable_thinking": thinks}
-                prompt = self.processor.apply_chat_template(question, add_generation_prompt=True, **chat)
-                text = self.processor.apply_chat_template([*question, answer], **chat).removesuffix("\n")
+                prompt, text = prompt_and_text(self.processor, question, answer)
                 several = placeholder * self.processor.num_image_tokens
                 prompts.append(prompt.replace(placeholder, several))
                 texts.append(text.replace(placeholder, several))

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dps_hf.data import Record
 from dps_hf.data.mixture import Mixture
+from dps_hf.data.record import Message
 from dps_hf.inference import encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
@@ -125,6 +126,14 @@ def _pictures(record: Record) -> list[tuple[Image.Image, str]]:
     return list(zip(record["images"], roles, strict=True))
 
 
+def prompt_and_text(processor: DPSProcessor, question: list[Message], answer: Message) -> tuple[str, str]:
+    """The messages before an answer as the model is given them, and the same with the answer."""
+    thinks = (answer["content"][0]["text"] or "").startswith("<think>")
+    chat = {"tokenize": False, "enable_thinking": thinks}
+    prompt = processor.apply_chat_template(question, add_generation_prompt=True, **chat)
+    return prompt, processor.apply_chat_template([*question, answer], **chat).removesuffix("\n")
+
+
 class RecordCollator:
     """Records to a padded batch; the loss is on the last answer alone.
 
@@ -141,14 +150,13 @@ class RecordCollator:
 
     def __call__(self, records: list[Record]) -> dict:
         config = self.model.config
-        prompts, texts = [], []
         records = encode_drawings(records, self.model, self.processor)
+        prompts, texts = [], []
         for record in records:
             *question, answer = record["messages"]
-            thinks = (answer["content"][0]["text"] or "").startswith("<think>")
-            chat = {"tokenize": False, "enable_thinking": thinks}
-            prompts.append(self.processor.apply_chat_template(question, add_generation_prompt=True, **chat))
-            texts.append(self.processor.apply_chat_template(record["messages"], **chat).removesuffix("\n"))
+            prompt, text = prompt_and_text(self.processor, question, answer)
+            prompts.append(prompt)
+            texts.append(text)
 
         pictures = [image for record in records for image in record["images"]]
         batch = self.processor(

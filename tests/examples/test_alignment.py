@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import trl
 import yaml
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, load_from_disk
 from PIL import Image as PIL
 from safetensors.torch import load_file
 from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
@@ -140,6 +141,20 @@ def test_kto_learns_which_drawings_are_good(train, data):
         good - bad for good, bad in zip(losses(output, "rewards/chosen"), losses(output, "rewards/rejected"))
     ]
     assert margins[-1] > margins[0] + 0.1
+
+
+def test_kto_does_not_take_responses_in_the_order_of_their_prompts(train, data, monkeypatch):
+    seen = []
+
+    class Watched(trl.KTOTrainer):
+        def __init__(self, *args, train_dataset, **kwargs):
+            seen.append(train_dataset["prompt"][:])
+            super().__init__(*args, train_dataset=train_dataset, **kwargs)
+
+    monkeypatch.setattr(trl, "KTOTrainer", Watched)
+    train("kto", script={"dataset": data["unpaired"]}, max_steps=1)
+    stored = load_from_disk(data["unpaired"])["prompt"][:]
+    assert seen[0] != stored and sorted(map(str, seen[0])) == sorted(map(str, stored))
 
 
 def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):

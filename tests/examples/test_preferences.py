@@ -1,6 +1,8 @@
 """`build_preferences.py`, run on a tiny model."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
@@ -58,6 +60,20 @@ def test_data_of_other_settings_is_not_mixed_in(script):
     script()
     with pytest.raises(ValueError, match="num_responses"):
         script(num_responses=4)
+
+
+def test_other_machines_never_read_half_of_the_settings(script, monkeypatch):
+    written = []
+    whole = os.replace
+
+    def replace(source, target):
+        if Path(target).name == "settings.json":
+            written.append((Path(target).exists(), json.loads(Path(source).read_text())["num_responses"]))
+        whole(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    output = script()
+    assert written == [(False, "3")] and (output / "settings.json").exists()
 
 
 def test_votes_need_no_judge(script, tmp_path):

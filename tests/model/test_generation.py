@@ -443,6 +443,20 @@ def test_beams_draw_without_guidance(tiny_model, text_ids, picture_prompts, pict
 # Pictures in the prompt
 
 
+@pytest.mark.parametrize("mode", ["text", "image", "interleaved"])
+def test_placeholders_without_their_pictures_are_refused(tiny_model, picture_prompts, mode):
+    with pytest.raises(ValueError, match="placeholders of pictures, but pixel_values are None"):
+        tiny_model.generate(**pad_left(picture_prompts), generation_mode=mode)
+
+
+def test_a_conversation_goes_on_from_its_cache_without_the_pictures(tiny_model, picture_prompts, pictures):
+    prompt, options = picture_prompts[0][None], {"max_new_tokens": 3, "return_dict_in_generate": True}
+    first = tiny_model.generate(prompt, pixel_values=pictures[:2], **options)
+    longer = torch.cat([first.sequences, prompt[:, :1]], 1)
+    on = tiny_model.generate(longer, past_key_values=first.past_key_values, **options).sequences
+    assert on.equal(tiny_model.generate(longer, pixel_values=pictures[:2], **options).sequences)
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 @pytest.mark.parametrize("cache", [{}, {"use_cache": False}])
 def test_pictures_in_the_prompt_steer_the_drawing(tiny_model, picture_prompts, pictures, guidance_scale, cache):

@@ -182,6 +182,11 @@ def test_empty_prompt_is_no_tokens(tiny_processor):
     assert tiny_processor(text=[""], return_tensors="pt")["input_ids"].shape == (1, 0)
 
 
+def test_no_texts_at_all_are_refused(tiny_processor):
+    with pytest.raises(ValueError, match=r"text is an empty list\. Give"):
+        tiny_processor(text=[])
+
+
 def test_type_ids_mark_placeholders(tiny_processor, token_ids):
     inputs = tiny_processor(
         text=["Hi", "<image>?"],

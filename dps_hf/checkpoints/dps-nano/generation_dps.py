@@ -246,6 +246,11 @@ class DPSGenerationMixin(GenerationMixin):
             raise ValueError(
                 "input_ids are empty. Give a prompt, or apply the chat template to a message without text."
             )
+        unseen = kwargs.get("pixel_values") is None and setting("past_key_values") is None
+        if unseen and input_ids is not None and (input_ids == self.config.image_token_id).any():
+            raise ValueError(
+                "input_ids hold placeholders of pictures, but pixel_values are None. Pass both from the processor."
+            )
         max_length = None
         if mode == "interleaved" and input_ids is not None:
             if setting("max_new_tokens") is None and setting("max_length") is None:

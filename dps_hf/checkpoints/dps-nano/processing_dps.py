@@ -110,9 +110,11 @@ class DPSProcessor(ProcessorMixin):
             )
         return processor
 
-    def prepare_inputs_layout(self, images=None, **kwargs):
-        """As in the library, but lists that hold no picture are none."""
-        images, *others = super().prepare_inputs_layout(images=images, **kwargs)
+    def prepare_inputs_layout(self, images=None, text=None, **kwargs):
+        """As in the library, but lists that hold no picture are none, and a list of no texts is refused."""
+        if isinstance(text, (list, tuple)) and not text:
+            raise ValueError("text is an empty list. Give at least one string.")
+        images, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
         if isinstance(images, (list, tuple)) and all(isinstance(row, (list, tuple)) and not row for row in images):
             images = None
         return images, *others
