@@ -52,8 +52,9 @@ class DPSModelTester:
 
     batch_size, seq_length, is_training = 3, 12, True
     hidden_size, num_hidden_layers, num_attention_heads, vocab_size = 32, 2, 4, 99
-    # The mixin cuts the vocabulary at its end, so everything that is not text lies at its beginning.
-    image_token_id, image_code_start_id, pad_token_id, eos_token_id = 0, 3, 19, 20
+    # The mixin cuts the vocabulary at its end, so everything that is not text lies at its beginning, behind the ids that
+    # Llama has by default.
+    image_token_id, image_code_start_id, pad_token_id, eos_token_id = 3, 6, 22, 23
 
     def __init__(self, parent):
         self.parent = parent
@@ -84,8 +85,8 @@ class DPSModelTester:
                 image_size=16, patch_size=4, hidden_sizes=(8, 16), num_res_blocks=1, levels=(4, 4)
             ),
             image_token_id=self.image_token_id,
-            boi_token_id=1,
-            eoi_token_id=2,
+            boi_token_id=4,
+            eoi_token_id=5,
             image_code_start_id=self.image_code_start_id,
         )
 

@@ -246,7 +246,8 @@ class DPSGenerationMixin(GenerationMixin):
             raise ValueError(
                 "input_ids are empty. Give a prompt, or apply the chat template to a message without text."
             )
-        unseen = kwargs.get("pixel_values") is None and setting("past_key_values") is None
+        # Features may also have come before, as embeddings or in a cache.
+        unseen = all(setting(name) is None for name in ("pixel_values", "inputs_embeds", "past_key_values"))
         if unseen and input_ids is not None and (input_ids == self.config.image_token_id).any():
             raise ValueError(
                 "input_ids hold placeholders of pictures, but pixel_values are None. Pass both from the processor."
