@@ -1,6 +1,6 @@
 """Scores a DPS on held-out scenes and emoji: drawing, editing, reading in 12 languages, reasoning, knowing.
 
-python examples/evaluate.py
+python examples/evaluate.py --output outputs/shipped.json
 python examples/evaluate.py --model runs/nano --output outputs/nano.json --items 100 --tasks scenes_t2i emoji_t2i
 
 Finished tasks are kept in the output: stopped at any moment, the same command goes on with the next task. Every figure
@@ -88,7 +88,7 @@ def sheet(subject: Subject) -> Image.Image:
     pictures = [render(scene) for scene in before]
     edits = zip(pictures, subject.draw(instructions, pictures, think=True), instructions)
 
-    pairs = subject.held_out_emoji(24)
+    pairs = subject.held_out_emoji(12)
     drawings = subject.draw([emoji_prompt(pair) for pair in pairs])
     drawn_emoji = [
         Item([drawing, emoji.picture(pair)], [emoji_prompt(pair)]) for drawing, pair in zip(drawings, pairs)
@@ -101,7 +101,7 @@ def sheet(subject: Subject) -> Image.Image:
                 [Item([picture, drawing], [instruction]) for picture, drawing, instruction in edits],
                 columns=4,
             ),
-            Section("Emoji: drawn, and beside it the art that training never showed", drawn_emoji, columns=4),
+            Section("Emoji: left drawn, right the art that training never showed", drawn_emoji, columns=4),
         ]
     )
 

@@ -36,7 +36,9 @@ class ScriptArguments:
 
 
 def write_card(script: ScriptArguments) -> None:
-    model_card("model_cards/dps-nano.md", "dps-nano", script.results).save(Path(script.output, "README.md"))
+    model_card("model_cards/dps-nano.md", "dps_hf/checkpoints/dps-nano", script.results).save(
+        Path(script.output, "README.md")
+    )
     shutil.copy(script.drawings, Path(script.output, "drawings.png"))
     shutil.copy(script.curves, Path(script.output, "curves.png"))
 

@@ -88,7 +88,7 @@ def test_a_card_without_results_or_with_a_field_missing_is_refused(results, tmp_
 
 
 def test_the_shipped_card_is_made_of_the_committed_results():
-    card = model_card(CARDS / "dps-nano.md", "dps-nano", CARDS / "results" / "dps-nano.json")
+    card = model_card(CARDS / "dps-nano.md", "dps_hf/checkpoints/dps-nano", CARDS / "results" / "dps-nano.json")
     shipped = Path(dps_hf.NANO, "README.md").read_text(encoding="utf-8")
     assert card.content == shipped, "run: python examples/release_nano.py --output dps_hf/checkpoints/dps-nano"
 
