@@ -133,7 +133,7 @@ def eval_results(report: Mapping) -> list[EvalResult]:
                 task_type=_task_type(task),
                 task_name=task,
                 dataset_type=task,
-                dataset_name=f"{task}, held out",
+                dataset_name=task,
                 dataset_split="validation",
                 metric_type=METRICS.get(metric, "accuracy"),
                 metric_name=name,

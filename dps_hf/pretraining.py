@@ -21,7 +21,7 @@ from dps_hf.training import encode_drawings, prompt_and_text
 
 ROW = 256  # tokens; attention costs little up to here
 FULL_STEPS = 4  # every so many steps, image codes and text are told from each other, too
-BLOCK = 256  # answers whose logits are held at a time
+BLOCK = 256  # answers whose logits are made at a time
 
 
 class ShuffledWords(torch.utils.data.Dataset):
@@ -146,6 +146,8 @@ def _questions(record: Record) -> list[tuple[list[Message], Message]]:
     """The prompt with its answer, and each further question, after the same pictures, with its own."""
     *before, question, answer = record["messages"]
     pictures = [part for part in question["content"] if part["type"] == "image"]
+    if record.get("more") and question["content"][: len(pictures)] != pictures:
+        raise ValueError("Where there are `more` questions, the first must begin with its pictures: they share these.")
     asked = [([*before, question], answer)]
     for text, said in record.get("more", ()):
         other = Message(role="user", content=[*pictures, {"type": "text", "text": text}])
@@ -242,21 +244,23 @@ def packed_loss(
     hidden, rows = outputs.hidden_states[-1][:, :-1], bare.get_output_embeddings().weight
     first, end = bare.config.image_code_start_id, bare.config.image_code_start_id + bare.config.codebook_size
     is_code = (labels >= first) & (labels < end)
-    parts = [(labels != -100, slice(0, None))]
-    if codes_alone:
-        parts = [((labels != -100) & ~is_code, slice(0, first)), (is_code, slice(first, end))]
-    total = weights.new_zeros(())
-    for due, some in parts:
-        total = total + _NatsOfAnswers.apply(hidden[due], rows[some], labels[due] - some.start, weights[due])
-    return total / weights.sum()
+    due = labels != -100
+    if not codes_alone:
+        return _NatsOfAnswers.apply(hidden[due], rows, labels[due], weights[due]) / weights.sum()
+    is_text = due & ~is_code
+    text = torch.where(labels >= end, labels - bare.config.codebook_size, labels)  # row ends may come after the codes
+    return (
+        _NatsOfAnswers.apply(hidden[is_code], rows[first:end], labels[is_code] - first, weights[is_code])
+        + _NatsOfAnswers.apply(hidden[is_text], torch.cat([rows[:first], rows[end:]]), text[is_text], weights[is_text])
+    ) / weights.sum()
 
 
 class _NatsOfAnswers(torch.autograd.Function):
     """Weighted sum of the cross-entropies of `labels`, `(tokens,)`, by the logits `hidden @ rows.T`.
 
-    Half of the time of the same in single operations: a block of logits becomes its own gradient while it is in the
-    processor's cache, so that no table of all logits in float32 is ever written or read (Cut Your Losses in
-    Large-Vocabulary Language Models, arXiv 2411.09009, section 4).
+    About half of the time of the same in single operations, on two cores in bfloat16: a block of logits in float32
+    becomes its own gradient while it is in the processor's cache, and of the whole table there is only that gradient, in
+    the precision of the matrix products (after Cut Your Losses in Large-Vocabulary Language Models, arXiv 2411.09009).
     """
 
     @staticmethod
@@ -266,7 +270,8 @@ class _NatsOfAnswers(torch.autograd.Function):
         ctx.dtypes = hidden.dtype, rows.dtype
         hidden, rows = hidden.to(dtype), rows.to(dtype)
         total = weights.new_zeros(())
-        of_hidden, of_logits = torch.empty_like(hidden), hidden.new_empty(len(hidden), len(rows))
+        learns = any(ctx.needs_input_grad)
+        of_hidden, of_logits = torch.empty_like(hidden), hidden.new_empty(len(hidden) * learns, len(rows))
         for start in range(0, len(hidden), BLOCK):
             block = slice(start, start + BLOCK)
             label, weight = labels[block, None], weights[block, None]
@@ -276,9 +281,11 @@ class _NatsOfAnswers(torch.autograd.Function):
             odds = logits.exp_()
             sums = odds.sum(1, keepdim=True)
             total += ((sums.log() - right) * weight).sum()
-            of_logits[block] = odds.mul_(weight / sums).scatter_add_(1, label, -weight)
-            of_hidden[block] = of_logits[block] @ rows
-        ctx.save_for_backward(of_hidden, of_logits.T @ hidden)
+            if learns:
+                of_logits[block] = odds.mul_(weight / sums).scatter_add_(1, label, -weight)
+                of_hidden[block] = of_logits[block] @ rows
+        if learns:
+            ctx.save_for_backward(of_hidden, of_logits.T @ hidden)
         return total
 
     @staticmethod

@@ -1,5 +1,7 @@
 """What the training scripts share: resuming, curves as a plot, records as batches."""
 
+import json
+import os
 import zlib
 from pathlib import Path
 from typing import cast
@@ -37,13 +39,53 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 class Curves(TrainerCallback):
-    """Saves every logged figure as a curve in `output_dir/curves.png`, anew at each evaluation and at the end."""
+    """Saves every logged figure as a curve in `output_dir/curves.png`, anew after each evaluation and at the end."""
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    evaluated = False
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluated = True  # there may be more sets to come
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.evaluated:
+            self.on_train_end(args, state, control)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.evaluated = False
         if state.is_world_process_zero:
             plot_curves(state.log_history, Path(args.output_dir) / "curves.png")
 
-    on_train_end = on_evaluate
+
+class KeepTraining(TrainerCallback):
+    """Puts the model back into training right after an evaluation.
+
+    The library does so at the next step, by when a batch has been fetched: a collator that drops or distorts while its
+    model is in training would leave that one as it is, and a run that is resumed there would not.
+    """
+
+    def on_evaluate(self, args, state, control, model: torch.nn.Module, **kwargs):
+        model.train()
+
+
+def keep_settings(folder: Path, settings: dict, part: str = "new") -> None:
+    """Writes down what `folder` was made with, so that what lies there is not taken for the work of other settings.
+
+    Args:
+        part: of the work, where several processes write into the folder.
+
+    Raises:
+        ValueError: the folder holds work of other settings, which are named.
+    """
+    settings = {name: str(value) for name, value in settings.items()}
+    path = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.exists() else settings
+    if changed := [name for name in settings if kept.get(name) != settings[name]]:
+        raise ValueError(f"{folder} holds work with other {', '.join(changed)}. Give another folder, or remove it.")
+    if not path.exists():
+        own = path.with_suffix(f".{part}")  # whole at once: other machines may read it now
+        own.write_text(json.dumps(settings, indent=2) + "\n")
+        os.replace(own, path)
 
 
 def plot_curves(log_history: list[dict], path: Path) -> None:

@@ -38,6 +38,7 @@ from dps_hf.pages import Item, Section, page
 
 # Student's t for 95 %, by the number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
 # Of what is measured: as in training, what a model does by itself.
 SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
@@ -120,7 +121,7 @@ def figures(folder: Path, name: str, measure: Callable[[], dict[str, float]]) ->
 
 def drawn(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
     """Scenes drawn exactly, by category, with prompts that training never hears."""
-    return {name: figure["value"] for name, figure in scenes_t2i(subject(script, model, seed)).items()}
+    return {name: figure["value"] for name, figure in scenes_t2i(subject(script, model, seed), CATEGORIES).items()}
 
 
 def subject(script: ScriptArguments, model: str, seed: int) -> Subject:
@@ -219,7 +220,7 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
     def chosen(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
         one = subject(script, model, seed)
         judge, right = SelfJudge(one.model, one.processor), {}
-        for name in FORMS:
+        for name in CATEGORIES:
             prompts = [prompt for prompt in one.held_out_prompts(name) for _ in range(4)]
             drawings = one.draw(prompts)
             verdicts = judge([Case(prompt, drawing) for prompt, drawing in zip(prompts, drawings)])
@@ -291,7 +292,7 @@ def sheet(script: ScriptArguments, path: Path, seed: int, model: str) -> None:
     if path.exists():
         return
     subjects = [subject(script, name, seed) for name in (script.model, model)]
-    prompts = [prompt for name in FORMS for prompt in subjects[0].held_out_prompts(name, 8)]
+    prompts = [prompt for name in CATEGORIES for prompt in subjects[0].held_out_prompts(name, 8)]
     before, after = (one.draw(prompts) for one in subjects)
     items = [Item(pictures, [prompt]) for *pictures, prompt in zip(before, after, prompts)]
     page([Section("Before and after", items, columns=4)]).save(path)
@@ -384,7 +385,7 @@ EXPERIMENTS = {
         instruction_tuning,
     )
 }
-MEASURED = {name: tuple(FORMS) for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
+MEASURED = {name: CATEGORIES for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
     "scenes_cot_dpo": ("answer",),
     "instruction_tuning": ("guided_100_direct",),
     "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES),

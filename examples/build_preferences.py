@@ -8,8 +8,6 @@ Killed at any moment, the same command goes on with the part that is missing. Ma
 their parts; whoever finds all parts there joins them: `paired` for DPO, `unpaired` for KTO, figures, a page of pairs.
 """
 
-import json
-import os
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,6 +27,7 @@ from dps_hf.judges.verdict import Judge
 from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.parts import is_written, join_parts, sheet, write_part
 from dps_hf.preferences.responses import judged, prompts_of, sample, voted
+from dps_hf.training import keep_settings
 
 
 @dataclass
@@ -80,31 +79,14 @@ def make_judge(script: ScriptArguments, model, processor) -> Judge:
     return OpenAIJudge(**{**caches, **script.judge_options})
 
 
-def keep_settings(script: ScriptArguments) -> None:
-    """Parts of other settings must not be taken for one's own.
-
-    Raises:
-        ValueError: the output folder holds some.
-    """
-    free = ("output", "shard_index", "num_shards")  # what a part holds does not depend on these
-    settings = {name: str(value) for name, value in vars(script).items() if name not in free}
-    path = script.output / "settings.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(path.read_text()) if path.exists() else settings
-    if changed := [name for name in settings if kept.get(name) != settings[name]]:
-        raise ValueError(f"{path.parent} holds data of other {', '.join(changed)}. Give another output, or remove it.")
-    if not path.exists():
-        own = path.with_suffix(f".{script.shard_index}")  # whole at once: other machines may read it now
-        own.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(own, path)
-
-
 def main(script: ScriptArguments) -> None:
     if not 0 <= script.shard_index < script.num_shards:
         raise ValueError(
             f"shard_index must be from 0 to num_shards - 1; got {script.shard_index} and {script.num_shards}."
         )
-    keep_settings(script)
+    free = ("output", "shard_index", "num_shards")  # what a part holds does not depend on these
+    settings = {name: value for name, value in vars(script).items() if name not in free}
+    keep_settings(script.output, settings, str(script.shard_index))
     model, processor = load(script.model)
     selection, parts = Selection(**script.selection), script.output / "parts"
 

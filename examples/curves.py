@@ -22,6 +22,7 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.inference import load
+from dps_hf.training import keep_settings
 
 
 FIGURES = {
@@ -122,8 +123,8 @@ def plot(points: dict[str, list[dict]], path: Path) -> None:
         if question == "percent":
             column[1].set(xscale="log", xticks=along, xticklabels=[f"{x:g}" for x in along])
             column[1].minorticks_off()
-    axes[0, 0].set_ylabel("loss, held out, nats a token")
-    axes[1, 0].set_ylabel("right, held out, %")
+    axes[0, 0].set_ylabel("loss, nats a token")
+    axes[1, 0].set_ylabel("right, %")
     for row in axes:
         row[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=100)
@@ -135,6 +136,8 @@ def main(script: ScriptArguments) -> None:
         "percent": [(percent, widest) for percent in script.percent],
         "parameters": [(100, w) for w in script.widths],
     }
+    # Not which sizes and shares: more of them may join.
+    keep_settings(script.work, {name: getattr(script, name) for name in ("model", "items", "training")})
     parts(script)  # before several ask for them at once
     with ThreadPoolExecutor(script.jobs) as pool:
         each = dict.fromkeys([*asked["percent"], *asked["parameters"]])

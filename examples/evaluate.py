@@ -124,12 +124,15 @@ def main(script: ScriptArguments) -> None:
     # Tasks
     made_by = recipe(subject)
     report = {"model": Path(script.model).name, "parameters": model.num_parameters(), "recipe": made_by, "seconds": {}}
-    if script.output.exists() and not script.fresh:
+    if script.output.exists() and (script.tasks or not script.fresh):
         report = json.loads(script.output.read_text())
         if changed := [name for name in made_by if report["recipe"].get(name) != made_by[name]]:
             sys.exit(
-                f"{script.output} holds figures of other {', '.join(changed)}: give --fresh, or another --output."
+                f"{script.output} holds figures of other {', '.join(changed)}: give --fresh and no --tasks, or another "
+                "--output."
             )
+        for name in script.tasks if script.fresh else ():
+            report.pop(name, None)
     report["command"] = shlex.join(["python", *sys.argv])
     script.output.parent.mkdir(parents=True, exist_ok=True)
     for name in [task for task in script.tasks or TASKS if task not in report]:

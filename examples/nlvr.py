@@ -22,6 +22,7 @@ from trl import TrlParser
 from dps_hf.data.record import record
 from dps_hf.evaluation.tasks import share
 from dps_hf.inference import ask, load
+from dps_hf.training import keep_settings
 
 
 BOXES = ((0, 0, 100, 100), (150, 0, 250, 100), (300, 0, 400, 100))
@@ -41,21 +42,6 @@ class ScriptArguments:
     output: Path = Path("model_cards/results/nlvr.json")
     work: Path = Path("runs/nlvr")
     sft: dict = field(default_factory=dict)
-
-
-def keep_settings(script: ScriptArguments) -> None:
-    """Models of other data or fields must not be taken for one's own.
-
-    Raises:
-        ValueError: the work folder holds some.
-    """
-    settings = {name: str(getattr(script, name)) for name in ("train", "dev", "sft")}
-    path = script.work / "settings.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(path.read_text()) if path.exists() else settings
-    if changed := [name for name in settings if kept.get(name) != settings[name]]:
-        raise ValueError(f"{path.parent} holds models of other {', '.join(changed)}. Give another work, or remove it.")
-    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def examples(path: str) -> Dataset:
@@ -96,7 +82,7 @@ def tuned(script: ScriptArguments, rows: Dataset, name: str, seen: bool) -> Path
 
 
 def main(script: ScriptArguments) -> None:
-    keep_settings(script)
+    keep_settings(script.work, {name: getattr(script, name) for name in ("train", "dev", "sft")})
     dev, train = examples(script.dev), examples(script.train)
     first: dict[str, int] = {}  # row of each example: its other orders of boxes say nothing new
     for i, identifier in enumerate(dev["identifier"]):

@@ -1,10 +1,10 @@
 """Writes a trained DPS as a checkpoint to ship: half the bytes, its code, its card.
 
 python examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
-python examples/release_nano.py --output dps_hf/checkpoints/dps-nano    # the card alone
+python examples/release_nano.py --output dps_hf/checkpoints/dps-nano    # the card, once the checkpoint is scored
 
-The weights are stored in float16 and loaded in float32: the file is half as large, and nothing computes in half
-precision on a CPU that cannot. The card is filled with the figures that `examples/evaluate.py` wrote.
+The weights are stored in float16, those of the image tokenizer apart, and loaded in float32: the file is half as large, and
+nothing computes in half precision on a CPU that cannot. `make evaluate` scores the checkpoint and fills its card.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from dps_hf.cards import model_card
 @dataclass
 class ScriptArguments:
     """
-    model: directory of the trained model; left out, the weights stay as they are.
+    model: directory of the trained model; left out, the weights stay as they are, and the card is written.
     output: directory of the checkpoint.
     results: figures for the card; the card is left out where they are missing.
     drawings, curves: pictures for the card.
@@ -52,7 +52,7 @@ def main(script: ScriptArguments) -> None:
             part.dtype = torch.float32
         config.save_pretrained(script.output)
         AutoProcessor.from_pretrained(script.model).save_pretrained(script.output)
-    if Path(script.results).exists():
+    elif Path(script.results).exists():
         write_card(script)
 
 

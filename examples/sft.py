@@ -15,7 +15,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
 from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.training import Curves, RecordCollator, last_checkpoint
+from dps_hf.training import Curves, KeepTraining, RecordCollator, last_checkpoint
 
 
 @dataclass
@@ -89,7 +89,7 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
         eval_dataset=held_out,
         processing_class=processor,
         peft_config=lora_config(model, arguments, script.vision_tower),
-        callbacks=[Curves()],
+        callbacks=[Curves(), KeepTraining()],
     )
     # Each batch is of one task and counts alike: the many tokens of a drawing must not drown a short answer.
     trainer.model_accepts_loss_kwargs = False

@@ -16,7 +16,7 @@ from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
-from dps_hf.training import Curves, last_checkpoint
+from dps_hf.training import Curves, KeepTraining, last_checkpoint
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ScriptArguments:
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
     alignment_steps: every so many steps, names of one emoji in two languages are drawn together; 0 for never.
-    evaluation_records: held-out records of each task for the loss curves.
+    evaluation_records: records of each task for the loss curves; held out, where the task holds anything out.
     generation: fields of the generation config that is saved with the model.
     """
 
@@ -106,7 +106,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=processor,
-        callbacks=[Curves()],
+        callbacks=[Curves(), KeepTraining()],
         alignment_steps=script.alignment_steps,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))

@@ -23,7 +23,7 @@ from transformers import EvalPrediction, SiglipVisionConfig, SiglipVisionModel, 
 from trl import TrlParser
 
 from dps_hf.data import emoji, scenes
-from dps_hf.training import Curves, last_checkpoint, to_pixels
+from dps_hf.training import Curves, KeepTraining, last_checkpoint, to_pixels
 
 
 EMOJI = sorted({pair.codepoints for pair in emoji.pairs("train")})
@@ -223,7 +223,7 @@ def fit(model: nn.Module, training: TrainingArguments, share_of_scenes: float, p
         eval_dataset=HeldOutEmoji((scenes.IMAGE_SIZE // patch_size) ** 2),
         data_collator=Collator(model),
         compute_metrics=accuracy,
-        callbacks=[Curves()],
+        callbacks=[Curves(), KeepTraining()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_state()

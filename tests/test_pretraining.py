@@ -181,7 +181,43 @@ def test_names_in_two_languages_are_drawn_together(make_model, tiny_processor):
     assert losses[-1] < losses[0] - 0.5
 
 
-@pytest.mark.parametrize("count", [1, BLOCK, 2 * BLOCK + 3])
+def test_row_ends_that_come_after_the_codes_are_text(make_model, tiny_processor):
+    model = make_model()
+    end = model.config.image_code_start_id + model.config.codebook_size
+    model.resize_token_embeddings(end + 2, mean_resizing=False)
+    batch = PackingCollator(model, tiny_processor)([record("t", ["a red square"], [RED])])
+    place = (batch["labels"] == model.config.eoi_token_id).nonzero()[0]
+    batch["labels"][tuple(place)] = end + 1
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask")}
+    logits = model(**inputs).logits[0, place[1] - 1]
+    logits[model.config.image_code_start_id : end] = float("-inf")
+    batch["loss_weights"][:] = 0.0
+    batch["loss_weights"][tuple(place)] = 1.0
+    loss = packed_loss(model, model, batch, codes_alone=True)
+    torch.testing.assert_close(loss, -logits.log_softmax(-1)[end + 1])
+
+
+def test_more_questions_share_the_pictures_that_begin_the_first(make_model, tiny_processor):
+    late = {**record("t", ["Which", BLUE, "colour?"], ["blue"]), "more": [("Size?", "16")]}
+    with pytest.raises(ValueError, match="must begin with its pictures"):
+        PackingCollator(make_model(), tiny_processor)([late])
+
+
+def test_in_bfloat16_the_loss_by_blocks_is_that_of_the_library():
+    torch.manual_seed(0)
+    hidden, rows = torch.randn(9, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
+    labels, weights = torch.randint(50, (9,)), torch.rand(9)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = _NatsOfAnswers.apply(hidden, rows, labels, weights)
+        reference = (F.cross_entropy(F.linear(hidden, rows).float(), labels, reduction="none") * weights).sum()
+    torch.testing.assert_close(ours, reference, rtol=1e-2, atol=1e-2)
+    found = [torch.autograd.grad(total, (hidden, rows)) for total in (ours, reference)]
+    for gradient, expected in zip(*found, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK, 2 * BLOCK + 3])
 def test_the_loss_by_blocks_and_its_gradients_are_those_of_the_whole_table(count):
     torch.manual_seed(0)
     sides = [torch.randn(count, 16), torch.randn(50, 16)]

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from dps_hf import training
 from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
 from dps_hf.inference import encode
 from dps_hf.training import (
+    Curves,
     Pictures,
     RecordCollator,
     encode_drawings,
@@ -23,6 +26,20 @@ RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
 @pytest.fixture
 def collate(tiny_model, tiny_processor):
     return RecordCollator(tiny_model, tiny_processor)
+
+
+def test_curves_are_drawn_once_after_an_evaluation_of_several_sets(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(training, "plot_curves", lambda log, path: drawn.append(path))
+    arguments, state, control = TrainingArguments(str(tmp_path), report_to="none"), TrainerState(), TrainerControl()
+    curves = Curves()
+    for _ in range(3):
+        curves.on_evaluate(arguments, state, control)
+    for _ in range(3):
+        curves.on_step_begin(arguments, state, control)
+    assert drawn == [tmp_path / "curves.png"]
+    curves.on_train_end(arguments, state, control)
+    assert len(drawn) == 2
 
 
 def labelled(batch: dict, row: int, processor) -> str:

@@ -47,6 +47,10 @@ class Mixture:
     ) -> None:
         if unknown := sorted(set(weights) - set(TASKS)):
             raise ValueError(f"weights name unknown task(s) {', '.join(unknown)}. Choose from {', '.join(TASKS)}.")
+        if idle := sorted(set(guidance or {}) - set(weights)):
+            raise ValueError(
+                f"guidance names {', '.join(idle)}, which weights do not. Leave it out, or give a weight."
+            )
         for task, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"weights[{task!r}] must be 0 or more and finite; got {weight}.")

@@ -94,6 +94,7 @@ def test_it_becomes_a_dataset_for_trainers():
     ("arguments", "complaint"),
     [
         ({"weights": {"scenes": 1}}, "unknown task.*scenes.*Choose from scenes_t2i"),
+        ({"weights": {"facts": 1}, "guidance": {"fact": None}}, "guidance names fact, which weights do not"),
         ({"weights": {"facts": -1}}, r"weights\['facts'\] must be 0 or more.*got -1"),
         ({"weights": {"facts": np.nan}}, r"weights\['facts'\] must be 0 or more.*got nan"),
         ({"weights": {"facts": 0}}, "at least one task more than 0"),

@@ -11,7 +11,7 @@ from PIL import Image
 from dps_hf.data import TASKS, Record, emoji
 from dps_hf.data.scenes import COLOURS, SHAPES, SIZES, Scene, has_unseen_count, has_unseen_pair, held_out
 from dps_hf.data.scenes_t2i import held_out_wish
-from dps_hf.data.splits import UNSEEN_PAIRS, held_out_style
+from dps_hf.data.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, held_out_style
 from dps_hf.data.wording import DESCRIBE, DRAW, LANGUAGES, MOST, parse_wish, phrase
 from dps_hf.evaluation import tasks
 
@@ -133,7 +133,15 @@ def test_every_scene_to_be_drawn_is_a_wish_that_training_never_heard(task, witne
     for prompt in witness.prompts:
         wish = parse_wish(prompt)
         unseen = {(colour, shape) for _, colour, shape in wish.kinds} <= UNSEEN_PAIRS
+        unseen |= {(number, shape) for (_, _, shape), number in wish.kinds.items()} <= UNSEEN_COUNTS
         assert held_out_wish(wish) or unseen, prompt
+
+
+def test_no_prompt_counts_twice():
+    subject = Witness(None, None, items=500, seed=0, sampling={})
+    found = {name: subject.held_out_prompts(name) for name in tasks.FORMS}
+    assert all(len(set(prompts)) == len(prompts) <= 500 for prompts in found.values())
+    assert len(found["unseen_pair"]) == 4 * 3 * len(DRAW["en"]) and len(found["position"]) == 500
 
 
 @pytest.mark.parametrize("task", ["scenes_i2t", "scenes_cot", "scenes_edit"])
@@ -144,6 +152,12 @@ def test_every_scene_to_be_read_or_changed_is_one_that_training_never_saw(task, 
 
 
 def test_every_emoji_in_evaluation_is_held_out():
-    held_out_emoji = set(map(id, emoji.pairs("validation")))
+    seen = {(pair.codepoints, pair.style) for pair in emoji.pairs("train")}
     subject = Witness(None, None, items=500, seed=0, sampling={})
-    assert {id(pair) for pair in subject.held_out_emoji()} <= held_out_emoji
+    assert not {(pair.codepoints, pair.style) for pair in subject.held_out_emoji()} & seen
+
+
+def test_no_held_out_picture_is_trained_on_by_the_same_name():
+    art = emoji.pictures()
+    trained = {(art[pair.index].tobytes(), pair.names["en"]) for pair in emoji.pairs("train")}
+    assert not {(art[pair.index].tobytes(), pair.names["en"]) for pair in emoji.pairs("validation")} & trained

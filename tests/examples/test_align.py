@@ -73,6 +73,6 @@ def test_the_whole_line_runs_and_reports(align, tmp_path):
     assert set(report) == set(align.EXPERIMENTS)
     for row in report.values():
         assert {"before", "after", "ci95", "weights", "seeds", "command"} <= set(row)
-    assert set(report["scenes_t2i_dpo"]["categories"]) == set(align.FORMS)
+    assert set(report["scenes_t2i_dpo"]["categories"]) == set(align.CATEGORIES)
     assert (tmp_path / "alignment_scenes_t2i_dpo.png").exists()
     assert (tmp_path / "alignment_instruction_tuning.png").exists()

@@ -10,8 +10,8 @@ from dps_hf.evaluation.tasks import TASKS
 
 
 FIGURES = {
-    "scenes_t2i": {"one_object", "two_objects", "counting", "position", "unseen_pair"},
-    "scenes_t2i_unguided": {"one_object", "two_objects", "counting", "position", "unseen_pair"},
+    "scenes_t2i": {"one_object", "two_objects", "counting", "position", "unseen_pair", "unseen_count"},
+    "scenes_t2i_unguided": {"one_object", "two_objects", "counting", "position", "unseen_pair", "unseen_count"},
     "scenes_t2i_plan": {"counting", "position"},
     "scenes_i2t": {"one_object", "exact"},
     "scenes_cot": {
@@ -79,6 +79,20 @@ def test_finished_tasks_are_kept(evaluate, output, saved_model):
     after = json.loads(output.read_text())
     assert after["facts"] == before["facts"], "the same items give the same figures"
     assert after["emoji_t2i"]["nn50"]["value"] == 0.123, "a finished task was scored again"
+
+
+def test_a_task_is_scored_afresh_and_the_others_stay(evaluate, output, saved_model):
+    before = json.loads(output.read_text())
+    stale = json.loads(output.read_text())
+    stale["facts"]["en"]["value"] = stale["features"]["text_r1"]["value"] = 0.123
+    output.write_text(json.dumps(stale))
+    again = {"model": saved_model, "output": output, "items": 4, "tasks": ["facts"], "fresh": True}
+    evaluate.main(evaluate.ScriptArguments(**again))
+    after = json.loads(output.read_text())
+    assert after["facts"] == before["facts"] and after["features"]["text_r1"]["value"] == 0.123
+    output.write_text(json.dumps(before))
+    with pytest.raises(SystemExit, match="give --fresh and no --tasks"):
+        evaluate.main(evaluate.ScriptArguments(**{**again, "items": 5}))
 
 
 def test_figures_of_another_recipe_are_never_mixed(evaluate, output, saved_model):

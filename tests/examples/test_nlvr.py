@@ -87,7 +87,7 @@ def test_one_model_sees_three_boxes_and_the_other_none(tuned):
 def test_models_of_other_data_are_not_taken_for_these(script):
     nlvr, arguments = script
     nlvr.main(arguments)
-    with pytest.raises(ValueError, match="holds models of other train"):
+    with pytest.raises(ValueError, match="holds work with other train"):
         nlvr.main(dataclasses.replace(arguments, train=arguments.dev))
 
 

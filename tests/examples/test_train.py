@@ -111,7 +111,8 @@ def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
 
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
-    chances = {"prompt_dropout": 0.3, "code_dropout": 0.5}
+    chances = {"prompt_dropout": 0.3, "code_dropout": 0.5, "alignment_steps": 2}
+    chances |= {"eval_strategy": "steps", "eval_steps": 2}  # as often as it is saved, which must change nothing
     run("train.py", recipe("whole", **chances))
     killed = recipe("killed", **chances)
     process = subprocess.Popen(
