@@ -49,7 +49,7 @@ def main(script: ScriptArguments) -> None:
         model.save_pretrained(script.output)
         config = model.config
         for part in (config, config.text_config, config.vision_config, config.image_tokenizer_config):
-            part.dtype = torch.float32
+            part.dtype, part._name_or_path = torch.float32, ""  # no path of this machine
         config.save_pretrained(script.output)
         AutoProcessor.from_pretrained(script.model).save_pretrained(script.output)
     elif Path(script.results).exists():

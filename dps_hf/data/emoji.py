@@ -45,7 +45,7 @@ QUESTIONS = {
 """Language, and ways of asking in it for an emoji's name. No two share a question: it tells the answer's language."""
 
 OTHER_LANGUAGES = tuple(language for language in QUESTIONS if language != "en")
-FOREIGN = 7  # languages besides English in which a picture is named at a time
+FOREIGN = 4  # languages besides English in which a picture is named at a time
 
 
 @dataclass(frozen=True)

@@ -135,20 +135,19 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     lead = (a.x - b.x) * dx + (a.y - b.y) * dy
     if abs(lead) < RELATION_GAP:
         return None
-    # The things in the order that the question is about: which of the two comes first is then all there is to know.
-    order, things = "left to right", sorted(scene.things, key=lambda thing: (thing.x, thing.y))
-    if dy:
-        order, things = "top to bottom", sorted(scene.things, key=lambda thing: (thing.y, thing.x))
+    line = "column" if dx else "row"
+    # Where the two stand is noted as they are met: a small model finds "first" again, but no name of two words.
     wanted = {"first": {"colour": a.colour, "shape": a.shape}, "second": {"colour": b.colour, "shape": b.shape}}
-    steps, met = [f"{order}:"], []
-    for thing in things:
-        steps.append(f"{phrase(kind(thing))}:")
+    steps = []
+    for thing in in_reading_order(scene):
+        place = f"{line} {(thing.x if dx else thing.y) // 8 + 1}"
+        steps.append(f"{place}: {phrase(kind(thing))}:")
         for name, words in wanted.items():
             compared, same = _compared(thing, words)
-            steps.append(f"{compared} {name}." if same else compared)
-            met += [name] * same
-    answer = "yes" if lead > 0 else "no"
-    steps.append(f"{met[0]} before {met[1]}. {relation}? {answer}.")
+            steps.append(f"{compared} {name}: {place}." if same else compared)
+    here, there = ((t.x if dx else t.y) // 8 + 1 for t in (a, b))
+    answer, sign = "yes" if lead > 0 else "no", "<" if here < there else ">"
+    steps.append(f"first: {line} {here}. second: {line} {there}. {here} {sign} {there}. {relation}? {answer}.")
     return f"Is the {a.colour} {a.shape} {relation} the {b.colour} {b.shape}?", " ".join(steps), answer
 
 

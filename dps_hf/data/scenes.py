@@ -40,22 +40,6 @@ PALETTE = {
     "indigo": (75, 20, 140),
     "lavender": (190, 140, 230),
     "emerald": (10, 130, 80),
-    "amber": (255, 180, 50),
-    "chocolate": (90, 50, 20),
-    "cyan": (0, 220, 240),
-    "mint": (140, 230, 170),
-    "mustard": (200, 160, 50),
-    "peach": (255, 190, 150),
-    "plum": (140, 50, 110),
-    "rose": (250, 70, 120),
-    "rust": (170, 70, 20),
-    "salmon": (245, 140, 120),
-    "scarlet": (250, 50, 10),
-    "silver": (185, 190, 195),
-    "sky": (100, 180, 250),
-    "slate": (80, 95, 115),
-    "tan": (200, 170, 130),
-    "wine": (100, 20, 60),
 }
 """More colours, for `scenes_palette` alone: no scene that is asked about or scored has them."""
 PAINTS = COLOURS | PALETTE

@@ -70,21 +70,18 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
             )
         if question.startswith("Is the "):
             asked = re.fullmatch(r"Is the (.+) (.+ of|above|below) the (.+)\?", question)
-            match = re.fullmatch(
-                r"(left to right|top to bottom): (.+) (first|second) before (first|second)\. (.+)\? (yes|no)\.", steps
-            )
+            *walk, end = re.split(r" (?=first: (?:row|column) \d\. second:)", steps)
+            match = re.fullmatch(r"first: (row|column) (\d)\. second: \1 (\d)\. \2 ([<>]) \3\. (.+)\? (yes|no)\.", end)
             assert asked and match and match[5] == asked[2] and match[6] == answer
-            sideways = asked[2].endswith("of")
-            assert match[1] == ("left to right" if sideways else "top to bottom")
-            assert (match[3] == "first") == ((asked[2] in ("left of", "above")) == (answer == "yes"))
-            met = re.findall(r"an? (\w+) (\w+ \w+): (.*?)(?= an? \w+ \w+ \w+:|$)", match[2])
-            things = sorted(scene.things, key=lambda t: (t.x, t.y) if sideways else (t.y, t.x))
-            assert [(size, name) for size, name, _ in met] == [(t.size, f"{t.colour} {t.shape}") for t in things]
-            assert [name for _, name, _ in met if name in (asked[1], asked[3])] == [
-                asked[1 if order == "first" else 3] for order in match.group(3, 4)
-            ]
-            for _, name, comparisons in met:
-                assert ("first." in comparisons, "second." in comparisons) == (name == asked[1], name == asked[3])
+            assert (int(match[2]) < int(match[3])) == (match[4] == "<")
+            assert (match[4] == "<") == ((match[5] in ("left of", "above")) == (answer == "yes"))
+            met = re.findall(r"(row|column) (\d): an? (\w+) (\w+ \w+): (.*?)(?= (?:row|column) \d: an? |$)", *walk)
+            assert [size for _, _, size, _, _ in met] == [t.size for t in in_reading_order(scene)]
+            for line, number, _, name, comparisons in met:
+                assert ("first: " in comparisons, "second: " in comparisons) == (name == asked[1], name == asked[3])
+                if name in (asked[1], asked[3]):
+                    assert (line, number) == (match[1], match[2 if name == asked[1] else 3])
+                    assert f": {line} {number}." in comparisons
     assert seen > 20
 
 
