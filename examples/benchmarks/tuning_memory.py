@@ -3,7 +3,7 @@
 python examples/benchmarks/tuning_memory.py
 
 The model has dps-nano's tokenizers and tower and a random decoder of SmolLM2-360M's sizes, and is tuned by `examples/sft.py`.
-Memory is all that the process held at its peak, Python and libraries included: compare the differences.
+Memory is all that the process held at its peak, Python, libraries and the pages of the file that is loaded included.
 """
 
 import json
@@ -26,7 +26,7 @@ SIZES = {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32}
 SIZES |= {"num_attention_heads": 15, "num_key_value_heads": 5}
 WAYS = {
     "nothing loaded": None,
-    "LoRA, 32 bits": [],
+    "LoRA, 32 bits": ["--dtype", "float32"],
     "LoRA, 16 bits": ["--dtype", "bfloat16"],
     "QLoRA, 8 bits": ["--load_in_8bit", "--dtype", "bfloat16"],
     "QLoRA, 4 bits": ["--load_in_4bit", "--dtype", "bfloat16"],
@@ -52,7 +52,7 @@ def save_model(folder: Path) -> int:
         image_tokenizer=str(folder / "image_tokenizer"),
         tokenizer=str(folder / "tokenizer"),
     )
-    model.save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)  # as published models are
     processor.save_pretrained(folder)
     return model.num_parameters()
 
