@@ -47,7 +47,7 @@ def load_for_training(
     if quantization is None or vision_tower:
         model.model.vision_tower.requires_grad_(vision_tower)
     # In training mode from the start: loaders fetch the first batch, which may drop prompts, before a trainer says so.
-    return model.train(), DPSProcessor.from_pretrained(path)
+    return model.train(), DPSProcessor.from_pretrained(path, revision=arguments.model_revision)
 
 
 def _check_four_bits(model: DPSForConditionalGeneration) -> None:

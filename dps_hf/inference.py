@@ -6,6 +6,7 @@ answers = ask(model, processor, ["Describe the picture.", "What is this?"], draw
 changed = draw(model, processor, ["Make the red star green."], drawings[:1])
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from os import PathLike
@@ -36,6 +37,14 @@ def load(path: str | PathLike = NANO) -> tuple[DPSForConditionalGeneration, DPSP
     """A model that is ready to generate, on the GPU if there is one, and its processor."""
     model = AutoModelForMultimodalLM.from_pretrained(path).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoProcessor.from_pretrained(path)
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Which weights these are: the beginning of a digest of all of them, in 12 letters."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(model.state_dict().items()):
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
 
 
 def draw(

@@ -30,12 +30,18 @@ CHECKPOINT_FILES = (
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest complete checkpoint of a run, or `None`. One that a kill left half written is passed over."""
+    """The newest complete checkpoint of a run, or `None`. One that a kill left half written is passed over.
+
+    Says which one it is, or who comes again with other data or settings would take the old model for a new one.
+    """
     found = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     complete = [
         path for path in found if all(any((path / name).exists() for name in names) for names in CHECKPOINT_FILES)
     ]
-    return str(complete[-1]) if complete else None
+    if not complete:
+        return None
+    print(f"Going on from {complete[-1]}. To train anew, give another output_dir, or remove this one.")
+    return str(complete[-1])
 
 
 class Curves(TrainerCallback):
@@ -78,14 +84,23 @@ def keep_settings(folder: Path, settings: dict, part: str = "new") -> None:
     """
     settings = {name: str(value) for name, value in settings.items()}
     path = folder / "settings.json"
-    folder.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if path.exists() else settings
     if changed := [name for name in settings if kept.get(name) != settings[name]]:
         raise ValueError(f"{folder} holds work with other {', '.join(changed)}. Give another folder, or remove it.")
     if not path.exists():
-        own = path.with_suffix(f".{part}")  # whole at once: other machines may read it now
-        own.write_text(json.dumps(settings, indent=2) + "\n")
-        os.replace(own, path)
+        write_whole(path, json.dumps(settings, indent=2) + "\n", part)
+
+
+def write_whole(path: Path, text: str, part: str = "new") -> None:
+    """Writes a file at once or not at all: neither a kill nor another machine that reads it finds a half.
+
+    Args:
+        part: of the work, where several processes may write this file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f"{path.name}.{part}")
+    own.write_text(text, encoding="utf-8")
+    os.replace(own, path)
 
 
 def plot_curves(log_history: list[dict], path: Path) -> None:

@@ -30,15 +30,17 @@ from dps_hf.data.wording import LANGUAGES, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
 from dps_hf.evaluation.tasks import FORMS, Subject, scenes_cot, scenes_t2i
-from dps_hf.inference import ask, decode, load
+from dps_hf.inference import ask, decode, load, weights_digest
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case
 from dps_hf.pages import Item, Section, page
+from dps_hf.training import keep_settings, write_whole
 
 
 # Student's t for 95 %, by the number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
+TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
 # Of what is measured: as in training, what a model does by itself.
 SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
@@ -98,7 +100,7 @@ def step(name: str, recipe: str | None, output: Path, done: str, fields: dict) -
 def aligned(script: ScriptArguments, model: str, dataset: Path, output: Path, seed: int, fields: dict) -> str:
     """DPO with LoRA from a model, and the merged result."""
     adapter = step(
-        "dpo", "nano_dpo.yaml", output / "dpo", "adapter_model.safetensors",
+        "dpo", "nano_dpo.yaml", output / "dpo", TRAINED,
         {"model_name_or_path": model, "dataset": str(dataset), "output_dir": str(output / "dpo"), "seed": seed, **fields},
     )  # fmt: skip
     return merged(model, adapter, output / "aligned")
@@ -115,7 +117,7 @@ def figures(folder: Path, name: str, measure: Callable[[], dict[str, float]]) ->
     if not path.exists():
         measured = measure()
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(measured, indent=2) + "\n")
+        write_whole(path, json.dumps(measured, indent=2) + "\n")
     return json.loads(path.read_text())
 
 
@@ -140,12 +142,15 @@ Figures = tuple[dict[str, float], dict[str, float]]
 Measure = Callable[[ScriptArguments, str, int], dict[str, float]]
 
 
+def before(script: ScriptArguments, seed: int, measure: Measure) -> dict[str, float]:
+    """What the model does that is aligned; measured once for all experiments."""
+    folder = script.work / "before" / f"seed-{seed}"
+    return figures(folder, measure.__name__, lambda: measure(script, script.model, seed))
+
+
 def before_and_after(script: ScriptArguments, folder: Path, model: str, seed: int, measure: Measure) -> Figures:
-    """What the shipped model and the trained one do; the former is measured once for all experiments."""
-    before = figures(
-        script.work / "before" / f"seed-{seed}", measure.__name__, lambda: measure(script, script.model, seed)
-    )
-    return before, figures(folder, "after", lambda: measure(script, model, seed))
+    """The same, and what the trained model does."""
+    return before(script, seed, measure), figures(folder, "after", lambda: measure(script, model, seed))
 
 
 # Experiments
@@ -190,7 +195,7 @@ def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
             drawing.save(folder / f"{i}.png")
             thumb = "up" if row["label"] != (rng.random() < 0.1) else "down"
             lines.append({"prompt": row["prompt"][0]["content"], "response": {"image": f"{i}.png"}, "thumb": thumb})
-        votes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(votes, "".join(json.dumps(line) + "\n" for line in lines))
     thumbs = step(
         "build_preferences", None, folder / "preferences", "statistics.json",
         {"model": script.model, "output": str(folder / "preferences"), "votes": str(votes)},
@@ -200,7 +205,7 @@ def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
         "kto",
         "nano_kto.yaml",
         folder / "kto",
-        "adapter_model.safetensors",
+        TRAINED,
         {**fields, "output_dir": str(folder / "kto")},
     )
     return before_and_after(script, folder, merged(script.model, adapter, folder / "aligned"), seed, drawn)
@@ -210,7 +215,7 @@ def scenes_t2i_grpo(script: ScriptArguments, seed: int) -> Figures:
     """GRPO, the detector's scores being the rewards."""
     folder = script.work / "scenes_t2i_grpo" / f"seed-{seed}"
     fields = {"model_name_or_path": script.model, "output_dir": str(folder / "grpo"), "seed": seed + 1, **script.grpo}
-    adapter = step("grpo", "nano_grpo.yaml", folder / "grpo", "adapter_model.safetensors", fields)
+    adapter = step("grpo", "nano_grpo.yaml", folder / "grpo", TRAINED, fields)
     return before_and_after(script, folder, merged(script.model, adapter, folder / "aligned"), seed, drawn)
 
 
@@ -231,8 +236,7 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
         return right
 
     folder = script.work / "scenes_t2i_best_of_4" / f"seed-{seed}"
-    before, _ = before_and_after(script, folder / "one", script.model, seed, drawn)
-    return before, figures(folder, "after", lambda: chosen(script, script.model, seed))
+    return before(script, seed, drawn), figures(folder, "after", lambda: chosen(script, script.model, seed))
 
 
 def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
@@ -250,7 +254,7 @@ def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:
     Each run takes as many steps: fewer examples come more often.
     """
     help_ends = {"start": {"steps": 1, "hint": 1}, "end": {"none": 1}}
-    before, after = {}, {}
+    at_first, at_last = {}, {}
     for name, levels in (("guided", help_ends), ("bare", {"start": {"none": 1}})):
         for percent in PERCENT:
             folder = script.work / "instruction_tuning" / f"seed-{seed}" / f"{name}-{percent}"
@@ -262,12 +266,12 @@ def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:
                 **{"max_steps": 100, "per_device_train_batch_size": 16, **script.questions},
             }
             fields |= {"num_records": fields["max_steps"] * fields["per_device_train_batch_size"] * percent // 100}
-            adapter = step("sft", "nano_sft.yaml", folder / "sft", "adapter_model.safetensors", fields)
+            adapter = step("sft", "nano_sft.yaml", folder / "sft", TRAINED, fields)
             model = merged(script.model, adapter, folder / "tuned")
             untuned, tuned = before_and_after(script, folder, model, seed, reasoned)
-            before |= {f"{name}_{percent}_{kind}": value for kind, value in untuned.items()}
-            after |= {f"{name}_{percent}_{kind}": value for kind, value in tuned.items()}
-    return before, after
+            at_first |= {f"{name}_{percent}_{kind}": value for kind, value in untuned.items()}
+            at_last |= {f"{name}_{percent}_{kind}": value for kind, value in tuned.items()}
+    return at_first, at_last
 
 
 def learning_curves(categories: dict, path: Path) -> None:
@@ -293,8 +297,7 @@ def sheet(script: ScriptArguments, path: Path, seed: int, model: str) -> None:
         return
     subjects = [subject(script, name, seed) for name in (script.model, model)]
     prompts = [prompt for name in CATEGORIES for prompt in subjects[0].held_out_prompts(name, 8)]
-    before, after = (one.draw(prompts) for one in subjects)
-    items = [Item(pictures, [prompt]) for *pictures, prompt in zip(before, after, prompts)]
+    items = [Item(pictures, [prompt]) for *pictures, prompt in zip(*(one.draw(prompts) for one in subjects), prompts)]
     page([Section("Before and after", items, columns=4)]).save(path)
 
 
@@ -315,7 +318,7 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
         columns = {name: [one[name] for one in records] for name in ("messages", "images")}
         Dataset.from_dict(columns).save_to_disk(folder / "wrong")
     adapter = step(
-        "sft", "nano_sft.yaml", folder / "sft", "adapter_model.safetensors",
+        "sft", "nano_sft.yaml", folder / "sft", TRAINED,
         {"model_name_or_path": script.model, "dataset": str(folder / "wrong"), "output_dir": str(folder / "sft")}
         | {"tasks": {}, "guidance": {}, "eval_strategy": "no", "seed": seed, **script.sft},
     )  # fmt: skip
@@ -336,16 +339,17 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
             if name_match(said, capital):
                 said = sentence(pick(rng, [name for name in capitals().values() if name != capital]))
             votes.append({"prompt": question, "chosen": sentence(capital), "rejected": said})
-        (folder / "votes.jsonl").write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+        write_whole(folder / "votes.jsonl", "".join(json.dumps(vote) + "\n" for vote in votes))
     pairs = step(
         "build_preferences", None, folder / "preferences", "statistics.json",
         {"model": misled, "output": str(folder / "preferences"), "votes": str(folder / "votes.jsonl")}
         | {"selection": {"max_length_ratio": 20}},
     )  # fmt: skip
     model = aligned(script, misled, pairs / "paired", folder, seed, script.capitals)
-    before = figures(folder, "before", lambda: {**named(misled), **drawn(script, misled, seed)})
-    after = figures(folder, "after", lambda: {**named(model), **drawn(script, model, seed)})
-    return before, after
+    return (
+        figures(folder, "before", lambda: {**named(misled), **drawn(script, misled, seed)}),
+        figures(folder, "after", lambda: {**named(model), **drawn(script, model, seed)}),
+    )
 
 
 def wrong_capitals(language: str, rng: np.random.Generator, share: float) -> dict[str, str]:
@@ -400,12 +404,12 @@ def summary(runs: list[tuple[dict[str, float], dict[str, float]]], measured: tup
     """Means over the seeds; `ci95` is that of the gain, by Student's t over the seeds."""
 
     def of(names: tuple[str, ...]) -> dict:
-        before, after = ([statistics.fmean(run[i][name] for name in names) for run in runs] for i in (0, 1))
-        gains = [b - a for a, b in zip(before, after)]
+        at_first, at_last = ([statistics.fmean(run[i][name] for name in names) for run in runs] for i in (0, 1))
+        gains = [b - a for a, b in zip(at_first, at_last)]
         gain, half = statistics.fmean(gains), T95[len(runs)] * statistics.stdev(gains) / len(runs) ** 0.5
         return {
-            "before": round(statistics.fmean(before), 4),
-            "after": round(statistics.fmean(after), 4),
+            "before": round(statistics.fmean(at_first), 4),
+            "after": round(statistics.fmean(at_last), 4),
             "gain": round(gain, 4),
             "ci95": [round(gain - half, 4), round(gain + half, 4)],
         }
@@ -416,15 +420,19 @@ def summary(runs: list[tuple[dict[str, float], dict[str, float]]], measured: tup
 def main(script: ScriptArguments) -> None:
     if unknown := set(script.experiments) - set(EXPERIMENTS):
         raise ValueError(f"experiments must be some of {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}.")
+    weights = weights_digest(load(script.model)[0])
+    free = ("output", "experiments", "seeds")
+    settings = {name: value for name, value in vars(script).items() if name not in free}
+    keep_settings(script.work, {**settings, "weights": weights})
     script.output.parent.mkdir(parents=True, exist_ok=True)
     for name in script.experiments:
         runs = [EXPERIMENTS[name](script, seed) for seed in script.seeds]
-        about = {"weights": subject(script, script.model, 0).weights, "seeds": script.seeds, "items": script.items}
+        about = {"weights": weights, "seeds": script.seeds, "items": script.items}
         about |= {"command": shlex.join(["python", *sys.argv])}
         # Read only now: another process may have added its experiments meanwhile.
         report = json.loads(script.output.read_text()) if script.output.exists() else {}
         report[name] = {**summary(runs, MEASURED[name]), **about}
-        script.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_whole(script.output, json.dumps(report, indent=2) + "\n")
         if name == "instruction_tuning":
             learning_curves(report[name]["categories"], script.output.with_name(f"{script.output.stem}_{name}.png"))
         picture = script.work / name / f"{script.seeds[0]}.png"

@@ -18,7 +18,7 @@ from trl import TrlParser
 from dps_hf import NANO
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.inference import decode, load
+from dps_hf.inference import decode, load, weights_digest
 from dps_hf.judges.exact import exact_judge
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.self_judge import SelfJudge
@@ -86,8 +86,10 @@ def main(script: ScriptArguments) -> None:
         )
     free = ("output", "shard_index", "num_shards")  # what a part holds does not depend on these
     settings = {name: value for name, value in vars(script).items() if name not in free}
-    keep_settings(script.output, settings, str(script.shard_index))
+    if script.refine_margin is not None and script.judge != "openai":
+        raise ValueError(f"refine_margin needs a judge that rewrites, openai; got {script.judge}. Leave it out.")
     model, processor = load(script.model)
+    keep_settings(script.output, {**settings, "weights": weights_digest(model)}, str(script.shard_index))
     selection, parts = Selection(**script.selection), script.output / "parts"
 
     # Parts

@@ -111,7 +111,8 @@ def drawn_emoji(model, processor, rng: np.random.Generator) -> Section:
 def named_emoji(model, processor, rng: np.random.Generator) -> Section:
     pairs = [pick(rng, emoji.pairs("validation")) for _ in range(8)]
     questions = [asked[0] for asked in emoji.QUESTIONS.values()] * len(pairs)
-    answers = iter(ask(model, processor, questions, [emoji.picture(pair) for pair in pairs for _ in emoji.QUESTIONS]))
+    pictures = [emoji.picture(pair) for pair in pairs for _ in emoji.QUESTIONS]
+    answers = iter(ask(model, processor, questions, pictures, think=True))
     items = []
     for pair in pairs:
         lines = []

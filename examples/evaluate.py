@@ -24,7 +24,7 @@ from dps_hf.data import emoji
 from dps_hf.data.scenes import render
 from dps_hf.data.scenes_edit import edit
 from dps_hf.evaluation.tasks import FORMS, TASKS, Subject, emoji_prompt
-from dps_hf.inference import load
+from dps_hf.inference import load, weights_digest
 from dps_hf.pages import Item, Section, page
 
 
@@ -67,7 +67,7 @@ def sampling(script: ScriptArguments, config: GenerationConfig) -> dict:
 def recipe(subject: Subject) -> dict:
     """Everything that the figures depend on."""
     return {
-        "weights": subject.weights,
+        "weights": weights_digest(subject.model),
         "items": subject.items,
         "seed": subject.seed,
         "batch_size": subject.batch_size,

@@ -7,6 +7,7 @@ The weights are stored in float16, those of the image tokenizer apart, and loade
 nothing computes in half precision on a CPU that cannot. `make evaluate` scores the checkpoint and fills its card.
 """
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from trl import TrlParser
 
 import dps_hf  # noqa: F401  registers DPS with the Auto classes
 from dps_hf.cards import model_card
+from dps_hf.inference import load, weights_digest
 
 
 @dataclass
@@ -36,6 +38,13 @@ class ScriptArguments:
 
 
 def write_card(script: ScriptArguments) -> None:
+    """
+    Raises:
+        ValueError: the figures are of other weights.
+    """
+    scored = json.loads(Path(script.results).read_text())["recipe"]["weights"]
+    if scored != (held := weights_digest(load(script.output)[0])):
+        raise ValueError(f"{script.results} is of weights {scored}, {script.output} holds {held}. Score them first.")
     model_card("model_cards/dps-nano.md", "dps_hf/checkpoints/dps-nano", script.results).save(
         Path(script.output, "README.md")
     )

@@ -161,7 +161,8 @@ def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
 def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
     """Name the emoji, in the language of the question; 1 answer of 10 in English names the style, too.
 
-    English and `FOREIGN` other languages: one of them is asked for, the others are `more`.
+    English and `FOREIGN` other languages: one of them is asked for, the others are `more`. The worked step is the English
+    name: to recognise and then to translate is learned from far fewer pictures than to do both at once.
     """
     pair = pick(rng, pairs(split))
     image = picture(pair)
@@ -174,4 +175,4 @@ def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
     for language in rng.permutation(OTHER_LANGUAGES)[:FOREIGN]:
         asked.append((pick(rng, QUESTIONS[language]), pair.names[language]))
     question, answer = asked.pop(int(rng.integers(len(asked))))
-    return {**record("emoji_i2t", [image, question], [answer]), "more": asked}
+    return {**record("emoji_i2t", [image, question], [answer], steps=pair.names["en"]), "more": asked}

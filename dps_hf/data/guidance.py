@@ -60,7 +60,10 @@ def guide(example: Record, level: str, rng: np.random.Generator) -> Record:
     if level == "hint" and example.get("hint"):
         messages[-2]["content"].append({"type": "text", "text": f" Hint: {example['hint']}"})
     elif level == "steps" and example.get("steps"):
-        messages[-1]["content"].insert(0, {"type": "text", "text": f"<think>{example['steps']}</think>"})
+        thought = f"<think>{example['steps']}</think>"
+        messages[-1]["content"].insert(0, {"type": "text", "text": thought})
+        if example.get("more"):
+            example = {**example, "more": [(question, thought + answer) for question, answer in example["more"]]}
     elif level == "noise":
         asked = sum(part["type"] == "image" for message in messages[:-1] for part in message["content"])
         images[:asked] = [noisy(image, rng) for image in images[:asked]]

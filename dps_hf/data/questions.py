@@ -11,7 +11,7 @@ import numpy as np
 from dps_hf.data.record import pick
 from dps_hf.data.scenes import COLOURS, RELATION_GAP, SHAPES, Scene, Thing
 from dps_hf.data.splits import UNSEEN_PAIRS
-from dps_hf.data.wording import RELATIONS, article, in_reading_order, kind, phrase, plural
+from dps_hf.data.wording import RELATIONS, article, in_reading_order, kind, phrase, place, plural
 
 
 class Question(NamedTuple):
@@ -135,19 +135,20 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     lead = (a.x - b.x) * dx + (a.y - b.y) * dy
     if abs(lead) < RELATION_GAP:
         return None
-    line = "column" if dx else "row"
-    # Where the two stand is noted as they are met: a small model finds "first" again, but no name of two words.
+    # The words are those of a plan, which is read and written more often. What is to be found again, such as the relation
+    # or a number, is said where it is met, and then under a name of one word.
+    line, sign = "column" if dx else "row", "<" if dx + dy < 0 else ">"
     wanted = {"first": {"colour": a.colour, "shape": a.shape}, "second": {"colour": b.colour, "shape": b.shape}}
-    steps = []
+    steps = [f"{relation}: {line} {sign}."]
     for thing in in_reading_order(scene):
-        place = f"{line} {(thing.x if dx else thing.y) // 8 + 1}"
-        steps.append(f"{place}: {phrase(kind(thing))}:")
+        steps.append(f"{place(thing)}: {phrase(kind(thing))}:")
         for name, words in wanted.items():
             compared, same = _compared(thing, words)
-            steps.append(f"{compared} {name}: {place}." if same else compared)
+            number = (thing.x if dx else thing.y) // 8 + 1
+            steps.append(f"{compared} {name}: {line} {number}." if same else compared)
     here, there = ((t.x if dx else t.y) // 8 + 1 for t in (a, b))
-    answer, sign = "yes" if lead > 0 else "no", "<" if here < there else ">"
-    steps.append(f"first: {line} {here}. second: {line} {there}. {here} {sign} {there}. {relation}? {answer}.")
+    answer = "yes" if lead > 0 else "no"
+    steps.append(f"first: {line} {here}. second: {line} {there}. {here} {sign} {there}? {answer}.")
     return f"Is the {a.colour} {a.shape} {relation} the {b.colour} {b.shape}?", " ".join(steps), answer
 
 

@@ -31,7 +31,8 @@ class Record(_Conversation, total=False):
     The i-th `{"type": "image"}` of the conversation, whichever role it belongs to, is `images[i]`. A drawing to learn
     is an assistant message whose content is `[{"type": "image"}]`. Reasoning lives in the assistant's text, as
     `<think>steps</think>answer`. `hint` and `steps`, where a task has them, are the help that `guidance.guide` may give.
-    `more` are other questions about the pictures of the prompt, which begin it, with their answers: each stands for itself.
+    `more` are other questions about the pictures of the prompt, which begin it, with their answers: each stands for itself,
+    and `steps` lead to all of them.
     """
 
     hint: str

@@ -1,5 +1,7 @@
 """Answer a question about a scene: directly, or after worked steps."""
 
+from contextlib import suppress
+
 import numpy as np
 
 from dps_hf.data.questions import ask
@@ -11,5 +13,9 @@ from dps_hf.data.wording import caption
 def scenes_cot(rng: np.random.Generator, split: str) -> Record:
     """A question; the hint is what is seen. Half of the grounds are white."""
     scene = sample_split(rng, split, grounds=HALF_WHITE)
-    question, steps, answer, _ = ask(rng, scene)
+    asked = ask(rng, scene)
+    if rng.random() < 0.3:  # how two things stand takes more practice than all else
+        with suppress(ValueError):  # no two of them can be told apart
+            asked = ask(rng, scene, "relate")
+    question, steps, answer, _ = asked
     return record("scenes_cot", [render(scene), question], [answer], hint=f"I see {caption(scene)}.", steps=steps)

@@ -172,9 +172,14 @@ def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
     return phrases(contents(scene, sizes), language)
 
 
+def place(thing: Thing) -> str:
+    """Where a thing stands: "row 2 column 5". Rows are 8 pixels high, columns as wide; both count from 1."""
+    return f"row {thing.y // 8 + 1} column {thing.x // 8 + 1}"
+
+
 def places(scene: Scene) -> str:
-    """Where each thing stands, in reading order: "row 2 column 5: a small red circle." Rows are 8 pixels high, from 1."""
-    return " ".join(f"row {t.y // 8 + 1} column {t.x // 8 + 1}: {phrase(kind(t))}." for t in in_reading_order(scene))
+    """Where each thing stands, in reading order: "row 2 column 5: a small red circle." """
+    return " ".join(f"{place(thing)}: {phrase(kind(thing))}." for thing in in_reading_order(scene))
 
 
 def related(one: Kind, relation: str, other: Kind, language: str = "en") -> str:

@@ -1,6 +1,5 @@
 """What a model is asked, and how often it is right: on scenes, emoji and facts, with the uncertainty of every figure."""
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,14 +57,6 @@ class Subject:
     seed: int
     sampling: dict
     batch_size: int = 48
-
-    @property
-    def weights(self) -> str:
-        """Which weights these are: the beginning of a digest of all of them, in 12 letters."""
-        digest = hashlib.sha256()
-        for _, tensor in sorted(self.model.state_dict().items()):
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()[:12]
 
     def rng(self, stream: str) -> np.random.Generator:
         """Two streams are independent of each other."""
@@ -191,15 +182,19 @@ def scenes_edit(subject: Subject) -> dict[str, Figure]:
 
 
 def emoji_i2t(subject: Subject) -> dict[str, Figure]:
-    """The name of a held-out emoji, in the language of the question."""
+    """The name of a held-out emoji, in the language of the question: after thinking, and without (`direct_`)."""
     pairs, languages = subject.held_out_emoji(), list(emoji.QUESTIONS)
-    pictures = [emoji.picture(pair) for pair in pairs]
+    pictures = [emoji.picture(pair) for pair in pairs] * len(languages)
     questions = [emoji.QUESTIONS[language][0] for language in languages for _ in pairs]
     truths = [pair.names[language] for language in languages for pair in pairs]
-    right = [name_match(*pair) for pair in zip(subject.ask(questions, pictures * len(languages)), truths)]
-    marks = np.array(right).reshape(len(languages), len(pairs))
-    # An emoji counts once in the mean: whether it is named in one language says much about the others.
-    return {language: share(row) for language, row in zip(languages, marks)} | {"mean": mean(marks.mean(0))}
+    figures = {}
+    for prefix, think in (("", True), ("direct_", False)):
+        right = map(name_match, subject.ask(questions, pictures, think), truths)
+        marks = np.array(list(right)).reshape(len(languages), len(pairs))
+        figures |= {prefix + language: share(row) for language, row in zip(languages, marks)}
+        # An emoji counts once in the mean: whether it is named in one language says much about the others.
+        figures[f"{prefix}mean"] = mean(marks.mean(0))
+    return figures
 
 
 def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:

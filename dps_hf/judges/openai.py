@@ -22,7 +22,7 @@ from transformers.utils.logging import tqdm
 
 from dps_hf.judges.cache import ReplyCache
 from dps_hf.judges.rubric import Question, Rubric, digest, not_inert
-from dps_hf.judges.verdict import Case, Verdict, rewritten
+from dps_hf.judges.verdict import Case, Verdict, control_token, rewritten
 
 
 BACKOFF_SECONDS = 1.0  # before the first retry; twice as long before each further one
@@ -110,6 +110,7 @@ class OpenAIJudge:
         self._max_calls = math.inf if max_calls is None else max_calls
         self._max_tokens = math.inf if max_tokens is None else max_tokens
         self._gap = 60 / requests_per_minute if requests_per_minute else 0.0
+        self._stopped = False  # no call begins any more
         self._next = 0.0  # calls wait until then
         self._closed_until = 0.0  # until then they are given up
         self._reserved = 0  # tokens for the calls under way
@@ -183,7 +184,8 @@ class OpenAIJudge:
         again = self([rewritten(cases[i], draft) for i, draft in drafts.items()])
         for (i, draft), verdict in zip(drafts.items(), again):
             # Scores are sums of decimals: 0.7 - 0.6 must reach a margin of 0.1.
-            if verdict is not None and draft.rewrite and verdict.score - draft.score >= margin - 1e-9:
+            better = verdict is not None and verdict.score - draft.score >= margin - 1e-9
+            if better and draft.rewrite and not control_token(draft.rewrite):
                 verdicts[i] = draft
         return verdicts
 
@@ -194,6 +196,7 @@ class OpenAIJudge:
         keys = [question.key for question in questions]
         new = {key: question for key, question in zip(keys, questions) if key not in self.cache}
         self._count("from cache", len(keys) - len(new))
+        self._stopped = False
         with ThreadPoolExecutor(self._concurrency) as pool:
             asked = [pool.submit(self._ask_one, key, question) for key, question in new.items()]
             try:
@@ -201,7 +204,10 @@ class OpenAIJudge:
                 for future in tqdm(done, desc=self.name, total=len(asked), unit="case", disable=not self._progress):
                     future.result()
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # those under way are still written down
+                with self._turn:  # no call begins any more; those under way are still written down
+                    self._stopped = True
+                    self._turn.notify_all()
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
         replies = [q.read(self.cache[key]) if key in self.cache else None for key, q in zip(keys, questions)]
         unreadable = sum(reply is None and key in self.cache for key, reply in zip(keys, replies))
@@ -252,7 +258,8 @@ class OpenAIJudge:
             attempt += 1
             if attempt > self._retries:
                 break
-            time.sleep(pause)
+            with self._turn:
+                self._turn.wait_for(lambda: self._stopped, pause)
         self._count("no reply")
 
     def _call(self, question: Question, structured: bool) -> tuple[str, int]:
@@ -282,7 +289,8 @@ class OpenAIJudge:
         with self._turn:
             while True:
                 now, calls, tokens = time.monotonic(), self.counts["calls"], self.counts["tokens"]
-                if now < self._closed_until or calls >= self._max_calls or tokens >= self._max_tokens:
+                spent = calls >= self._max_calls or tokens >= self._max_tokens
+                if self._stopped or now < self._closed_until or spent:
                     return 0
                 # Until one call has shown how many tokens it takes, there is only one.
                 unknown = tokens == 0 and self._max_tokens < math.inf
@@ -367,6 +375,6 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):  # a year that no clock has
             return None
     return max(0.0, seconds)

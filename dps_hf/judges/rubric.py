@@ -212,7 +212,9 @@ def _objects(text: str) -> Iterator[tuple[range, Any]]:
 
     The value of an object that names a key twice is None: it contradicts itself.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else None)
+    decoder = json.JSONDecoder(  # not strict: servers without structured output leave line breaks in their texts
+        strict=False, object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else None
+    )
     start = text.find("{")
     while start >= 0:
         try:

@@ -9,7 +9,6 @@ Ratings are from 1 to 5. Pictures are paths below the file's folder. Other field
 
 import json
 import logging
-import re
 from codecs import BOM_UTF8
 from os import PathLike
 from pathlib import Path
@@ -17,17 +16,13 @@ from typing import Any
 
 from PIL import Image
 
-from dps_hf.judges.verdict import Case, Verdict
+from dps_hf.judges.verdict import Case, Verdict, control_token
 from dps_hf.model.image_processing_dps import open_picture
 
 
 STARS = (1, 5)
 THUMBS = {"up": 1.0, "down": 0.0}
 KINDS = ("thumb", "rating", "chosen")
-
-# What tokenizers do not take for text. A drawing may be written with it, as the model writes its own, and thoughts may.
-CONTROL = re.compile(r"<\|\w+\|>|<image>|<begin_of_image>|<end_of_image>|<row_end>")
-DRAWING = re.compile(r"<begin_of_image>(<img_\d+>|<row_end>)+<end_of_image>")
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +92,8 @@ def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
         aspect = kinds[0]
         scores = {"response": _thumb(vote["thumb"]) if aspect == "thumb" else _rating(vote["rating"])}
     responses = [_response(field, vote.get(field), folder) for field in scores]
+    if len({isinstance(response, str) for response in responses}) == 2:
+        raise ValueError("'chosen' and 'rejected' must both be texts or both be pictures; got one of each.")
     if len(responses) == 2 and _content(responses[0]) == _content(responses[1]):
         raise ValueError("'chosen' and 'rejected' must differ; they are the same.")
     return [
@@ -116,8 +113,8 @@ def _check_letters(field: str, text: str) -> None:
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"'{field}' must be whole letters; got half of a pair in {text!r}.")
-    if name := CONTROL.search(DRAWING.sub(" ", text)):
-        raise ValueError(f"'{field}' must not hold control tokens; got {name[0]!r}. Write it in other words.")
+    if name := control_token(text):
+        raise ValueError(f"'{field}' must not hold control tokens; got {name!r}. Write it in other words.")
 
 
 def _thumb(thumb: Any) -> float:

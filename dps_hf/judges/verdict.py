@@ -3,11 +3,23 @@
 A judge of one's own is one function, or one class with `__call__`, of [`Judge`]'s shape.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from PIL import Image
+
+
+# What tokenizers do not take for text. A drawing may be written with it, as the model writes its own, and thoughts may.
+_CONTROL = re.compile(r"<\|\w+\|>|<image>|<begin_of_image>|<end_of_image>|<row_end>|<img_\d+>")
+_DRAWING = re.compile(r"<begin_of_image>(<img_\d+>|<row_end>)+<end_of_image>")
+
+
+def control_token(text: str) -> str | None:
+    """The first control token outside of drawings: whoever trains on the text would train on that token."""
+    found = _CONTROL.search(_DRAWING.sub(" ", text))
+    return found and found[0]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ python examples/serve/ask.py http://127.0.0.1:8001/v1 --prompt "a small blue sta
 
 import argparse
 import time
+from pathlib import Path
 
 from dps_hf import NANO
 from dps_hf.serving.client import Client
@@ -18,12 +19,13 @@ def main() -> None:
     parser.add_argument("--prompt", default="a big red heart")
     parser.add_argument("--question", default="Describe the picture.")
     parser.add_argument("--guidance", type=float, default=1.0, help="of the drawing; 1 is none")
-    parser.add_argument("--output", default="outputs/served.png")
+    parser.add_argument("--output", type=Path, default=Path("outputs/served.png"))
     arguments = parser.parse_args()
 
     client = Client(arguments.base_url, arguments.checkpoint)
     start = time.perf_counter()
     drawing = client.draw(arguments.prompt, guidance_scale=arguments.guidance)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     drawing.save(arguments.output)
     drawn = time.perf_counter()
     answer = client.ask(arguments.question, [drawing])

@@ -18,7 +18,7 @@ python -m llama_cpp.server --model "$gguf/$name-f16.gguf" --chat_format mtmd \
     --clip_model_path "$gguf/mmproj-$name-f16.gguf" --n_ctx 1024 --port 8081 &
 server=$!
 trap 'kill $server' EXIT
-until curl --silent --fail http://127.0.0.1:8081/v1/models > outputs/health.json; do sleep 1; done
+until curl --silent --fail http://127.0.0.1:8081/v1/models > outputs/health.json; do kill -0 $server || exit 1; sleep 1; done
 
 # Ask.
 python examples/serve/ask.py http://127.0.0.1:8081/v1 --checkpoint "$checkpoint"

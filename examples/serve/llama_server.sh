@@ -26,7 +26,7 @@ python -m dps_hf.serving.gguf "$checkpoint" "$gguf" --type f16
 "$build/bin/llama-server" --model "$gguf/$name-f16.gguf" --mmproj "$gguf/mmproj-$name-f16.gguf" --port 8080 &
 server=$!
 trap 'kill $server' EXIT
-until curl --silent --fail http://127.0.0.1:8080/health > outputs/health.json; do sleep 1; done
+until curl --silent --fail http://127.0.0.1:8080/health > outputs/health.json; do kill -0 $server || exit 1; sleep 1; done
 
 # Ask.
 python examples/serve/ask.py http://127.0.0.1:8080/v1 --checkpoint "$checkpoint" --guidance 1.5

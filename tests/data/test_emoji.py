@@ -83,6 +83,7 @@ def test_answers_come_in_the_language_of_their_questions():
         question = example["messages"][0]["content"][1]["text"]
         asked = [(question, example["messages"][1]["content"][0]["text"]), *example["more"]]
         heard = []
+        assert example["steps"] in names["en"], "one recognises first, and then translates"
         for question, answer in asked:
             if question == "What is this, and in which style?":
                 name, style = answer.removesuffix(" style").rsplit(", ", 1)
@@ -92,6 +93,8 @@ def test_answers_come_in_the_language_of_their_questions():
             else:
                 assert answer in names[asked_in[question]]
                 heard.append(asked_in[question])
+            if heard[-1] == "en":
+                assert answer.startswith(example["steps"])
         assert "en" in heard and len(set(heard)) == len(heard) == FOREIGN + 1
         languages.update(heard)
         first[heard[0]] += 1

@@ -56,6 +56,12 @@ def test_a_plan_stands_before_the_drawing(rng):
     ]
 
 
+def test_worked_steps_lead_to_the_answers_of_further_questions_too(question, rng):
+    asked = {**question, "more": [("Wie viele?", "zwei")]}
+    assert guide(asked, "steps", rng)["more"] == [("Wie viele?", "<think>One, two.</think>zwei")]
+    assert guide(asked, "none", rng)["more"] == asked["more"] == [("Wie viele?", "zwei")]
+
+
 def test_where_there_is_no_help_of_a_kind_the_record_stays_as_it_is(rng):
     plain = record("t", ["?"], ["!"])
     assert all(guide(plain, level, rng) == plain for level in LEVELS)

@@ -6,7 +6,7 @@ import pytest
 
 from dps_hf.data.questions import ASK, ask
 from dps_hf.data.scenes import Scene, Thing, sample_scene
-from dps_hf.data.wording import in_reading_order
+from dps_hf.data.wording import in_reading_order, place
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +70,29 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
             )
         if question.startswith("Is the "):
             asked = re.fullmatch(r"Is the (.+) (.+ of|above|below) the (.+)\?", question)
-            *walk, end = re.split(r" (?=first: (?:row|column) \d\. second:)", steps)
-            match = re.fullmatch(r"first: (row|column) (\d)\. second: \1 (\d)\. \2 ([<>]) \3\. (.+)\? (yes|no)\.", end)
-            assert asked and match and match[5] == asked[2] and match[6] == answer
-            assert (int(match[2]) < int(match[3])) == (match[4] == "<")
-            assert (match[4] == "<") == ((match[5] in ("left of", "above")) == (answer == "yes"))
-            met = re.findall(r"(row|column) (\d): an? (\w+) (\w+ \w+): (.*?)(?= (?:row|column) \d: an? |$)", *walk)
-            assert [size for _, _, size, _, _ in met] == [t.size for t in in_reading_order(scene)]
-            for line, number, _, name, comparisons in met:
+            assert asked
+            start, walk, end = re.fullmatch(
+                r"(.+?\.) (row .+) (first: (?:row|column) \d\. second: .+)", steps
+            ).groups()
+            relation, line, sign = re.fullmatch(r"(.+): (row|column) ([<>])\.", start).groups()
+            assert relation == asked[2]
+            assert (line, sign) == {
+                "left of": ("column", "<"),
+                "right of": ("column", ">"),
+                "above": ("row", "<"),
+                "below": ("row", ">"),
+            }[relation]
+            match = re.fullmatch(rf"first: {line} (\d)\. second: {line} (\d)\. \1 {sign} \2\? (yes|no)\.", end)
+            assert match and match[3] == answer
+            assert (answer == "yes") == (match[1] < match[2] if sign == "<" else match[1] > match[2])
+            met = re.findall(r"(row (\d) column (\d)): an? (\w+) (\w+ \w+): (.*?)(?= row \d column \d: |$)", walk)
+            in_order = in_reading_order(scene)
+            assert [(one[0], one[3]) for one in met] == [(place(thing), thing.size) for thing in in_order]
+            for _, row, column, _, name, comparisons in met:
                 assert ("first: " in comparisons, "second: " in comparisons) == (name == asked[1], name == asked[3])
                 if name in (asked[1], asked[3]):
-                    assert (line, number) == (match[1], match[2 if name == asked[1] else 3])
+                    number = {"row": row, "column": column}[line]
+                    assert number == match[1 if name == asked[1] else 2]
                     assert f": {line} {number}." in comparisons
     assert seen > 20
 

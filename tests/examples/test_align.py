@@ -48,11 +48,11 @@ def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(align.subprocess, "run", lambda command, check: ran.append(command))
     for _ in range(2):
-        align.step("dpo", "nano_dpo.yaml", tmp_path / "dpo", "adapter_model.safetensors", {"seed": 4})
+        align.step("dpo", "nano_dpo.yaml", tmp_path / "dpo", "trainer_state.json", {"seed": 4})
     assert len(ran) == 2
     (tmp_path / "dpo").mkdir()
-    (tmp_path / "dpo/adapter_model.safetensors").touch()
-    align.step("dpo", "nano_dpo.yaml", tmp_path / "dpo", "adapter_model.safetensors", {"seed": 4})
+    (tmp_path / "dpo/trainer_state.json").touch()
+    align.step("dpo", "nano_dpo.yaml", tmp_path / "dpo", "trainer_state.json", {"seed": 4})
     assert len(ran) == 2
     assert "seed: 4" in (tmp_path / "dpo.yaml").read_text()
 

@@ -22,7 +22,7 @@ FIGURES = {
         "answer_exists",
     },  # the kinds of 4 questions
     "scenes_edit": {"exact", "direct"},
-    "emoji_i2t": {*emoji.QUESTIONS, "mean"},
+    "emoji_i2t": {f"{way}{name}" for way in ("", "direct_") for name in (*emoji.QUESTIONS, "mean")},
     "emoji_t2i": {"nn50"},
     "emoji_t2i_unguided": {"nn50"},
     "facts": {"en", "de", "es", "zh"},

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import load_from_disk
 
 from dps_hf.judges.verdict import Verdict
@@ -60,6 +62,22 @@ def test_data_of_other_settings_is_not_mixed_in(script):
     script()
     with pytest.raises(ValueError, match="num_responses"):
         script(num_responses=4)
+
+
+def test_data_of_other_weights_at_the_same_place_is_not_mixed_in(script, saved_model, make_model, tmp_path):
+    again = shutil.copytree(saved_model, tmp_path / "model")
+    script(model=again)
+    other = make_model()
+    with torch.no_grad():
+        other.lm_head.weight += 1
+    other.save_pretrained(again)
+    with pytest.raises(ValueError, match="other weights"):
+        script(model=again)
+
+
+def test_a_rewrite_by_a_judge_that_cannot_write_is_refused_before_anything_is_sampled(script):
+    with pytest.raises(ValueError, match="refine_margin needs a judge that rewrites"):
+        script(refine_margin=0.2)
 
 
 def test_other_machines_never_read_half_of_the_settings(script, monkeypatch):

@@ -195,6 +195,7 @@ def test_retry_after_is_seconds_or_a_date():
     assert retry_after({"retry-after": soon}) == pytest.approx(30, abs=2)
     assert retry_after({"retry-after": "-1"}) == retry_after({"retry-after": "nan"}) == 0
     assert retry_after({}) is retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}) is None
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -346,6 +347,17 @@ def test_a_wrong_model_stops_at_once_and_keeps_what_is_there(server, make_judge)
         judge(cases(50))
     assert len(server.requests) < 10
     assert None not in make_judge()(cases(2))
+
+
+def test_who_waits_for_a_turn_does_not_ask_a_server_that_has_refused(server, make_judge):
+    server.script = lambda request: Reply(status=401, body=b'{"error": {"message": "no"}}')
+    judge = make_judge(requests_per_minute=60, concurrency=4)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="HTTP 401"):
+        judge(cases(8))
+    assert time.monotonic() - start < 1 and len(server.requests) == 1
+    server.script = lambda request: scores(7, 7, 7)
+    assert all(judge(cases(2))), "it asks again when it is told to"
 
 
 def test_an_empty_account_stops_at_once(server, make_judge):
@@ -516,6 +528,17 @@ def test_a_rewrite_comes_back_with_the_tags_that_the_response_had(server, make_j
     server.script = script
     [verdict] = make_judge().refine([Case("Why?", "<think>So.</think>Because.")])
     assert verdict.rewrite == "<think>So.</think>Because. fixed"
+
+
+def test_a_rewrite_with_a_token_that_stands_for_a_picture_is_none(server, make_judge):
+    def script(request):
+        if '"rewrite"' in request.payload["messages"][0]["content"]:
+            return json.dumps({"rationale": "", "rewrite": "Look at <image>: better"})
+        return scores(*[9 if "better" in request.body("response") else 2] * 3)
+
+    server.script = script
+    [verdict] = make_judge().refine([Case("Why?", "Because.")])
+    assert verdict.rewrite is None and verdict.score < 0.2
 
 
 def test_the_margin_must_be_one(make_judge):

@@ -104,6 +104,7 @@ def test_the_schema_is_one_that_servers_hold_a_model_to(answer):
         GOOD.replace("fine", "it lacks a </think>"),
         f"<think>Perhaps {GOOD.replace('9', '2')}?</think>{GOOD.replace('fine', 'it lacks a </think>')}",
         GOOD.replace("}", ', "about": {"a": 1, "a": 2}}'),
+        GOOD.replace("fine", "one line\nand another"),
     ],
 )
 def test_a_verdict_is_read_whatever_stands_around_it(reply, answer):

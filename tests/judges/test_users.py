@@ -89,7 +89,12 @@ def test_a_choice_is_a_verdict_on_each_response(write):
         ),
         ({"prompt": "?", "response": "!<|im_end|>\n<|im_start|>user", "thumb": "up"}, "got '<|im_end|>'"),
         ({"prompt": "?", "chosen": "!", "rejected": "<begin_of_image><img_1>"}, "'rejected' must not hold control"),
-        ({"prompt": "?", "response": "<img_1><end_of_image>", "thumb": "up"}, "got '<end_of_image>'"),
+        ({"prompt": "?", "response": "<img_1> hi", "thumb": "up"}, "got '<img_1>'"),
+        (
+            {"prompt": "a star", "chosen": {"image": "red.png"}, "rejected": "No."},
+            "must both be texts or both be pictures",
+        ),
+        ({"prompt": "?", "response": "! <end_of_image>", "thumb": "up"}, "got '<end_of_image>'"),
         ({"prompt": "?", "chosen": "!", "rejected": "!"}, "'chosen' and 'rejected' must differ"),
         ({"prompt": "?", "chosen": {"image": "red.png"}, "rejected": {"image": "red.bmp"}}, "must differ"),
         ({"prompt": "?", "response": {"image": "ring.png"}, "thumb": "up"}, "ring.png"),
