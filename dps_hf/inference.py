@@ -23,7 +23,7 @@ from dps_hf.model.processing_dps import DPSProcessor
 
 
 TEMPERATURE = 0.5  # of a drawing: several of one prompt differ, and few are worse than the likeliest
-MAX_NEW_TOKENS = 160  # of an answer, where the model's generation config does not say
+MAX_NEW_TOKENS = 192  # of an answer, where the model's generation config does not say
 
 
 class Answer(NamedTuple):
@@ -136,10 +136,14 @@ def encode(
 
 def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: str) -> Image.Image | None:
     """The drawing that a text holds as [`DPSProcessor.drawing_text`] writes it, the last of several; None without one."""
-    code = re.escape(processor.code_token).replace(r"\{\}", r"(\d+)")
-    codes = [int(found) for found in re.findall(code, text)][-(model.config.grid_size**2) :]
-    if len(codes) < model.config.grid_size**2:
+    code = re.escape(processor.code_token).replace(r"\{\}", r"(\d{1,9})")
+    spans = re.findall(f"{processor.boi_token}((?:{code}|{processor.row_end_token})+){processor.eoi_token}", text)
+    drawings = [[int(found) for found in re.findall(code, span[0])] for span in spans]
+    count, codebook = model.config.grid_size**2, model.config.codebook_size
+    whole = [codes for codes in drawings if len(codes) == count and max(codes) < codebook]
+    if not whole:
         return None
+    codes = whole[-1]
     pixels = model.decode_image_tokens(torch.tensor([codes], device=model.device))
     return processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
 

@@ -128,9 +128,9 @@ class PackingCollator:
         self, asked: list[tuple[list[int], list[int]]], images: list[Image.Image], chance: np.random.Generator
     ) -> Example:
         config = self.model.config
-        if self.model.training and config.boi_token_id in asked[0][1]:
-            (prompt, ids), *_ = asked
-            begin = ids.index(config.boi_token_id)
+        (prompt, ids), *_ = asked
+        if self.model.training and config.boi_token_id in ids[len(prompt) :]:  # earlier turns may hold drawings, too
+            begin = ids.index(config.boi_token_id, len(prompt))
             if chance.random() < self.prompt_dropout:
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
                 asked, images = [([config.boi_token_id], ids[begin:])], []
@@ -242,6 +242,8 @@ def packed_loss(
     labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:]
     outputs = model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
     hidden, rows = outputs.hidden_states[-1][:, :-1], bare.get_output_embeddings().weight
+    if not torch.is_grad_enabled():
+        rows = rows.detach()  # a parameter always asks for its gradient
     first, end = bare.config.image_code_start_id, bare.config.image_code_start_id + bare.config.codebook_size
     is_code = (labels >= first) & (labels < end)
     due = labels != -100

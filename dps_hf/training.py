@@ -34,7 +34,7 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
     Says which one it is, or who comes again with other data or settings would take the old model for a new one.
     """
-    found = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    found = sorted(Path(output_dir).glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     complete = [
         path for path in found if all(any((path / name).exists() for name in names) for names in CHECKPOINT_FILES)
     ]

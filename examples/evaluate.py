@@ -26,6 +26,7 @@ from dps_hf.data.scenes_edit import edit
 from dps_hf.evaluation.tasks import FORMS, TASKS, Subject, emoji_prompt
 from dps_hf.inference import load, weights_digest
 from dps_hf.pages import Item, Section, page
+from dps_hf.training import write_whole
 
 
 @dataclass
@@ -115,6 +116,8 @@ def print_table(report: dict) -> None:
 
 
 def main(script: ScriptArguments) -> None:
+    if script.items < 1:
+        raise ValueError(f"items must be 1 or more; got {script.items}.")
     # Model
     model, processor = load(script.model)
     subject = Subject(
@@ -140,7 +143,7 @@ def main(script: ScriptArguments) -> None:
         start = time.perf_counter()
         report[name] = TASKS[name](subject)
         report["seconds"][name] = round(time.perf_counter() - start, 1)
-        script.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_whole(script.output, json.dumps(report, indent=2) + "\n")
     sheet_path = script.sheet or script.output.with_suffix(".png")
     if script.fresh or not sheet_path.exists():
         sheet(subject).save(sheet_path)

@@ -60,6 +60,10 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if script.model:
         model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
         processor = DPSProcessor.from_pretrained(script.model)
+    elif "model_type" not in script.text_config:
+        raise ValueError(
+            "Give model, a DPS to go on from, or text_config with model_type, such as llama: see the recipes."
+        )
     else:
         fields = dict(script.text_config)
         model, processor = from_components(

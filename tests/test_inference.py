@@ -118,6 +118,9 @@ def test_the_text_of_a_drawing_becomes_the_picture_again(make_model, tiny_proces
     drawing = decode(model, tiny_processor, text)
     assert drawing is not None and drawing.tobytes() == expected.tobytes()
     assert decode(model, tiny_processor, "<begin_of_image><img_1>, cut off") is None
+    again = decode(model, tiny_processor, text + "<begin_of_image><img_1><img_2>")
+    assert again is not None and again.tobytes() == expected.tobytes(), "one that was cut off is none"
+    assert decode(model, tiny_processor, text.replace("<img_", "<img_9999999999999999999")) is None
 
 
 def test_thinking_is_asked_for_and_leaves_room_for_a_whole_drawing(make_model, tiny_processor, monkeypatch):
@@ -131,4 +134,4 @@ def test_thinking_is_asked_for_and_leaves_room_for_a_whole_drawing(make_model, t
     monkeypatch.setattr(model, "generate", spy)
     assert len(draw(model, tiny_processor, ["a", "bb"], think=True, num_return_sequences=2, guidance_scale=2.0)) == 4
     assert prompts[0][0].endswith("assistant\n<think>")
-    assert prompts[0][1] == 160 + 4 + 2
+    assert prompts[0][1] == 192 + 4 + 2

@@ -152,6 +152,14 @@ def test_nothing_is_dropped_in_evaluation(make_model, tiny_processor, records):
     assert all(torch.equal(dropping[name], plain[name]) for name in plain)
 
 
+def test_a_drawing_of_an_earlier_turn_is_not_learned(make_model, tiny_processor):
+    said = record("t", ["a red square"], [RED])
+    asked = record("t", ["What is it?"], ["a square"])
+    both = {**said, "messages": [*said["messages"], *asked["messages"]]}
+    collate = PackingCollator(make_model().train(), tiny_processor, prompt_dropout=1.0)
+    assert answers(collate([both]), tiny_processor) == ["a square"]
+
+
 def test_what_is_dropped_depends_on_the_batch_alone(make_model, tiny_processor):
     collate = PackingCollator(make_model().train(), tiny_processor, prompt_dropout=0.3, code_dropout=0.5)
     examples = [record("t", [f"square {i}"], [RED]) for i in range(8)]

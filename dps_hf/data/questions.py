@@ -30,8 +30,10 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> Ques
         kind: one of `ASK`; by default any that the scene allows.
 
     Raises:
-        ValueError: no question of this kind was found for the scene.
+        ValueError: an unknown kind, or no question of it was found for the scene.
     """
+    if kind not in (None, *ASK):
+        raise ValueError(f"kind must be one of {', '.join(ASK)}; got {kind!r}.")
     kinds = [kind] if kind else [k for k in ASK if len(scene.things) > 1 or k not in ("compare", "relate")]
     for _ in range(100):
         chosen = pick(rng, kinds)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import torch
 from PIL import Image
@@ -82,6 +83,9 @@ class DPSProcessor(ProcessorMixin):
             raise ValueError(
                 f"The tokenizer must hold {' and '.join(tokens)}. Call DPSProcessor.from_components(tokenizer, config)."
             )
+        known = tokenizer.get_vocab()
+        codes = next(code for code in count() if self.code_token.format(code) not in known)
+        self.code_ids = range(self.first_code_id, self.first_code_id + codes)  # other tokens may come after them
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
@@ -144,8 +148,8 @@ class DPSProcessor(ProcessorMixin):
     def _get_num_multimodal_tokens(self, image_sizes: Sequence | None = None, **kwargs) -> MultiModalData:
         if image_sizes is None:
             return MultiModalData()
-        count = len(image_sizes)
-        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
+        pictures = len(image_sizes)
+        return MultiModalData(num_image_tokens=[self.num_image_tokens] * pictures, num_image_patches=[1] * pictures)
 
     def drawing_text(self, codes: torch.Tensor | Sequence[int]) -> str:
         """Codes `(grid_size * grid_size,)` as text that the tokenizer reads back, `<begin_of_image>` to `<end_of_image>`.
@@ -214,10 +218,10 @@ class DPSProcessor(ProcessorMixin):
 
     def _split_drawings(self, row: torch.Tensor, skip_special_tokens: bool, decode_image_tokens) -> list:
         """One row of token ids as strings and pictures in turn."""
-        row, count = torch.as_tensor(row), self.grid_size**2
+        row = torch.as_tensor(row)
         boi, eoi = self.tokenizer.convert_tokens_to_ids([self.boi_token, self.eoi_token])
         parts: list = []
-        if len(row) and (row[0] >= self.first_code_id):  # the prompt, which was cut off, had begun the drawing
+        if len(row) and int(row[0]) in self.code_ids:  # the prompt, which was cut off, had begun the drawing
             row = torch.cat([row.new_full((1,), boi), row])
         while len(row):
             start = (row == boi).nonzero().flatten()
@@ -227,7 +231,8 @@ class DPSProcessor(ProcessorMixin):
             parts += [text] if text.strip() else []
             stop = int(end[end > begin][0]) if (end > begin).any() else len(row)
             drawing = row[begin:stop]
-            if (drawing >= self.first_code_id).sum() == count:  # a drawing that was cut off is left out
+            is_code = (drawing >= self.code_ids.start) & (drawing < self.code_ids.stop)
+            if is_code.sum() == self.grid_size**2:  # a drawing that was cut off is left out
                 parts += self._to_pictures(decode_image_tokens(drawing[None]))
             row = row[stop + 1 :]
         return parts

@@ -127,3 +127,5 @@ def test_a_question_that_the_scene_does_not_allow_is_refused():
     scene = Scene((Thing("circle", "red", "big", 16, 16),))
     with pytest.raises(ValueError, match="found no question of kind 'relate'"):
         ask(np.random.default_rng(0), scene, "relate")
+    with pytest.raises(ValueError, match=r"kind must be one of exists, .*; got 'colour'"):
+        ask(np.random.default_rng(0), scene, "colour")

@@ -37,7 +37,15 @@ def test_names_match_apart_from_dress(answer, name):
 
 
 @pytest.mark.parametrize(
-    ("answer", "name"), [("apple", "red apple"), ("", "apple"), ("an", "a"), ("कि", "की"), ("theatre", "atre")]
+    ("answer", "name"),
+    [
+        ("apple", "red apple"),
+        ("", "apple"),
+        ("an", "a"),
+        ("कि", "की"),
+        ("theatre", "atre"),
+        ("keycap: *", "keycap: #"),
+    ],
 )
 def test_different_names_do_not_match(answer, name):
     assert not name_match(answer, name)

@@ -211,6 +211,8 @@ def test_a_row_without_a_whole_drawing_is_refused(tiny_model):
         tiny_model.decode_image_tokens(rows)
     with pytest.raises(ValueError, match="one row holds 0"):
         tiny_model.decode_image_tokens(torch.tensor([[1, 2, 3, 200]]))
+    with pytest.raises(ValueError, match="image_tokens must be 0 or more; got -100"):
+        tiny_model.decode_image_tokens(torch.tensor([[1, 2, 3, -100]]))
 
 
 def test_bare_codes_are_codes_even_where_the_text_vocabulary_is_smaller_than_the_codebook(

@@ -1,6 +1,7 @@
 """Chats become tensors that the model takes, and what it makes becomes text and pictures."""
 
 import base64
+import copy
 import io
 from importlib.metadata import version
 
@@ -372,6 +373,18 @@ def test_interleaved_drawings_may_end_their_rows(tiny_processor, tiny_model):
         ids.tolist(), generation_mode="interleaved", decode_image_tokens=tiny_model.decode_image_tokens
     )
     assert output[0] == "See " and output[1].size == (16, 16)
+
+
+def test_tokens_that_come_after_the_codes_are_none(tiny_processor, tiny_model):
+    tokenizer = copy.deepcopy(tiny_processor.tokenizer)
+    tokenizer.add_tokens(["<late>"])
+    processor = DPSProcessor(tiny_processor.image_processor, tokenizer, grid_size=2, row_end=True)
+    processor.row_end_token = "<late>"
+    ids = processor(text=[f"See {processor.drawing_text(range(4))}", "<late> text"])["input_ids"]
+    (see, picture), (text,) = processor.post_process_multimodal_output(
+        ids, generation_mode="interleaved", decode_image_tokens=tiny_model.decode_image_tokens
+    )
+    assert (see, picture.size, text) == ("See ", (16, 16), "<late> text")
 
 
 def test_unknown_mode_and_missing_decoder_are_refused(tiny_processor):

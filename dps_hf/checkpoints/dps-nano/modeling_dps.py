@@ -192,6 +192,10 @@ class DPSModel(DPSPreTrainedModel):
                 f"image_tokens must be (batch, codes or token ids); got the shape {tuple(image_tokens.shape)}. "
                 "Add the batch: image_tokens[None]."
             )
+        if bool((image_tokens < 0).any()):
+            raise ValueError(
+                f"image_tokens must be 0 or more; got {int(image_tokens.min())}. Cut off what pads labels, such as -100."
+            )
         is_code = (image_tokens >= start) & (image_tokens < start + self.config.codebook_size)
         # Codes lie below `codebook_size`; where token ids of codes may lie there too, a bare drawing is taken for codes.
         if image_tokens.shape[1] != count or bool((image_tokens >= self.config.codebook_size).any()):
