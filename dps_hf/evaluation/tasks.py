@@ -187,7 +187,7 @@ def emoji_i2t(subject: Subject) -> dict[str, Figure]:
     pictures = [emoji.picture(pair) for pair in pairs] * len(languages)
     questions = [emoji.QUESTIONS[language][0] for language in languages for _ in pairs]
     truths = [pair.names[language] for language in languages for pair in pairs]
-    figures = {}
+    figures: dict[str, Figure] = {}
     for prefix, think in (("", True), ("direct_", False)):
         right = map(name_match, subject.ask(questions, pictures, think), truths)
         marks = np.array(list(right)).reshape(len(languages), len(pairs))
