@@ -38,6 +38,7 @@ SCENES = (
     "a black cross and an orange circle",
     "a pink heart, a blue star and a green square",
 )
+EMOJI_GUIDANCE = 3.0  # with less the page often stays white; scenes need less
 HTML = """\
 <!doctype html>
 <meta charset="utf-8">
@@ -101,7 +102,7 @@ def drawn_emoji(model, processor, rng: np.random.Generator) -> Section:
     held_out = [emoji.pairs("validation")[i] for i in rng.permutation(len(emoji.pairs("validation")))]
     chosen = [next(pair for pair in held_out if pair.style == style) for style in emoji.STYLES]
     prompts = [f"{pair.names['en']}, {emoji.STYLES[pair.style]} style" for pair in chosen]
-    drawings = draw(model, processor, prompts)
+    drawings = draw(model, processor, prompts, guidance_scale=EMOJI_GUIDANCE)
     items = [
         Item([drawing, emoji.picture(pair)], [prompt]) for drawing, prompt, pair in zip(drawings, prompts, chosen)
     ]
