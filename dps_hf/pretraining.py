@@ -1,7 +1,9 @@
 """What `examples/train.py` needs: records packed into rows without padding, and their loss."""
 
+import copy
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -21,7 +23,8 @@ from dps_hf.training import encode_drawings, prompt_and_text
 
 ROW = 256  # tokens; attention costs little up to here
 FULL_STEPS = 4  # every so many steps, image codes and text are told from each other, too
-BLOCK = 256  # answers whose logits are made at a time
+BLOCK = 256  # answers whose logits are made at a time on a CPU, to stay in its cache
+LARGE_BLOCK = 16_384  # and on anything else
 
 
 class ShuffledWords(torch.utils.data.Dataset):
@@ -77,7 +80,7 @@ class PackingCollator:
 
     Shapes of a batch:
         input_ids, position_ids, labels, loss_weights: `(rows, tokens)`
-        attention_mask: `(rows, 1, tokens, tokens)`, 0 where a token sees another, else the most negative float32
+        examples, branches: `(rows, tokens)`, which of a row's examples a token belongs to (0: none) and its branch there
         pixel_values: `(pictures, 3, image_size, image_size)`, where there are pictures
     """
 
@@ -89,10 +92,12 @@ class PackingCollator:
         code_dropout: float = 0.0,
     ):
         self.model, self.processor = model, processor
+        # A loader's workers encode drawings, and must not touch the accelerator that the model is moved to.
+        self.encoder = copy.deepcopy(model).cpu().requires_grad_(False)
         self.prompt_dropout, self.code_dropout = prompt_dropout, code_dropout
 
     def __call__(self, records: list[Record]) -> dict[str, torch.Tensor]:
-        examples = list(self._examples(encode_drawings(records, self.model, self.processor)))
+        examples = list(self._examples(encode_drawings(records, self.encoder, self.processor)))
         length = max(ROW, *(len(example.ids) for example in examples))
         rows = _packed(examples, length)
         pictures = [image for row in rows for example in row for image in example.images]
@@ -101,7 +106,8 @@ class PackingCollator:
             "position_ids": _padded([[e.positions for e in row] for row in rows], length, 0),
             "labels": _padded([[e.labels for e in row] for row in rows], length, -100),
             "loss_weights": _padded([[e.weights for e in row] for row in rows], length, 0.0),
-            "attention_mask": _sees(rows, length),
+            "examples": _padded([[[i] * len(e.ids) for i, e in enumerate(row, 1)] for row in rows], length, 0),
+            "branches": _padded([[e.branches for e in row] for row in rows], length, 0),
         }
         if pictures:
             batch["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
@@ -195,14 +201,19 @@ def _padded(rows: list[list[list]], length: int, filler: float) -> torch.Tensor:
     return torch.tensor([row + [filler] * (length - len(row)) for row in flat])
 
 
-def _sees(rows: list[list[Example]], length: int) -> torch.Tensor:
-    """The attention mask of packed rows: each token sees itself, and what is its own or shared before it."""
-    which = _padded([[[i] * len(e.ids) for i, e in enumerate(row, 1)] for row in rows], length, 0)
-    branch = _padded([[e.branches for e in row] for row in rows], length, 0)
-    seeing, seen = (slice(None), slice(None), None), (slice(None), None, slice(None))
-    same = (which[seeing] == which[seen]) & ((branch[seeing] == branch[seen]) | (branch[seen] == 0))
-    allowed = same & torch.ones(length, length, dtype=torch.bool).tril()
-    return torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)[:, None]
+def attention_mask(examples: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+    """The mask of packed rows: each token sees itself, and what is its own or shared before it.
+
+    Shapes:
+        examples, branches: `(rows, tokens)`, as [`PackingCollator`] gives them
+        returns: `(rows, 1, tokens, tokens)`, 0 where a token sees another, else the most negative float32
+    """
+    same = examples[:, :, None] == examples[:, None]
+    same &= (branches[:, :, None] == branches[:, None]) | (branches[:, None] == 0)
+    allowed = same.tril()
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, torch.finfo(torch.float32).min)[
+        :, None
+    ]
 
 
 class DPSTrainer(Trainer):
@@ -238,7 +249,8 @@ def packed_loss(
         bare: the same, unwrapped.
         codes_alone: whether image codes are told from each other only, and text from text.
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "loss_weights")}
+    inputs = {name: value for name, value in batch.items() if name in ("input_ids", "position_ids", "pixel_values")}
+    inputs["attention_mask"] = attention_mask(batch["examples"], batch["branches"])
     labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:]
     outputs = model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
     hidden, rows = outputs.hidden_states[-1][:, :-1], bare.get_output_embeddings().weight
@@ -274,8 +286,9 @@ class _NatsOfAnswers(torch.autograd.Function):
         total = weights.new_zeros(())
         learns = any(ctx.needs_input_grad)
         of_hidden, of_logits = torch.empty_like(hidden), hidden.new_empty(len(hidden) * learns, len(rows))
-        for start in range(0, len(hidden), BLOCK):
-            block = slice(start, start + BLOCK)
+        size = BLOCK if kind == "cpu" else LARGE_BLOCK
+        for start in range(0, len(hidden), size):
+            block = slice(start, start + size)
             label, weight = labels[block, None], weights[block, None]
             logits = (hidden[block] @ rows.T).float()
             logits -= logits.amax(1, keepdim=True)
@@ -304,8 +317,7 @@ def name_alignment_loss(
 
     A symmetric cross-entropy over cosines at a temperature of 0.05 (InfoNCE; CLIP, arXiv 2103.00020, figure 3).
     """
-    named = {pair.codepoints: pair.names for pair in emoji.all_pairs()}
-    chosen = [list(named.values())[i] for i in rng.choice(len(named), count, replace=False)]
+    chosen = [_names()[i] for i in rng.choice(len(_names()), count, replace=False)]
     languages = list(emoji.QUESTIONS)
     ways = [rng.choice(len(languages), 2, replace=False) for _ in chosen]
     texts = [names[languages[way[side]]] for side in (0, 1) for names, way in zip(chosen, ways, strict=True)]
@@ -314,3 +326,9 @@ def name_alignment_loss(
     one, other = F.normalize(features.float(), dim=-1).chunk(2)
     logits, target = one @ other.T / 0.05, torch.arange(count, device=model.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@cache
+def _names() -> list[dict[str, str]]:
+    """Of each emoji its name in each language."""
+    return list({pair.codepoints: pair.names for pair in emoji.all_pairs()}.values())

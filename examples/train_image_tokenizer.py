@@ -71,4 +71,6 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, TrainingArguments)).parse_args_and_config())
+    parser = TrlParser((ScriptArguments, TrainingArguments))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    main(*parser.parse_args_and_config())

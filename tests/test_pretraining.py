@@ -15,6 +15,7 @@ from dps_hf.pretraining import (
     PackingCollator,
     ShuffledWords,
     _NatsOfAnswers,
+    attention_mask,
     name_alignment_loss,
     packed_loss,
 )
@@ -105,7 +106,8 @@ def test_rows_are_full_and_longer_only_where_a_record_is(make_model, tiny_proces
 def test_codes_are_compared_with_codes_and_text_with_text(make_model, tiny_processor, records):
     model = make_model()
     batch = PackingCollator(model, tiny_processor)(records)
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask", "pixel_values")}
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "pixel_values")}
+    inputs["attention_mask"] = attention_mask(batch["examples"], batch["branches"])
     logits = model(**inputs).logits[:, :-1]
     labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:]
     first = model.config.image_code_start_id
@@ -196,7 +198,8 @@ def test_row_ends_that_come_after_the_codes_are_text(make_model, tiny_processor)
     batch = PackingCollator(model, tiny_processor)([record("t", ["a red square"], [RED])])
     place = (batch["labels"] == model.config.eoi_token_id).nonzero()[0]
     batch["labels"][tuple(place)] = end + 1
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask")}
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    inputs["attention_mask"] = attention_mask(batch["examples"], batch["branches"])
     logits = model(**inputs).logits[0, place[1] - 1]
     logits[model.config.image_code_start_id : end] = float("-inf")
     batch["loss_weights"][:] = 0.0

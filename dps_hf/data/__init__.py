@@ -11,14 +11,12 @@ from dps_hf.data.scenes_cot import scenes_cot
 from dps_hf.data.scenes_edit import scenes_edit
 from dps_hf.data.scenes_i2t import scenes_i2t
 from dps_hf.data.scenes_palette import scenes_palette
-from dps_hf.data.scenes_spots import scenes_spots
 from dps_hf.data.scenes_t2i import scenes_t2i
 
 
 TASKS: dict[str, Callable[[np.random.Generator, str], Record]] = {
     "scenes_t2i": scenes_t2i,
     "scenes_palette": scenes_palette,
-    "scenes_spots": scenes_spots,
     "scenes_i2t": scenes_i2t,
     "scenes_cot": scenes_cot,
     "scenes_edit": scenes_edit,

@@ -16,9 +16,7 @@ from dps_hf.data.wording import DESCRIBE, DRAW, LANGUAGES, MOST, parse_wish, phr
 from dps_hf.evaluation import tasks
 
 
-SCENES = [
-    name for name in TASKS if name.startswith("scenes") and name != "scenes_spots"
-]  # spots are tested by themselves
+SCENES = [name for name in TASKS if name.startswith("scenes")]
 RECORDS = 3000
 BLANK = Image.new("RGB", (64, 64), "white")
 
