@@ -221,18 +221,36 @@ class DPSTrainer(Trainer):
 
     Args:
         alignment_steps: every so many steps, [`name_alignment_loss`] is added; 0 for never.
+        code_smoothing: see [`packed_loss`]; the loss of evaluations is not smoothed.
+
+    Raises:
+        ValueError: `code_smoothing` is not within 0 and 0.5, or the image tokenizer's codes have no neighbours.
     """
 
-    def __init__(self, *args, alignment_steps: int = 0, **kwargs):
+    def __init__(self, *args, alignment_steps: int = 0, code_smoothing: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self.alignment_steps = alignment_steps
+        self.alignment_steps, self.code_smoothing = alignment_steps, code_smoothing
+        if not 0 <= code_smoothing <= 0.5:
+            raise ValueError(f"code_smoothing must be between 0 and 0.5; got {code_smoothing}.")
+        tokenizer = self.accelerator.unwrap_model(self.model).config.image_tokenizer_config
+        if code_smoothing and not hasattr(tokenizer, "levels"):
+            raise ValueError(
+                f"code_smoothing={code_smoothing} needs an image tokenizer with `levels`, whose codes have neighbours; "
+                f"{tokenizer.model_type!r} has none. Set it to 0."
+            )
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         step, bare = self.state.global_step, self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             # That no text stands within a drawing, nor a code within text, is learned from a few steps.
-            loss = packed_loss(model, bare, inputs, codes_alone=model.training and step % FULL_STEPS > 0)
+            loss = packed_loss(
+                model,
+                bare,
+                inputs,
+                codes_alone=model.training and step % FULL_STEPS > 0,
+                code_smoothing=self.code_smoothing if model.training else 0.0,
+            )
             if model.training and self.alignment_steps and step % self.alignment_steps == 0:
                 # The step chooses the names, so that a run which is resumed sees the same.
                 loss = loss + name_alignment_loss(bare, self.processing_class, np.random.default_rng([7, step]))
@@ -240,7 +258,11 @@ class DPSTrainer(Trainer):
 
 
 def packed_loss(
-    model: torch.nn.Module, bare: DPSForConditionalGeneration, batch: dict[str, torch.Tensor], codes_alone: bool
+    model: torch.nn.Module,
+    bare: DPSForConditionalGeneration,
+    batch: dict[str, torch.Tensor],
+    codes_alone: bool,
+    code_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """The loss of a [`PackingCollator`]'s batch, with logits only where an answer is due.
 
@@ -248,6 +270,9 @@ def packed_loss(
         model: as the trainer wraps it.
         bare: the same, unwrapped.
         codes_alone: whether image codes are told from each other only, and text from text.
+        code_smoothing: share of the aim that goes from each digit of a code to each of its two neighbours. Label
+            smoothing (arXiv 1512.00567, section 7) along the lattice of finite scalar quantisation: codes that look
+            alike are learned together, so that one which training never showed in some place can be drawn there, too.
     """
     inputs = {name: value for name, value in batch.items() if name in ("input_ids", "position_ids", "pixel_values")}
     inputs["attention_mask"] = attention_mask(batch["examples"], batch["branches"])
@@ -260,13 +285,34 @@ def packed_loss(
     is_code = (labels >= first) & (labels < end)
     due = labels != -100
     if not codes_alone:
-        return _NatsOfAnswers.apply(hidden[due], rows, labels[due], weights[due]) / weights.sum()
-    is_text = due & ~is_code
-    text = torch.where(labels >= end, labels - bare.config.codebook_size, labels)  # row ends may come after the codes
-    return (
-        _NatsOfAnswers.apply(hidden[is_code], rows[first:end], labels[is_code] - first, weights[is_code])
-        + _NatsOfAnswers.apply(hidden[is_text], torch.cat([rows[:first], rows[end:]]), text[is_text], weights[is_text])
-    ) / weights.sum()
+        total = _NatsOfAnswers.apply(hidden[due], rows, labels[due], weights[due])
+    else:
+        is_text = due & ~is_code
+        text = torch.where(labels >= end, labels - bare.config.codebook_size, labels)  # row ends may follow the codes
+        others = torch.cat([rows[:first], rows[end:]])
+        total = _NatsOfAnswers.apply(hidden[is_code], rows[first:end], labels[is_code] - first, weights[is_code])
+        total = total + _NatsOfAnswers.apply(hidden[is_text], others, text[is_text], weights[is_text])
+    if code_smoothing:
+        # By logits a code's aim is its row; what the smoothed aim is away from it makes up for the difference.
+        away = rows[first:end] - _smoothed(rows[first:end], bare.config.image_tokenizer_config.levels, code_smoothing)
+        away = F.embedding(labels[is_code] - first, away)
+        total = total + ((hidden[is_code] * away).sum(-1) * weights[is_code]).sum()
+    return total / weights.sum()
+
+
+def _smoothed(rows: torch.Tensor, levels: list[int], share: float) -> torch.Tensor:
+    """Of each code, in the place of its row, the mean of the rows around it; at the ends of a digit it is its own neighbour.
+
+    Shapes:
+        rows, returns: `(codes, hidden_size)`, codes numbered as [`FiniteScalarQuantizer`] does
+    """
+    table = rows.view(*reversed(levels), -1)
+    for axis, count in enumerate(reversed(levels)):
+        index = torch.arange(count, device=rows.device)
+        below = table.index_select(axis, (index - 1).clamp(min=0))
+        above = table.index_select(axis, (index + 1).clamp(max=count - 1))
+        table = (1 - 2 * share) * table + share * (below + above)
+    return table.flatten(0, -2)
 
 
 class _NatsOfAnswers(torch.autograd.Function):

@@ -32,6 +32,7 @@ class ScriptArguments:
     guidance: task to fields of its `Schedule`; where a task is left out, worked steps in 2 of 3 examples.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
+    code_smoothing: share of the aim that goes to each neighbour of a code, by each of its digits: like codes, like places.
     alignment_steps: every so many steps, names of one emoji in two languages are drawn together; 0 for never.
     evaluation_records: records of each task for the loss curves; held out, where the task holds anything out.
     generation: fields of the generation config that is saved with the model.
@@ -49,6 +50,7 @@ class ScriptArguments:
     guidance: dict = field(default_factory=dict)
     prompt_dropout: float = 0.1
     code_dropout: float = 0.0
+    code_smoothing: float = 0.0
     alignment_steps: int = 0
     evaluation_records: int = 128
     generation: dict = field(default_factory=dict)
@@ -112,6 +114,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         processing_class=processor,
         callbacks=[Curves(), KeepTraining()],
         alignment_steps=script.alignment_steps,
+        code_smoothing=script.code_smoothing,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()

@@ -1,5 +1,7 @@
 """Packed rows: to the model each record, and each question of it, is as if it stood alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,35 @@ def test_codes_are_compared_with_codes_and_text_with_text(make_model, tiny_proce
     torch.testing.assert_close(
         packed_loss(model, model, batch, codes_alone=True), (nats * weights).sum() / weights.sum()
     )
+
+
+@pytest.mark.parametrize("codes_alone", [True, False])
+def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(make_model, tiny_processor, codes_alone):
+    model = make_model()
+    levels, first, share = model.config.image_tokenizer_config.levels, model.config.image_code_start_id, 0.1
+    batch = PackingCollator(model, tiny_processor)([record("t", ["a red square"], [RED])])
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    inputs["attention_mask"] = attention_mask(batch["examples"], batch["branches"])
+    labels, weights = batch["labels"][0, 1:], batch["loss_weights"][0, 1:]
+    is_code = (labels >= first) & (labels < first + model.config.codebook_size)
+    logits = model(**inputs).logits[0, :-1]
+    if codes_alone:
+        logits = logits.clone()
+        logits[is_code, :first] = logits[~is_code, first:] = torch.finfo(torch.float32).min
+    nats, expected = -logits.log_softmax(-1), 0.0
+    radix = np.cumprod([1, *levels[:-1]])
+    for i in (labels != -100).nonzero().flatten().tolist():
+        aims = {int(labels[i]): 1.0}
+        if is_code[i]:
+            digits = (int(labels[i]) - first) // radix % levels
+            aims = {}
+            for steps in itertools.product((-1, 0, 1), repeat=len(levels)):
+                code = first + int(np.clip(digits + steps, 0, np.array(levels) - 1) @ radix)
+                aims[code] = aims.get(code, 0.0) + float(np.prod([share if step else 1 - 2 * share for step in steps]))
+            assert sum(aims.values()) == pytest.approx(1)
+        expected += weights[i] * sum(odds * nats[i, token] for token, odds in aims.items())
+    loss = packed_loss(model, model, batch, codes_alone, code_smoothing=share)
+    torch.testing.assert_close(loss, expected / weights.sum())
 
 
 def test_a_dropped_prompt_leaves_begin_of_image_and_the_drawing(make_model, tiny_processor, token_ids, records):
