@@ -22,6 +22,7 @@ from dps_hf.training import encode_drawings, prompt_and_text
 
 
 ROW = 256  # tokens; attention costs little up to here
+SMOOTHED = 0.6  # of all steps; the rest makes the model sure again, which sampling needs, and takes nothing back
 FULL_STEPS = 4  # every so many steps, image codes and text are told from each other, too
 BLOCK = 256  # answers whose logits are made at a time on a CPU, to stay in its cache
 LARGE_BLOCK = 16_384  # and on anything else
@@ -221,7 +222,7 @@ class DPSTrainer(Trainer):
 
     Args:
         alignment_steps: every so many steps, [`name_alignment_loss`] is added; 0 for never.
-        code_smoothing: see [`packed_loss`]; the loss of evaluations is not smoothed.
+        code_smoothing: see [`packed_loss`]; for the first `SMOOTHED` of all steps, and not in evaluations.
 
     Raises:
         ValueError: `code_smoothing` is not within 0 and 0.5, or the image tokenizer's codes have no neighbours.
@@ -249,7 +250,7 @@ class DPSTrainer(Trainer):
                 bare,
                 inputs,
                 codes_alone=model.training and step % FULL_STEPS > 0,
-                code_smoothing=self.code_smoothing if model.training else 0.0,
+                code_smoothing=self.code_smoothing * (model.training and step < SMOOTHED * self.args.max_steps),
             )
             if model.training and self.alignment_steps and step % self.alignment_steps == 0:
                 # The step chooses the names, so that a run which is resumed sees the same.

@@ -32,7 +32,7 @@ class ScriptArguments:
     guidance: task to fields of its `Schedule`; where a task is left out, worked steps in 2 of 3 examples.
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
-    code_smoothing: share of the aim that goes to each neighbour of a code, by each of its digits: like codes, like places.
+    code_smoothing: share of the aim that goes to each neighbour of a code, by each of its digits; none in the last steps.
     alignment_steps: every so many steps, names of one emoji in two languages are drawn together; 0 for never.
     evaluation_records: records of each task for the loss curves; held out, where the task holds anything out.
     generation: fields of the generation config that is saved with the model.
