@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from transformers import JanusVQVAEConfig, TrainingArguments
 
 from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
@@ -14,6 +15,7 @@ from dps_hf.inference import encode
 from dps_hf.pretraining import (
     BLOCK,
     ROW,
+    DPSTrainer,
     PackingCollator,
     ShuffledWords,
     _NatsOfAnswers,
@@ -149,6 +151,31 @@ def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(make_mod
         expected += weights[i] * sum(odds * nats[i, token] for token, odds in aims.items())
     loss = packed_loss(model, model, batch, codes_alone, code_smoothing=share)
     torch.testing.assert_close(loss, expected / weights.sum())
+
+
+def test_codes_are_smoothed_in_the_first_steps_and_in_no_evaluation(make_model, tiny_processor, tmp_path, monkeypatch):
+    shares = []
+    monkeypatch.setattr(
+        "dps_hf.pretraining.packed_loss", lambda *_, code_smoothing, **__: shares.append(code_smoothing)
+    )
+    model = make_model().train()
+    args = TrainingArguments(output_dir=str(tmp_path), max_steps=10, use_cpu=True, report_to="none")
+    trainer = DPSTrainer(model=model, args=args, processing_class=tiny_processor, code_smoothing=0.1)
+    for trainer.state.global_step in range(10):
+        trainer.compute_loss(model, {})
+    assert shares == [0.1] * 6 + [0.0] * 4
+    trainer.state.global_step = 0
+    trainer.compute_loss(model.eval(), {})
+    assert shares[-1] == 0.0
+
+
+def test_smoothing_that_cannot_be_is_refused(make_model, tmp_path):
+    model, args = make_model(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="code_smoothing must be between 0 and 0.5; got 0.7"):
+        DPSTrainer(model=model, args=args, code_smoothing=0.7)
+    model.config.image_tokenizer_config = JanusVQVAEConfig()
+    with pytest.raises(ValueError, match=r"janus_vqgan.*has none. Set it to 0"):
+        DPSTrainer(model=model, args=args, code_smoothing=0.1)
 
 
 def test_a_dropped_prompt_leaves_begin_of_image_and_the_drawing(make_model, tiny_processor, token_ids, records):
