@@ -171,7 +171,7 @@ def test_codes_are_smoothed_in_the_first_steps_and_in_no_evaluation(make_model, 
 
 def test_smoothing_that_cannot_be_is_refused(make_model, tmp_path):
     model, args = make_model(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    with pytest.raises(ValueError, match="code_smoothing must be between 0 and 0.5; got 0.7"):
+    with pytest.raises(ValueError, match=r"between 0 and 0\.5; got 0\.7"):
         DPSTrainer(model=model, args=args, code_smoothing=0.7)
     model.config.image_tokenizer_config = JanusVQVAEConfig()
     with pytest.raises(ValueError, match=r"janus_vqgan.*has none. Set it to 0"):
