@@ -63,8 +63,6 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if script.model:
         model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
         processor = DPSProcessor.from_pretrained(script.model)
-        if script.code_smoothing:
-            smooth_codes(model, script.code_smoothing)
     elif "model_type" not in script.text_config:
         raise ValueError(
             "Give model, a DPS to go on from, or text_config with model_type, such as llama: see the recipes."
@@ -119,6 +117,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         alignment_steps=script.alignment_steps,
         code_smoothing=script.code_smoothing,
     )
+    if script.model and script.code_smoothing:
+        smooth_codes(model, script.code_smoothing)
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()
     trainer.save_state()
