@@ -301,22 +301,6 @@ def packed_loss(
     return total / weights.sum()
 
 
-@torch.no_grad()
-def smooth_codes(model: DPSForConditionalGeneration, share: float) -> None:
-    """Makes the embeddings of codes that look alike alike, by three passes over their lattice; `share` as in `packed_loss`.
-
-    For a model that was trained without: it has learned by heart which code follows which words, each for itself.
-    """
-    first, levels = model.config.image_code_start_id, model.config.image_tokenizer_config.levels
-    codes = slice(first, first + model.config.codebook_size)
-    for table in {
-        model.get_input_embeddings().weight,
-        model.get_output_embeddings().weight,
-    }:  # one, where they are tied
-        for _ in range(3):
-            table[codes] = _smoothed(table[codes], levels, share)
-
-
 def _smoothed(rows: torch.Tensor, levels: list[int], share: float) -> torch.Tensor:
     """Of each code, in the place of its row, the mean of the rows around it; at the ends of a digit it is its own neighbour.
 

@@ -15,7 +15,7 @@ from trl import TrlParser
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords, smooth_codes
+from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
 from dps_hf.training import Curves, KeepTraining, last_checkpoint
 
 
@@ -33,7 +33,6 @@ class ScriptArguments:
     prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
     code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
     code_smoothing: share of the aim that goes to each neighbour of a code, by each of its digits; none in the last steps.
-        The codes of a `model` to go on from begin as means of their neighbours.
     alignment_steps: every so many steps, names of one emoji in two languages are drawn together; 0 for never.
     evaluation_records: records of each task for the loss curves; held out, where the task holds anything out.
     generation: fields of the generation config that is saved with the model.
@@ -117,8 +116,6 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         alignment_steps=script.alignment_steps,
         code_smoothing=script.code_smoothing,
     )
-    if script.model and script.code_smoothing:
-        smooth_codes(model, script.code_smoothing)
     trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
     trainer.save_model()
     trainer.save_state()
