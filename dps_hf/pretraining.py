@@ -22,7 +22,7 @@ from dps_hf.training import encode_drawings, prompt_and_text
 
 
 ROW = 256  # tokens; attention costs little up to here
-SMOOTHED = 0.6  # of all steps; the rest makes the model sure again, which sampling needs, and takes nothing back
+SMOOTHED = 0.6  # of all steps; the rest makes the model sure of single codes again, which sampling needs
 FULL_STEPS = 4  # every so many steps, image codes and text are told from each other, too
 BLOCK = 256  # answers whose logits are made at a time on a CPU, to stay in its cache
 LARGE_BLOCK = 16_384  # and on anything else
