@@ -18,7 +18,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.utils.logging import tqdm
 
 from dps_hf import NANO
-from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
 
 
@@ -126,7 +126,7 @@ def ask(
 
 
 def encode(
-    model: DPSForConditionalGeneration, processor: DPSProcessor, pictures: Sequence[Image.Image]
+    model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor, pictures: Sequence[Image.Image]
 ) -> torch.Tensor:
     """The codes of pictures, `(pictures, grid_size * grid_size)`: letterboxed at the size of drawings, not at the tower's."""
     size = {"height": model.config.drawing_size, "width": model.config.drawing_size}

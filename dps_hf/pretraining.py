@@ -94,7 +94,8 @@ class PackingCollator:
     ):
         self.model, self.processor = model, processor
         # A loader's workers encode drawings, and must not touch the accelerator that the model is moved to.
-        self.encoder = copy.deepcopy(model).cpu().requires_grad_(False)
+        others = {id(part): None for name, part in model.model.named_children() if name != "image_tokenizer"}
+        self.encoder = copy.deepcopy(model.model, others).cpu().requires_grad_(False)
         self.prompt_dropout, self.code_dropout = prompt_dropout, code_dropout
 
     def __call__(self, records: list[Record]) -> dict[str, torch.Tensor]:

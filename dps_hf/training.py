@@ -15,7 +15,7 @@ from dps_hf.data import Record
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message
 from dps_hf.inference import encode
-from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
 
 
@@ -151,7 +151,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 def encode_drawings(
-    records: list[Record], model: DPSForConditionalGeneration, processor: DPSProcessor
+    records: list[Record], model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor
 ) -> list[Record]:
     """The records with each picture in an answer replaced by the text of its codes.
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import JanusVQVAEConfig, TrainingArguments
 
 from dps_hf.data.guidance import guide
@@ -233,6 +234,22 @@ def test_what_is_dropped_depends_on_the_batch_alone(make_model, tiny_processor):
     torch.rand(7), np.random.rand(7)  # a resumed run finds the generators elsewhere
     again = collate(examples)
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_batches_made_by_workers_equal_those_made_in_process(make_model, tiny_processor, records):
+    model = make_model().train()
+    collate = PackingCollator(model, tiny_processor, prompt_dropout=0.3, code_dropout=0.5)
+    apart, together = (DataLoader(records * 2, 4, num_workers=n, collate_fn=collate) for n in (2, 0))
+    for one, other in zip(apart, together, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_collator_keeps_a_copy_of_the_image_tokenizer_alone(make_model, tiny_processor):
+    model = make_model()
+    collate = PackingCollator(model, tiny_processor)
+    copied = sum(parameter.numel() for parameter in collate.encoder.parameters())
+    assert copied == sum(parameter.numel() for parameter in model.model.image_tokenizer.parameters())
 
 
 def test_shuffled_words_keep_the_drawings():
