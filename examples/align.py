@@ -346,10 +346,11 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
         | {"selection": {"max_length_ratio": 20}},
     )  # fmt: skip
     model = aligned(script, misled, pairs / "paired", folder, seed, script.capitals)
-    return (
-        figures(folder, "before", lambda: {**named(misled), **drawn(script, misled, seed)}),
-        figures(folder, "after", lambda: {**named(model), **drawn(script, model, seed)}),
-    )
+    at_first = figures(folder, "before", lambda: {**named(misled), **drawn(script, misled, seed)})
+    at_last = figures(folder, "after", lambda: {**named(model), **drawn(script, model, seed)})
+    for measured in (at_first, at_last):
+        measured["scenes"] = statistics.fmean(measured[name] for name in CATEGORIES)
+    return at_first, at_last
 
 
 def wrong_capitals(language: str, rng: np.random.Generator, share: float) -> dict[str, str]:

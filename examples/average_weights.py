@@ -38,16 +38,17 @@ class ScriptArguments:
 
 
 def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, in float32: each once, where `state_dict` holds tied ones twice."""
-    return dict([*model.float().named_parameters(), *model.named_buffers()])
+    """Parameters by name, in float32: each once, where `state_dict` holds tied ones twice."""
+    return dict(model.float().named_parameters())
 
 
 @torch.no_grad()
 def main(script: ScriptArguments) -> None:
     first, *others = script.models
     model, processor = load(first)
-    average = tensors(model)
-    done = script.shares[0]
+    average, total = tensors(model), sum(script.shares)
+    for weight in average.values():
+        weight.mul_(script.shares[0] / total)
     for path, share in zip(others, script.shares[1:]):
         weights = tensors(load(path)[0])
         shapes, expected = ({name: tuple(w.shape) for name, w in held.items()} for held in (weights, average))
@@ -57,10 +58,8 @@ def main(script: ScriptArguments) -> None:
                 f"Models must be of one architecture: {name} is {expected.get(name)} in {first} and {shapes.get(name)} "
                 f"in {path}."
             )
-        done += share
         for name, weight in average.items():
-            if done and weight.is_floating_point():
-                weight.lerp_(weights[name], share / done)
+            weight.add_(weights[name], alpha=share / total)
     model.save_pretrained(script.output)
     processor.save_pretrained(script.output)
     print(f"{len(script.models)} models, averaged to weights {weights_digest(model)} in {script.output}")
