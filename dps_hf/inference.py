@@ -33,10 +33,11 @@ class Answer(NamedTuple):
     text: str
 
 
-def load(path: str | PathLike = NANO) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
-    """A model that is ready to generate, on the GPU if there is one, and its processor."""
-    model = AutoModelForMultimodalLM.from_pretrained(path).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoProcessor.from_pretrained(path)
+def load(path: str | PathLike = NANO, revision: str = "main") -> tuple[DPSForConditionalGeneration, DPSProcessor]:
+    """A model that is ready to generate, on the GPU if there is one, and its processor; `revision` is of a Hub repository."""
+    model = AutoModelForMultimodalLM.from_pretrained(path, revision=revision).eval()
+    processor = AutoProcessor.from_pretrained(path, revision=revision)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -109,7 +109,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
     # Judge
     if script.judge == "self":
-        judge: Judge = SelfJudge(*load(arguments.model_name_or_path or model.name_or_path))
+        judge: Judge = SelfJudge(*load(model.name_or_path, arguments.model_revision))
     elif script.judge == "openai":
         judge = OpenAIJudge(**{"cache": Path(training.output_dir) / "replies.jsonl", **script.judge_options})
     else:

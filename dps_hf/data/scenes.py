@@ -43,6 +43,24 @@ PALETTE = {
 }
 """More colours, for `scenes_palette` alone: no scene that is asked about or scored has them."""
 PAINTS = COLOURS | PALETTE
+OUTLINES = {
+    "rectangle": ((0, 0.25), (1, 0.25), (1, 0.75), (0, 0.75)),
+    "pillar": ((0.25, 0), (0.75, 0), (0.75, 1), (0.25, 1)),
+    "trapezoid": ((0.2, 0.2), (0.8, 0.2), (1, 0.8), (0, 0.8)),
+    "funnel": ((0, 0.04), (1, 0.04), (0.75, 0.96), (0.25, 0.96)),
+    "parallelogram": ((0.33, 0.04), (1, 0.04), (0.67, 0.96), (0, 0.96)),
+    "gable": ((0.5, 0), (1, 0.45), (1, 0.96), (0, 0.96), (0, 0.45)),
+    "kite": ((0.5, 0), (1, 0.35), (0.5, 1), (0, 0.35)),
+    "pentagon": ((0.5, 0), (1, 0.38), (0.81, 0.96), (0.19, 0.96), (0, 0.38)),
+    "hexagon": ((0.25, 0.04), (0.75, 0.04), (1, 0.5), (0.75, 0.96), (0.25, 0.96), (0, 0.5)),
+    "octagon": ((0.3, 0), (0.7, 0), (1, 0.3), (1, 0.7), (0.7, 1), (0.3, 1), (0, 0.7), (0, 0.3)),
+    "pointer": ((0.5, 0), (1, 0.5), (0.7, 0.5), (0.7, 1), (0.3, 1), (0.3, 0.5), (0, 0.5)),
+    "chevron": ((0.5, 0), (1, 0.5), (1, 1), (0.5, 0.5), (0, 1), (0, 0.5)),
+    "stair": ((0, 0), (0.33, 0), (0.33, 0.33), (0.67, 0.33), (0.67, 0.67), (1, 0.67), (1, 1), (0, 1)),
+    "bracket": ((0, 0.04), (0.35, 0.04), (0.35, 0.6), (1, 0.6), (1, 0.96), (0, 0.96)),
+    "tee": ((0, 0.04), (1, 0.04), (1, 0.4), (0.67, 0.4), (0.67, 0.96), (0.33, 0.96), (0.33, 0.4), (0, 0.4)),
+}
+"""More shapes, likewise, none of them a kind of those above: corners, from the left and the top of the box, 0 to 1."""
 SIZES = {"small": 16, "big": 24}  # side of the bounding box, pixels
 
 MARGIN = 1  # pixels kept free along the border
@@ -202,6 +220,8 @@ def _mask(shape: str, side: int) -> Image.Image:
         draw.polygon(at((0.045, 0.45), (0.5, 0.3), (0.955, 0.45), (0.5, 1)), fill=255)
     elif shape == "diamond":
         draw.polygon(at((0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)), fill=255)
+    elif shape in OUTLINES:
+        draw.polygon(at(*OUTLINES[shape]), fill=255)
     else:
-        raise ValueError(f"shape must be one of {', '.join(SHAPES)}; got {shape!r}.")
+        raise ValueError(f"shape must be one of {', '.join((*SHAPES, *OUTLINES))}; got {shape!r}.")
     return large.reduce(scale)

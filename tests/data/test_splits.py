@@ -151,6 +151,11 @@ def test_every_scene_to_be_read_or_changed_is_one_that_training_never_saw(task, 
     assert all(held_out(scene) for scene in witness.shown)
 
 
+def test_no_emoji_that_is_trained_on_is_an_unseen_pair():
+    for colour, shape in UNSEEN_PAIRS:
+        assert not [p for p in emoji.pairs("train") if {colour, shape} <= set(p.names["en"].split())]
+
+
 def test_every_emoji_in_evaluation_is_held_out():
     seen = {(pair.codepoints, pair.style) for pair in emoji.pairs("train")}
     subject = Witness(None, None, items=500, seed=0, sampling={})
