@@ -378,5 +378,5 @@ def name_alignment_loss(
 
 @cache
 def _names() -> list[dict[str, str]]:
-    """Of each emoji its name in each language."""
-    return list({pair.codepoints: pair.names for pair in emoji.all_pairs()}.values())
+    """Of each emoji that is trained on, its name in each language."""
+    return list({pair.codepoints: pair.names for pair in emoji.pairs("train")}.values())
