@@ -34,14 +34,23 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
     Says which one it is, or who comes again with other data or settings would take the old model for a new one.
     """
-    found = sorted(Path(output_dir).glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    complete = [
-        path for path in found if all(any((path / name).exists() for name in names) for names in CHECKPOINT_FILES)
-    ]
-    if not complete:
+    steps = {path: path.name.removeprefix("checkpoint-") for path in Path(output_dir).glob("checkpoint-*")}
+    found = [path for path, step in steps.items() if step.isdecimal() and _is_complete(path)]
+    if not found:
         return None
-    print(f"Going on from {complete[-1]}. To train anew, give another output_dir, or remove this one.")
-    return str(complete[-1])
+    newest = max(found, key=lambda path: int(steps[path]))
+    print(f"Going on from {newest}. To train anew, give another output_dir, or remove this one.")
+    return str(newest)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    if not all(any((checkpoint / name).exists() for name in names) for names in CHECKPOINT_FILES):
+        return False
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except ValueError:  # killed while it was written
+        return False
+    return True
 
 
 class Curves(TrainerCallback):

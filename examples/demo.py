@@ -7,6 +7,7 @@ python examples/demo.py --prompt "hedgehog, noto style"
 """
 
 import base64
+import re
 import sys
 from dataclasses import dataclass
 from io import BytesIO
@@ -142,8 +143,10 @@ def answered_questions(model, processor, rng: np.random.Generator) -> Section:
 def write(sections: list[Section], folder: Path) -> None:
     """Numbers all items and writes them as pictures, a page of pictures, a page for a browser, and text."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("[0-9][0-9].png"):
-        old.unlink()
+    answers = folder / "answers.txt"
+    if answers.exists():  # what an earlier run wrote, and nothing else that may lie there
+        for old in re.findall(r"^\d\d\.png$", answers.read_text(encoding="utf-8"), re.MULTILINE):
+            (folder / old).unlink(missing_ok=True)
     number, numbered, text = 0, [], []
     for section in sections:
         items = []
@@ -154,7 +157,7 @@ def write(sections: list[Section], folder: Path) -> None:
             items.append(Item(item.pictures, [f"no. {number}", *item.lines]))
             text.append("\n    ".join([f"{number:02}.png", *item.lines]))
         numbered.append(Section(section.title, items, section.columns))
-    (folder / "answers.txt").write_text("\n".join(text).strip() + "\n", encoding="utf-8")
+    answers.write_text("\n".join(text).strip() + "\n", encoding="utf-8")
     template = jinja2.Environment(autoescape=True).from_string(HTML)
     (folder / "page.html").write_text(template.render(sections=numbered, base64=_base64), encoding="utf-8")
     page(numbered).save(folder / "page.png")
@@ -170,6 +173,8 @@ def main(script: ScriptArguments) -> None:
     disable_progress_bar()
     try:
         picture = open_picture(script.image) if script.image else None
+        if picture is not None:
+            picture.thumbnail((1024, 1024))  # it is looked at more than once, and may have had 100 megapixels
     except ValueError as error:
         sys.exit(str(error))
     print("Loading the model ...")

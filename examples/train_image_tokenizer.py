@@ -48,6 +48,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     print(f"{model.num_parameters():,} parameters, {model.config.codebook_size} codes")
 
     # Dataset
+    if training.max_steps < 1:
+        raise ValueError(f"max_steps must be 1 or more, since the mixture has no end; got {training.max_steps}.")
     length = (
         training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     )

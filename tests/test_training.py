@@ -153,13 +153,14 @@ COMPLETE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.
 def written(folder, files) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for name in files:
-        (folder / name).touch()
+        (folder / name).write_text("{}" if name.endswith(".json") else "")
     return str(folder)
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
-    for step, files in ((9, COMPLETE), (20, COMPLETE), (100, COMPLETE[:2])):
+    for step, files in ((9, COMPLETE), (20, COMPLETE), (100, COMPLETE[:2]), (120, COMPLETE), ("30-backup", COMPLETE)):
         written(tmp_path / f"checkpoint-{step}", files)
+    (tmp_path / "checkpoint-120" / "trainer_state.json").write_text('{"log_history": [')
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
     assert last_checkpoint(tmp_path / "nothing") is None
 

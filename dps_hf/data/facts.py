@@ -7,6 +7,7 @@ from importlib.resources import files
 import numpy as np
 
 from dps_hf.data.record import Record, pick, record
+from dps_hf.data.splits import check_split
 from dps_hf.data.wording import LANGUAGES
 
 
@@ -43,6 +44,7 @@ def facts(rng: np.random.Generator, split: str) -> Record:
 
     Facts are learnt by heart, so nothing is held out: `split` changes nothing.
     """
+    check_split(split)
     language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
     country, capital = pick(rng, tuple(capitals(language).items()))
     if rng.random() < 2 / 3:

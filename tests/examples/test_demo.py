@@ -55,9 +55,10 @@ def test_own_picture_is_described(run, tmp_path):
     assert "What is this?" in (folder / "answers.txt").read_text(encoding="utf-8")
 
 
-def test_pictures_of_the_last_run_are_removed(run, tmp_path):
-    Image.new("RGB", (1, 1)).save(tmp_path / "77.png")
-    assert "77.png" not in numbered(run(prompt="a star"))
+def test_pictures_of_the_last_run_are_removed_and_no_others(run, tmp_path):
+    run(prompt="a star")
+    Image.new("RGB", (300, 20), "red").save(tmp_path / "77.png")
+    assert numbered(run(image=str(tmp_path / "77.png"))) == ["01.png", "77.png"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\nnot a picture"])
@@ -74,3 +75,5 @@ def test_bad_picture_ends_in_one_sentence(run, tmp_path, content):
 def test_prompt_with_a_token_of_the_model_ends_in_one_sentence(run):
     with pytest.raises(SystemExit, match="<image>"):
         run(prompt="draw an <image>")
+    with pytest.raises(SystemExit, match="whole letters"):
+        run(prompt="a\udcff")  # what Python makes of a byte that is no UTF-8

@@ -236,6 +236,11 @@ def test_text_must_be_text(tiny_processor):
             tiny_processor(text=text)
 
 
+def test_half_a_letter_is_an_error(tiny_processor):
+    with pytest.raises(ValueError, match="text must be whole letters"):
+        tiny_processor(text=["a star", "a \ud83d star"])
+
+
 # Text that spells tokens
 
 

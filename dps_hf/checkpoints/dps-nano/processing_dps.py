@@ -130,6 +130,10 @@ class DPSProcessor(ProcessorMixin):
             return
         if not all(isinstance(sample, str) for sample in text):
             raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
+        try:
+            "".join(text).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text must be whole letters; got half of a pair: {error}. Decode it as UTF-8.") from None
         found: list | int = [sample.count(self.image_token) for sample in text]
         if isinstance(images, (list, tuple)) and images and isinstance(images[0], (list, tuple)):
             given: list | int = [len(row) for row in images]
