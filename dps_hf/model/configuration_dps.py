@@ -147,7 +147,7 @@ class DPSConfig(PreTrainedConfig):
         self.image_tokenizer_config = _sub_config(self.image_tokenizer_config, DPSImageTokenizerConfig.model_type)
         if self.auto_map is None:
             self.auto_map = AUTO_MAP.copy()
-        self._check_geometry()
+        self.validate_geometry()
         first_id = self.text_config.vocab_size - self.codebook_size
         if self.image_code_start_id is None:
             self.image_code_start_id = first_id
@@ -155,7 +155,16 @@ class DPSConfig(PreTrainedConfig):
             if getattr(self, name) is None:
                 setattr(self, name, self.image_code_start_id - offset)
         super().__post_init__(**kwargs)
-        self._check_ids()
+        self.validate_ids()
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in the library, but fields that are given beside the dict are looked at, too."""
+        made = super().from_dict(config_dict, **kwargs)
+        config = made[0] if isinstance(made, tuple) else made
+        config.validate_geometry()
+        config.validate_ids()
+        return made
 
     @property
     def vocab_size(self) -> int:
@@ -199,7 +208,9 @@ class DPSConfig(PreTrainedConfig):
         """Tokens between begin and end of a drawing: its codes, and its row ends where it has them."""
         return self.grid_size * (self.grid_size + (self.row_end_token_id is not None))
 
-    def _check_geometry(self) -> None:
+    # The library calls what is named `validate_` before it saves.
+
+    def validate_geometry(self) -> None:
         if self.vision_config.model_type != "siglip_vision_model":
             raise ValueError(
                 f"vision_config.model_type must be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution); "
@@ -229,11 +240,25 @@ class DPSConfig(PreTrainedConfig):
                 f"projector_hidden_act must be an activation that transformers knows; got {self.projector_hidden_act!r}. "
                 "Set it to 'gelu_pytorch_tanh', say."
             )
-        if getattr(self.text_config, "vocab_size", None) is None or self.text_config.is_encoder_decoder:
+        encoder = self.text_config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        encoder = encoder and not getattr(self.text_config, "is_decoder", False)
+        if encoder or getattr(self.text_config, "vocab_size", None) is None or self.text_config.is_encoder_decoder:
             raise ValueError(
                 f"text_config.model_type must be that of a decoder; got {self.text_config.model_type!r}. Take a model that "
                 "AutoModelForCausalLM loads, such as 'llama'."
             )
+        for part, width, count in (
+            ("vision_config", "hidden_size", "num_attention_heads"),
+            ("text_config", "num_attention_heads", "num_key_value_heads"),
+        ):
+            whole, parts = (getattr(getattr(self, part), name, None) for name in (width, count))
+            if not (isinstance(whole, int) and isinstance(parts, int)):  # some decoders have a number for each layer
+                continue
+            if whole < 1 or parts < 1 or whole % parts:
+                raise ValueError(
+                    f"{part}.{width} must be a positive multiple of {count}; got {whole} and {parts}. "
+                    f"Try {max(1, round(whole / max(1, parts))) * max(1, parts)} and {max(1, parts)}."
+                )
         for part in ("vision_config", "image_tokenizer_config"):
             channels = getattr(getattr(self, part), "num_channels", 3)
             if channels != 3:
@@ -256,7 +281,7 @@ class DPSConfig(PreTrainedConfig):
                 "image_tokenizer_config.channel_multiplier must hold at least one number; got none. Try [1, 1, 2, 2, 4]."
             )
 
-    def _check_ids(self) -> None:
+    def validate_ids(self) -> None:
         start, end, vocab_size = (
             self.image_code_start_id,
             self.image_code_start_id + self.codebook_size,

@@ -100,8 +100,10 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
     """Values of any number type as `uint8`: fractions in [0, 1], 8 bits, or 16 bits.
 
     Raises:
-        ValueError: some are not finite, negative or above 65535.
+        ValueError: some are no numbers, not finite, negative or above 65535.
     """
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"A picture must be made of numbers; got an array of {values.dtype}. Convert it first.")
     if values.dtype == np.uint8:
         return values
     low, high = values.min(), values.max()

@@ -94,7 +94,7 @@ class DPSProcessor(ProcessorMixin):
         """The processor that belongs to a config, around a copy of a tokenizer; [`add_tokens`] adds what that lacks.
 
         Raises:
-            ValueError: the tokenizer gives the codes other ids than the config does.
+            ValueError: the tokenizer gives the codes or the special tokens other ids than the config does.
         """
         tokenizer = copy.deepcopy(tokenizer)
         row_end = config.row_end_token_id is not None
@@ -107,15 +107,22 @@ class DPSProcessor(ProcessorMixin):
             grid_size=config.grid_size,
             row_end=row_end,
         )
-        if processor.first_code_id != config.image_code_start_id:
-            raise ValueError(
-                f"image_code_start_id must be the id of {cls.code_token.format(0)}; got {config.image_code_start_id}, and the "
-                f"tokenizer has {processor.first_code_id}. Give the tokenizer that the model was assembled with."
-            )
+        tokens = {"image_code_start_id": cls.code_token.format(0), "image_token_id": cls.image_token}
+        tokens |= {"boi_token_id": cls.boi_token, "eoi_token_id": cls.eoi_token}
+        tokens |= {"row_end_token_id": cls.row_end_token} if row_end else {}
+        for name, token in tokens.items():
+            given, known = getattr(config, name), tokenizer.convert_tokens_to_ids(token)
+            if given != known:
+                raise ValueError(
+                    f"{name} must be the id of {token}; got {given}, and the tokenizer has {known}. "
+                    "Give the tokenizer that the model was assembled with."
+                )
         return processor
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         """As in the library, but lists that hold no picture are none, and a list of no texts is refused."""
+        if text is not None and not isinstance(text, (str, list, tuple)):
+            raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
         if isinstance(text, (list, tuple)) and not text:
             raise ValueError("text is an empty list. Give at least one string.")
         images, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)

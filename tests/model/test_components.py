@@ -15,6 +15,8 @@ from transformers import (
     JanusVQVAEConfig,
     LlamaConfig,
     LlamaModel,
+    MambaConfig,
+    OPTConfig,
     PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -308,6 +310,11 @@ def test_processor_of_another_tokenizer_is_refused(tokenizer):
     longer.add_tokens(["one more"])
     with pytest.raises(ValueError, match="image_code_start_id"):
         DPSProcessor.from_components(longer, model.config)
+    for name in ("image_token_id", "boi_token_id", "eoi_token_id"):
+        config = copy.deepcopy(model.config)
+        setattr(config, name, 0)
+        with pytest.raises(ValueError, match=f"{name} must be the id of <.*; got 0"):
+            DPSProcessor.from_components(tokenizer, config)
 
 
 def test_tokenizer_is_found_with_the_text(save, tokenizer):
@@ -321,6 +328,16 @@ def test_tokenizer_is_found_with_the_text(save, tokenizer):
     assert isinstance(AutoTokenizer.from_pretrained(folder), type(tokenizer))
     with pytest.raises(ValueError, match="tokenizer is needed"):
         dps_hf.from_components(LLAMA, VISION, IMAGE_TOKENIZER)
+
+
+def test_without_a_tokenizer_new_tokens_follow_the_decoders_rows(save, tmp_path):
+    AutoModelForCausalLM.from_config(LLAMA).save_pretrained(tmp_path / "alone")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "alone")
+    for text in (tmp_path / "alone", str(tmp_path / "alone"), loaded, LLAMA):
+        config = DPSForConditionalGeneration.from_components(text, VISION, IMAGE_TOKENIZER).config
+        assert (config.image_token_id, config.image_code_start_id) == (len(WORDS), len(WORDS) + 3)
+    with pytest.raises(ValueError, match="tokenizer could not be loaded"):
+        dps_hf.from_components(tmp_path / "alone", VISION, IMAGE_TOKENIZER)
 
 
 def test_image_processor_makes_the_size_of_the_tower(tokenizer):
@@ -347,6 +364,11 @@ def test_components_of_another_kind_are_refused(tokenizer):
         dps_hf.from_components(LLAMA, LLAMA, VQ, tokenizer)
     with pytest.raises(ValueError, match="head without bias"):
         dps_hf.from_components(PhiConfig(vocab_size=40, **SIZES), VISION, VQ, tokenizer)
+    with pytest.raises(ValueError, match="caches keys and values; got 'mamba'"):
+        dps_hf.from_components(MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1), VISION, VQ, tokenizer)
+    narrow = OPTConfig(vocab_size=40, hidden_size=16, word_embed_proj_dim=8, ffn_dim=16, num_attention_heads=2)
+    with pytest.raises(ValueError, match="width of the embeddings, too; got 16, and those of 'opt' have 8"):
+        dps_hf.from_components(narrow, VISION, VQ, tokenizer)
 
 
 # Published sizes, without their weights

@@ -3,9 +3,18 @@
 import json
 
 import pytest
-from transformers import CLIPVisionConfig, JanusVQVAEConfig, LlamaConfig, Qwen2Config, SiglipVisionConfig
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    CLIPVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 from dps_hf.model.configuration_dps import AUTO_MAP, DPSConfig, DPSImageTokenizerConfig
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 
 
 def test_defaults_are_valid():
@@ -122,6 +131,19 @@ def test_an_image_tokenizer_that_cannot_work_is_refused(fields, message):
             {"vision_config": CLIPVisionConfig()},
             r"vision_config.model_type must be 'siglip_vision_model' .*got 'clip_vision_model'",
         ),
+        (
+            {"vision_config": SiglipVisionConfig(hidden_size=32, num_attention_heads=3)},
+            r"vision_config.hidden_size must be a positive multiple of num_attention_heads; got 32 and 3. Try 33 and 3",
+        ),
+        (
+            {"vision_config": SiglipVisionConfig(hidden_size=0)},
+            r"vision_config.hidden_size must be a positive multiple of num_attention_heads; got 0 and 12. Try 12 and 12",
+        ),
+        (
+            {"text_config": LlamaConfig(num_attention_heads=4, num_key_value_heads=3)},
+            r"text_config.num_attention_heads must be a positive multiple of num_key_value_heads; got 4 and 3. Try 3 and 3",
+        ),
+        ({"text_config": BertConfig()}, r"text_config.model_type must be that of a decoder; got 'bert'"),
         ({"vision_config": {"model_type": "no_such"}}, r"model_type of a nested config .*; got 'no_such'"),
         (
             {"vision_config": SiglipVisionConfig(num_channels=1)},
@@ -165,6 +187,19 @@ def test_an_image_tokenizer_that_cannot_work_is_refused(fields, message):
 def test_a_geometry_or_id_that_cannot_work_is_refused(make_config, fields, message):
     with pytest.raises(ValueError, match=message):
         make_config(**fields)
+
+
+def test_what_is_set_later_is_looked_at_when_it_is_saved_loaded_or_built(tiny_config, make_config, tmp_path):
+    tiny_config.save_pretrained(tmp_path)
+    for load in (DPSConfig.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match=r"boi_token_id must lie .*; got -5"):
+            load(tmp_path, boi_token_id=-5)
+    config = make_config()
+    config.image_code_start_id = 270
+    with pytest.raises(ValueError, match=r"got 270 \+ 16 and 281"):
+        DPSForConditionalGeneration(config)
+    with pytest.raises(Exception, match=r"got 270 \+ 16 and 281"):
+        config.save_pretrained(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,14 @@ def test_interleaved_mode_begins_no_drawing_beyond_max_length(tiny_model, text_i
     assert (generated[:, 7] == BOI).all() and is_drawing(generated[0, 8:])
 
 
+def test_a_drawing_that_the_prompt_has_begun_must_fit(tiny_model, text_ids):
+    begun = torch.cat([text_ids, torch.tensor([[BOI, CODES.start]] * len(text_ids))], dim=1)
+    with pytest.raises(ValueError, match=r"max_new_tokens must be at least 4, for the drawing .* got 3"):
+        tiny_model.generate(begun, generation_mode="interleaved", max_new_tokens=3)
+    generated = tiny_model.generate(begun, generation_mode="interleaved", max_new_tokens=4)
+    assert all(is_drawing(row[text_ids.shape[1] + 1 :]) for row in generated)
+
+
 def test_interleaved_mode_has_room_for_a_drawing_by_default(tiny_model, text_ids):
     generated = tiny_model.generate(text_ids[:1, :2], generation_mode="interleaved", logits_processor=[Prefer(BOI)])
     assert generated.shape == (1, 2 + 256 + 4) and (generated == EOI).sum() == (256 + 4) // 6

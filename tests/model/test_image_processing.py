@@ -269,6 +269,7 @@ def test_input_data_format_settles_ambiguity(image_processor):
         (np.zeros((4, 0, 3), dtype=np.uint8), "must have pixels"),
         (np.zeros((0, 4)), "must have pixels"),
         (torch.zeros(3, 0, 4), "must have pixels"),
+        (np.full((4, 4, 3), "red"), "must be made of numbers"),
         (np.zeros((5, 5, 2)), "channel"),
         (np.zeros((7, 5, 6)), "channel"),
         (np.zeros(5), "flat list"),

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     SiglipVisionModel,
 )
+from transformers.utils import has_file
 
 from .configuration_dps import DPSConfig, DPSImageTokenizerConfig
 from .image_tokenizer_dps import DPSImageTokenizer
@@ -43,7 +44,7 @@ def assemble(
     codes = image_tokenizer.config
     codebook_size = codes.num_embeddings if codes.model_type == "janus_vqgan" else codes.codebook_size
     if tokenizer is None and not isinstance(text_source, PreTrainedConfig):
-        tokenizer = getattr(text_source, "name_or_path", text_source) or None
+        tokenizer = _tokenizer_beside(getattr(text_source, "name_or_path", text_source))
     if tokenizer is None:  # the config's own layout: what is new comes last
         num_known = text_config.vocab_size
         ids = {"row_end_token_id": num_known if row_end else None}
@@ -105,6 +106,12 @@ def assemble(
             _liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
     model.tie_weights()
     return model.eval()
+
+
+def _tokenizer_beside(checkpoint: str | os.PathLike) -> str | os.PathLike | None:
+    """The checkpoint, if it was saved with a tokenizer."""
+    files = ("tokenizer_config.json", "tokenizer.json")
+    return checkpoint if checkpoint and any(has_file(checkpoint, name) for name in files) else None
 
 
 def _grow(weight: torch.Tensor, num_known: int, size: int) -> nn.Parameter:

@@ -258,6 +258,7 @@ class DPSGenerationMixin(GenerationMixin):
                 kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 256
             max_new_tokens = setting("max_new_tokens")
             max_length = setting("max_length") if max_new_tokens is None else input_ids.shape[1] + max_new_tokens
+            self._check_begun_drawings(input_ids, max_length)
         logits_processor = LogitsProcessorList(logits_processor or [])
         logits_processor.append(DrawingLogitsProcessor(self.config, mode != "text", max_length))
 
@@ -288,6 +289,19 @@ class DPSGenerationMixin(GenerationMixin):
         return super().generate(
             input_ids, generation_config=generation_config, logits_processor=logits_processor, **kwargs
         )
+
+    def _check_begun_drawings(self, input_ids: torch.Tensor, max_length: int) -> None:
+        """
+        Raises:
+            ValueError: a drawing that the prompt has begun would be cut off.
+        """
+        state = DrawingState(self.config)
+        position = state.position(input_ids)
+        due = int(torch.where(position >= 0, state.num_tokens + 1 - position, 0).max())  # end-of-image included
+        if (left := max_length - input_ids.shape[1]) < due:
+            raise ValueError(
+                f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; got {left}. Set it higher."
+            )
 
     def _begin_drawing(self, input_ids: torch.Tensor | None, kwargs: dict, setting) -> torch.Tensor:
         """The prompt with begin-of-image at its end; sets in `kwargs` the mask and the length that belong to it."""

@@ -1,5 +1,6 @@
 """DPS: a SigLIP tower and text feed one decoder, whose vocabulary holds text and image codes alike."""
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -97,16 +98,38 @@ class DPSPreTrainedModel(PreTrainedModel):
         return loaded
 
 
+def _check_decoder(decoder: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: it has no cache of keys and values, or embeddings of another width than its layers.
+    """
+    kind = decoder.config.model_type
+    if "past_key_values" not in inspect.signature(decoder.forward).parameters:
+        raise ValueError(
+            f"text_config.model_type must be that of a decoder which caches keys and values; got {kind!r}. Take another, "
+            "such as 'llama'."
+        )
+    width = decoder.get_input_embeddings().weight.shape[1]
+    if width != decoder.config.hidden_size:
+        raise ValueError(
+            f"text_config.hidden_size must be the width of the embeddings, too; got {decoder.config.hidden_size}, and those "
+            f"of {kind!r} have {width}. Take a decoder without a projection between the two."
+        )
+
+
 class DPSModel(DPSPreTrainedModel):
     """The tower, the connector, the decoder without its head, and the image tokenizer, which stays frozen."""
 
     _auto_class = "AutoModel"
 
     def __init__(self, config: DPSConfig):
+        config.validate_geometry()  # fields may have been set since it was made
+        config.validate_ids()
         super().__init__(config)
         self.vision_tower = SiglipVisionModel._from_config(config.vision_config)
         self.connector = DPSConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        _check_decoder(self.language_model)
         tokenizer_class = (
             JanusVQVAE if config.image_tokenizer_config.model_type == "janus_vqgan" else DPSImageTokenizer
         )
