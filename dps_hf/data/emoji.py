@@ -98,18 +98,23 @@ def _table() -> Any:
 
 @lru_cache(maxsize=2)
 def pairs(split: str) -> tuple[Pair, ...]:
-    """The pairs of "train" or "validation"; in neither is an emoji that is a colour and a shape that never meet elsewhere."""
+    """The pairs of "train" or "validation".
+
+    In neither is an emoji that is a colour and a shape that never meet elsewhere, nor one whose style is held out and
+    whose picture is that of another emoji in training, as some flags are.
+    """
     check_split(split)
     styles = defaultdict(list)
     for pair in all_pairs():
         styles[pair.codepoints].append(pair.style)
     held_out = {codepoints: held_out_style(codepoints, found) for codepoints, found in styles.items()}
-    return tuple(
-        pair
-        for pair in all_pairs()
-        if (held_out[pair.codepoints] == pair.style) == (split == "validation")
-        and not any({colour, shape} <= set(pair.names["en"].split()) for colour, shape in UNSEEN_PAIRS)
-    )
+    kept = [p for p in all_pairs() if not any({*unseen} <= {*p.names["en"].split()} for unseen in UNSEEN_PAIRS)]
+    train = tuple(pair for pair in kept if held_out[pair.codepoints] != pair.style)
+    if split == "train":
+        return train
+    art = _table()["image"].to_pylist()
+    seen = {art[pair.index]["bytes"] for pair in train}
+    return tuple(p for p in kept if held_out[p.codepoints] == p.style and art[p.index]["bytes"] not in seen)
 
 
 # Pictures

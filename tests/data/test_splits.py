@@ -162,7 +162,7 @@ def test_every_emoji_in_evaluation_is_held_out():
     assert not {(pair.codepoints, pair.style) for pair in subject.held_out_emoji()} & seen
 
 
-def test_no_held_out_picture_is_trained_on_by_the_same_name():
+def test_no_held_out_picture_is_trained_on_by_any_name():
     art = emoji.pictures()
-    trained = {(art[pair.index].tobytes(), pair.names["en"]) for pair in emoji.pairs("train")}
-    assert not {(art[pair.index].tobytes(), pair.names["en"]) for pair in emoji.pairs("validation")} & trained
+    trained = {art[pair.index].tobytes() for pair in emoji.pairs("train")}
+    assert not {art[pair.index].tobytes() for pair in emoji.pairs("validation")} & trained
