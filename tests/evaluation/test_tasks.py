@@ -177,7 +177,7 @@ def test_plans_are_asked_for_the_same_prompts():
 def test_loss_is_that_of_the_codes_after_the_right_words(make_model, tiny_processor):
     model = make_model()
     # Different pictures get different codes, which an untrained image tokenizer does not promise.
-    model.encode_image = lambda pixels: ((pixels.sum((1, 2, 3)) * 100).long()[:, None] + torch.arange(4)) % 16
+    model.encode_image = lambda pixels: ((pixels.sum((1, 2, 3)) * 10).long()[:, None] + torch.arange(4)) % 16
     subject = tasks.Subject(model, tiny_processor, items=2, seed=0, sampling={})
     losses = {"right": [], "shuffled": []}
     pairs = subject.held_out_emoji()
