@@ -1,5 +1,6 @@
 """What a model is asked, and how often it is right: on scenes, emoji and facts, with the uncertainty of every figure."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -264,10 +265,11 @@ def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
 def features(subject: Subject) -> dict[str, Figure]:
     """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name the English one.
 
-    The names are not held out: training with `alignment_steps` has drawn the two together.
+    More than 200 are searched for in several galleries, each of 200 other emoji. The names are not held out: training with `alignment_steps` has drawn the two together.
     """
     model, rng = subject.model, subject.rng("features")
-    pairs = subject.held_out_emoji(min(subject.items, GALLERY))
+    whole = math.ceil(subject.items / GALLERY) * GALLERY  # a smaller last gallery would be easier
+    pairs = subject.held_out_emoji(whole if subject.items > GALLERY else subject.items)
     in_training: dict[str, list[emoji.Pair]] = {pair.codepoints: [] for pair in pairs}
     for pair in emoji.pairs("train"):
         in_training.get(pair.codepoints, []).append(pair)
@@ -282,8 +284,11 @@ def features(subject: Subject) -> dict[str, Figure]:
         return model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
 
     def recall(queries: torch.Tensor, gallery: torch.Tensor) -> Figure:
-        nearest = (F.normalize(queries, dim=-1) @ F.normalize(gallery, dim=-1).T).argmax(1)
-        return share(index == i for i, index in enumerate(nearest.tolist()))
+        queries, gallery = F.normalize(queries, dim=-1), F.normalize(gallery, dim=-1)
+        marks: list[bool] = []
+        for some, among in zip(queries.split(GALLERY), gallery.split(GALLERY)):
+            marks += [index == i for i, index in enumerate((some @ among.T).argmax(1).tolist())]
+        return share(marks)
 
     return {
         "image_r1": recall(of_pictures(pairs), of_pictures(others)),

@@ -55,7 +55,8 @@ class DPSImageFeatures(BaseModelOutputWithPooling):
     """
     last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output
     pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): what replaces placeholders
-    image_embeds (`torch.Tensor` of shape `(images, vision hidden_size)`): one vector a picture, for retrieval
+    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): one vector a picture, for retrieval: the mean of what
+        replaces placeholders, each made one long
     """
 
     image_embeds: torch.Tensor | None = None
@@ -151,13 +152,13 @@ class DPSModel(DPSPreTrainedModel):
         """`pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1] to [`DPSImageFeatures`]."""
         kwargs["return_dict"] = True
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
-        features = outputs.last_hidden_state  # (images, num_image_tokens, vision hidden_size)
+        features = self.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
         return DPSImageFeatures(
-            last_hidden_state=features,
-            pooler_output=self.connector(features),
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=features,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_embeds=features.mean(dim=1),
+            image_embeds=F.normalize(features, dim=-1).mean(dim=1),
         )
 
     @can_return_tuple
