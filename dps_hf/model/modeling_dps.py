@@ -124,8 +124,6 @@ class DPSModel(DPSPreTrainedModel):
     _auto_class = "AutoModel"
 
     def __init__(self, config: DPSConfig):
-        config.validate_geometry()  # fields may have been set since it was made
-        config.validate_ids()
         super().__init__(config)
         self.vision_tower = SiglipVisionModel._from_config(config.vision_config)
         self.connector = DPSConnector(config)
