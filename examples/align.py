@@ -162,11 +162,21 @@ def preferences(script: ScriptArguments, folder: Path, seed: int, fields: dict) 
     return step("build_preferences", "nano_preferences.yaml", folder, "statistics.json", fields)
 
 
+def paired(preferences: Path) -> Path:
+    """
+    Raises:
+        ValueError: no two responses to one prompt differed by the margin.
+    """
+    if not (preferences / "paired").exists():
+        raise ValueError(f"{preferences} holds no pairs. Set num_prompts in `preferences` higher, or work elsewhere.")
+    return preferences / "paired"
+
+
 def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own drawings, judged by the detector."""
     folder = script.work / "scenes_t2i_dpo" / f"seed-{seed}"
     pairs = preferences(script, folder / "preferences", seed, {})
-    model = aligned(script, script.model, pairs / "paired", folder, seed, script.dpo)
+    model = aligned(script, script.model, paired(pairs), folder, seed, script.dpo)
     measured = before_and_after(script, folder, model, seed, drawn)
     sheet(script, folder.parent / f"{seed}.png", seed, model)
     return measured
@@ -176,7 +186,7 @@ def scenes_t2i_self(script: ScriptArguments, seed: int) -> Figures:
     """The same, judged by the model itself, which says what it sees in its drawings."""
     folder = script.work / "scenes_t2i_self" / f"seed-{seed}"
     pairs = preferences(script, folder / "preferences", seed, {"judge": "self"})
-    model = aligned(script, script.model, pairs / "paired", folder, seed, script.dpo)
+    model = aligned(script, script.model, paired(pairs), folder, seed, script.dpo)
     return before_and_after(script, folder, model, seed, drawn)
 
 
@@ -244,7 +254,7 @@ def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
     asked = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"]}
     pairs = preferences(script, folder / "preferences", seed, asked)
-    model = aligned(script, script.model, pairs / "paired", folder, seed, script.dpo)
+    model = aligned(script, script.model, paired(pairs), folder, seed, script.dpo)
     return before_and_after(script, folder, model, seed, reasoned)
 
 
@@ -345,7 +355,7 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
         {"model": misled, "output": str(folder / "preferences"), "votes": str(folder / "votes.jsonl")}
         | {"selection": {"max_length_ratio": 20}},
     )  # fmt: skip
-    model = aligned(script, misled, pairs / "paired", folder, seed, script.capitals)
+    model = aligned(script, misled, paired(pairs), folder, seed, script.capitals)
     at_first = figures(folder, "before", lambda: {**named(misled), **drawn(script, misled, seed)})
     at_last = figures(folder, "after", lambda: {**named(model), **drawn(script, model, seed)})
     for measured in (at_first, at_last):
