@@ -168,7 +168,9 @@ def paired(preferences: Path) -> Path:
         ValueError: no two responses to one prompt differed by the margin.
     """
     if not (preferences / "paired").exists():
-        raise ValueError(f"{preferences} holds no pairs. Set num_prompts in `preferences` higher, or work elsewhere.")
+        raise ValueError(
+            f"{preferences} holds no pairs. Set num_prompts in `preferences` higher, and remove the folder."
+        )
     return preferences / "paired"
 
 

@@ -12,7 +12,7 @@ from dps_hf.data.splits import check_split
 from dps_hf.data.wording import Wish, say
 
 
-# Half of them with the colours that are scored.
+# Colours that are scored come twice: there are half as many of them.
 KINDS = 2 * tuple(product(COLOURS, OUTLINES)) + tuple(product(PALETTE, (*SHAPES, *OUTLINES)))
 
 

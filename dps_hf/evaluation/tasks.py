@@ -265,11 +265,13 @@ def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
 def features(subject: Subject) -> dict[str, Figure]:
     """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name the English one.
 
-    More than 200 are searched for in several galleries, each of 200 other emoji. The names are not held out: training with `alignment_steps` has drawn the two together.
+    More than 200 are searched for in whole galleries, each of 200 other emoji. The names are not held out: training with
+    `alignment_steps` has drawn the two together.
     """
     model, rng = subject.model, subject.rng("features")
-    whole = math.ceil(subject.items / GALLERY) * GALLERY  # a smaller last gallery would be easier
-    pairs = subject.held_out_emoji(whole if subject.items > GALLERY else subject.items)
+    # Whole ones: a smaller last gallery would be easier.
+    galleries = min(math.ceil(subject.items / GALLERY), len(emoji.pairs("validation")) // GALLERY)
+    pairs = subject.held_out_emoji(galleries * GALLERY if subject.items > GALLERY else subject.items)
     in_training: dict[str, list[emoji.Pair]] = {pair.codepoints: [] for pair in pairs}
     for pair in emoji.pairs("train"):
         in_training.get(pair.codepoints, []).append(pair)

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,6 +195,16 @@ def test_loss_is_that_of_the_codes_after_the_right_words(make_model, tiny_proces
         assert figures[name]["value"] == pytest.approx(sum(values) / 2, abs=1e-3), name
     gap = figures["shuffled"]["value"] - figures["right"]["value"]
     assert figures["gap"]["value"] == pytest.approx(gap, abs=1e-3) != 0
+
+
+@pytest.mark.parametrize(("items", "found", "right"), [(2, 2, 0.5), (3, 4, 0.5), (10_000, 640, 0.5)])
+def test_features_are_looked_up_in_whole_galleries(make_model, tiny_processor, monkeypatch, items, found, right):
+    model = make_model()
+    # All alike: the first of each gallery is taken for everything.
+    model.get_image_features = lambda pixels: SimpleNamespace(image_embeds=torch.ones(len(pixels), 2))
+    monkeypatch.setattr(tasks, "GALLERY", 2)
+    figure = tasks.features(tasks.Subject(model, tiny_processor, items=items, seed=0, sampling={}))["image_r1"]
+    assert (figure["value"], figure["n"]) == (right, found)
 
 
 def test_share_and_mean_carry_their_uncertainty():

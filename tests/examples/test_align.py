@@ -57,6 +57,11 @@ def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):
     assert "seed: 4" in (tmp_path / "dpo.yaml").read_text()
 
 
+def test_no_pairs_are_an_error_that_says_so(align, tmp_path):
+    with pytest.raises(ValueError, match="holds no pairs"):
+        align.paired(tmp_path)
+
+
 @pytest.mark.slow
 def test_the_whole_line_runs_and_reports(align, tmp_path):
     short = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True}

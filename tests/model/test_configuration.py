@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import (
     AutoConfig,
     BertConfig,
@@ -195,7 +196,7 @@ def test_what_is_set_later_is_looked_at_when_it_is_saved_or_loaded(tiny_config, 
             load(tmp_path, boi_token_id=-5)
     config = make_config()
     config.image_code_start_id = 270
-    with pytest.raises(Exception, match=r"got 270 \+ 16 and 281"):
+    with pytest.raises(StrictDataclassClassValidationError, match=r"got 270 \+ 16 and 281"):
         config.save_pretrained(tmp_path / "other")
 
 

@@ -5,6 +5,7 @@ import os
 from typing import TypeAlias
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import (
     AutoModel,
@@ -111,7 +112,10 @@ def assemble(
 def _tokenizer_beside(checkpoint: str | os.PathLike) -> str | os.PathLike | None:
     """The checkpoint, if it was saved with a tokenizer."""
     files = ("tokenizer_config.json", "tokenizer.json")
-    return checkpoint if checkpoint and any(has_file(checkpoint, name) for name in files) else None
+    try:
+        return checkpoint if checkpoint and any(has_file(checkpoint, name) for name in files) else None
+    except HFValidationError:  # a folder that has gone since
+        return None
 
 
 def _grow(weight: torch.Tensor, num_known: int, size: int) -> nn.Parameter:

@@ -240,8 +240,8 @@ class DPSConfig(PreTrainedConfig):
                 f"projector_hidden_act must be an activation that transformers knows; got {self.projector_hidden_act!r}. "
                 "Set it to 'gelu_pytorch_tanh', say."
             )
-        encoder = self.text_config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        encoder = encoder and not getattr(self.text_config, "is_decoder", False)
+        may_encode = self.text_config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        encoder = may_encode and not getattr(self.text_config, "is_decoder", False)
         if encoder or getattr(self.text_config, "vocab_size", None) is None or self.text_config.is_encoder_decoder:
             raise ValueError(
                 f"text_config.model_type must be that of a decoder; got {self.text_config.model_type!r}. Take a model that "

@@ -253,7 +253,7 @@ class DPSGenerationMixin(GenerationMixin):
                 "input_ids hold placeholders of pictures, but pixel_values are None. Pass both from the processor."
             )
         max_length = None
-        if mode == "interleaved" and input_ids is not None:
+        if mode == "interleaved" and input_ids is not None and input_ids.shape[1]:
             if setting("max_new_tokens") is None and setting("max_length") is None:
                 kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 256
             max_new_tokens = setting("max_new_tokens")
