@@ -339,10 +339,8 @@ def test_without_a_tokenizer_new_tokens_follow_the_decoders_rows(save, tmp_path)
     with pytest.raises(ValueError, match="tokenizer could not be loaded"):
         dps_hf.from_components(tmp_path / "alone", VISION, IMAGE_TOKENIZER)
     (tmp_path / "alone").rename(tmp_path / "gone")
-    assert (
-        DPSForConditionalGeneration.from_components(loaded, VISION, IMAGE_TOKENIZER).config.to_dict()
-        == config.to_dict()
-    )
+    model = DPSForConditionalGeneration.from_components(loaded, VISION, IMAGE_TOKENIZER)
+    assert model.config.image_code_start_id == len(WORDS) + 3
 
 
 def test_image_processor_makes_the_size_of_the_tower(tokenizer):
