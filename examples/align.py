@@ -26,7 +26,9 @@ from trl import TrlParser
 from dps_hf import NANO
 from dps_hf.data.facts import FORWARD, capitals, sentence
 from dps_hf.data.record import pick, record
-from dps_hf.data.wording import LANGUAGES, parse_wish
+from dps_hf.data.scenes_t2i import prompted
+from dps_hf.data.scenes_t2i import scenes_t2i as scenes_t2i_record
+from dps_hf.data.wording import DRAW, LANGUAGES, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
 from dps_hf.evaluation.tasks import FORMS, Subject, scenes_cot, scenes_t2i
@@ -55,6 +57,8 @@ class ScriptArguments:
     work: folder for everything on the way.
     seeds: each is a run from the beginning.
     items: prompts of each category that are measured.
+    rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
+    unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
     preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
@@ -66,6 +70,8 @@ class ScriptArguments:
     work: Path = Path("runs/align")
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     items: int = 100
+    rounds: int = 3
+    unseen_share: float = 0.8
     wrong_share: float = 0.7
     preferences: dict = field(default_factory=dict)
     dpo: dict = field(default_factory=dict)
@@ -162,6 +168,36 @@ def preferences(script: ScriptArguments, folder: Path, seed: int, fields: dict) 
     return step("build_preferences", "nano_preferences.yaml", folder, "statistics.json", fields)
 
 
+def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[str]:
+    """Prompts for drawings: as training hears them, and some that name what training never shows together.
+
+    Of those no right drawing is ever shown: only a judge says which are. An unseen pair alone, which is measured, is in
+    none of them; neither is any other prompt that is measured, nor the way of asking that is held out.
+    """
+    prompts: dict[str, None] = {}
+    while len(prompts) < count:
+        if rng.random() >= unseen_share:
+            prompt = scenes_t2i_record(rng, "train")["messages"][0]["content"][0]["text"]
+        else:
+            form = pick(rng, ("things", "counting", "position"))
+            number = int(rng.integers(2, 4)) if form == "things" else None
+            language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
+            _, prompt = prompted(rng, "validation", form, language, bool(rng.random() < 0.5), number, "pair")
+            if rng.random() < 0.4:
+                prompt = pick(rng, DRAW[language][:-1]).format(prompt)
+        prompts[prompt] = None
+    return list(prompts)
+
+
+def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
+    """Fields for a step: the prompts of a round, the same whatever is done with them."""
+    path = script.work / "prompts" / f"seed-{seed}-round-{number}.txt"
+    if not path.exists():
+        count = script.preferences.get("num_prompts", 1000)
+        write_whole(path, "\n".join(wishes(np.random.default_rng([seed, number]), count, script.unseen_share)) + "\n")
+    return {"prompts": str(path)}
+
+
 def paired(preferences: Path) -> Path:
     """
     Raises:
@@ -176,26 +212,35 @@ def paired(preferences: Path) -> Path:
 
 def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own drawings, judged by the detector."""
-    folder = script.work / "scenes_t2i_dpo" / f"seed-{seed}"
-    pairs = preferences(script, folder / "preferences", seed, {})
-    model = aligned(script, script.model, paired(pairs), folder, seed, script.dpo)
-    measured = before_and_after(script, folder, model, seed, drawn)
-    sheet(script, folder.parent / f"{seed}.png", seed, model)
+    model = in_rounds(script, "scenes_t2i_dpo", seed, {})
+    folder = script.work / "scenes_t2i_dpo"
+    measured = before_and_after(script, folder / f"seed-{seed}", model, seed, drawn)
+    sheet(script, folder / f"{seed}.png", seed, model)
     return measured
 
 
 def scenes_t2i_self(script: ScriptArguments, seed: int) -> Figures:
     """The same, judged by the model itself, which says what it sees in its drawings."""
-    folder = script.work / "scenes_t2i_self" / f"seed-{seed}"
-    pairs = preferences(script, folder / "preferences", seed, {"judge": "self"})
-    model = aligned(script, script.model, paired(pairs), folder, seed, script.dpo)
-    return before_and_after(script, folder, model, seed, drawn)
+    model = in_rounds(script, "scenes_t2i_self", seed, {"judge": "self"})
+    return before_and_after(script, script.work / "scenes_t2i_self" / f"seed-{seed}", model, seed, drawn)
+
+
+def in_rounds(script: ScriptArguments, name: str, seed: int, fields: dict) -> str:
+    """Samples, judges and trains several times, each time with what the model has become."""
+    model = script.model
+    for number in range(script.rounds):
+        folder = script.work / name / f"seed-{seed}" / f"round-{number}"
+        fields = {**fields, **asked_to_draw(script, seed, number), "model": model}
+        pairs = preferences(script, folder / "preferences", seed, fields)
+        model = aligned(script, model, paired(pairs), folder, seed, script.dpo)
+    return model
 
 
 def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
     """KTO on people's thumbs: up where a drawing is what they asked for, down where it is far from it, one in ten wrong."""
     folder = script.work / "scenes_t2i_kto" / f"seed-{seed}"
-    drawings = preferences(script, script.work / "scenes_t2i_dpo" / f"seed-{seed}" / "preferences", seed, {})
+    first_round = script.work / "scenes_t2i_dpo" / f"seed-{seed}" / "round-0" / "preferences"
+    drawings = preferences(script, first_round, seed, asked_to_draw(script, seed))
     votes = folder / "votes.jsonl"
     if not votes.exists():
         rows, rng = load_from_disk(drawings / "unpaired"), np.random.default_rng(seed)
@@ -224,9 +269,12 @@ def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
 
 
 def scenes_t2i_grpo(script: ScriptArguments, seed: int) -> Figures:
-    """GRPO, the detector's scores being the rewards."""
+    """GRPO, the detector's scores being the rewards, on the prompts of all rounds together."""
     folder = script.work / "scenes_t2i_grpo" / f"seed-{seed}"
+    prompts = [Path(asked_to_draw(script, seed, number)["prompts"]).read_text() for number in range(script.rounds)]
+    write_whole(folder / "prompts.txt", "".join(prompts))
     fields = {"model_name_or_path": script.model, "output_dir": str(folder / "grpo"), "seed": seed + 1, **script.grpo}
+    fields |= {"prompts": str(folder / "prompts.txt"), "num_prompts": sum(text.count("\n") for text in prompts)}
     adapter = step("grpo", "nano_grpo.yaml", folder / "grpo", TRAINED, fields)
     return before_and_after(script, folder, merged(script.model, adapter, folder / "aligned"), seed, drawn)
 

@@ -8,6 +8,7 @@ Killed at any moment, the same command goes on with the part that is missing. Ma
 their parts; whoever finds all parts there joins them: `paired` for DPO, `unpaired` for KTO, figures, a page of pairs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from dps_hf.judges.users import read_votes
 from dps_hf.judges.verdict import Judge
 from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.parts import is_written, join_parts, sheet, write_part
-from dps_hf.preferences.responses import judged, prompts_of, sample, voted
+from dps_hf.preferences.responses import Prompt, judged, prompts_of, read_prompts, sample, voted
 from dps_hf.training import keep_settings
 
 
@@ -37,6 +38,7 @@ class ScriptArguments:
     model: whose responses are sampled.
     tasks: task to weight; its questions are the prompts.
     think: tasks in which the model thinks aloud first.
+    prompts: a text file with a prompt for a drawing on each line, in place of the tasks' own.
     num_prompts, num_responses: how many different prompts, and how many responses to each.
     generation: what `generate` takes, for example temperature and guidance_scale.
     judge: "exact", "self" or "openai".
@@ -51,6 +53,7 @@ class ScriptArguments:
     model: str = NANO
     tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})
     think: list[str] = field(default_factory=list)
+    prompts: Path | None = None
     num_prompts: int = 1000
     num_responses: int = 8
     generation: dict = field(default_factory=dict)
@@ -79,6 +82,13 @@ def make_judge(script: ScriptArguments, model, processor) -> Judge:
     return OpenAIJudge(**{**caches, **script.judge_options})
 
 
+def asked_for(script: ScriptArguments) -> Iterator[Prompt]:
+    if script.prompts:
+        return iter(read_prompts(script.prompts))
+    mixture = Mixture(script.tasks, script.seed, guidance={task: Schedule({"none": 1}) for task in script.tasks})
+    return prompts_of(mixture.stream(), script.think)
+
+
 def main(script: ScriptArguments) -> None:
     if not 0 <= script.shard_index < script.num_shards:
         raise ValueError(
@@ -100,8 +110,7 @@ def main(script: ScriptArguments) -> None:
     else:
         judge = make_judge(script, model, processor)
         num_parts = -(-script.num_prompts // script.prompts_per_part)
-        mixture = Mixture(script.tasks, script.seed, guidance={task: Schedule({"none": 1}) for task in script.tasks})
-        prompts = islice(prompts_of(mixture.stream(), script.think), script.num_prompts)
+        prompts = islice(asked_for(script), script.num_prompts)
         for part in tqdm(range(num_parts), desc="parts"):
             asked = list(islice(prompts, script.prompts_per_part))
             if part % script.num_shards != script.shard_index or is_written(parts, part):

@@ -29,7 +29,7 @@ from dps_hf.judges.exact import exact_judge
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case, Judge
-from dps_hf.preferences.responses import Prompt, prompts_of
+from dps_hf.preferences.responses import Prompt, prompts_of, read_prompts
 from dps_hf.training import Curves, last_checkpoint
 
 
@@ -37,6 +37,7 @@ from dps_hf.training import Curves, last_checkpoint
 class ScriptArguments:
     """
     tasks: task to weight, either all of drawings or all of answers.
+    prompts: a text file with a prompt for a drawing on each line, in place of the tasks' own.
     num_prompts: how many different prompts.
     judge: "exact", "openai", or "self", which is the model as it was before.
     judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
@@ -46,6 +47,7 @@ class ScriptArguments:
     """
 
     tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})
+    prompts: Path | None = None
     num_prompts: int = 1000
     judge: str = field(default="exact", metadata={"choices": ["exact", "self", "openai"]})
     judge_options: dict = field(default_factory=dict)
@@ -99,7 +101,8 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     # Dataset
     guidance = {task: Schedule({"none": 1}) for task in script.tasks}
     records = Mixture(script.tasks, training.seed, guidance=guidance).stream()
-    prompts = list(islice(prompts_of(records), script.num_prompts))
+    asked = read_prompts(script.prompts) if script.prompts else prompts_of(records)
+    prompts = list(islice(asked, script.num_prompts))
     draw = prompts[0].draw
     if any(prompt.draw != draw for prompt in prompts):
         raise ValueError(f"tasks must all be of drawings or all of answers; got {', '.join(script.tasks)}.")

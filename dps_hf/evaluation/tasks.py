@@ -1,8 +1,9 @@
 """What a model is asked, and how often it is right: on scenes, emoji and facts, with the uncertainty of every figure."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -200,13 +201,39 @@ def emoji_i2t(subject: Subject) -> dict[str, Figure]:
 
 def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     """Of 50 emoji of the style, the one most like the drawing is the held-out one that was asked for."""
-    pairs, rng = subject.held_out_emoji(), subject.rng("candidates")
-    right: list[bool] = []
-    for pair, drawing in zip(pairs, subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided)):
+    pairs = subject.held_out_emoji()
+    return _found_among_50(subject, pairs, subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided))
+
+
+def emoji_t2i_guided_by_3(subject: Subject) -> dict[str, Figure]:
+    """The same with the guidance that emoji take best, whatever scenes do with it."""
+    return emoji_t2i(replace(subject, sampling={**subject.sampling, "guidance_scale": 3.0}))
+
+
+def emoji_art(subject: Subject) -> dict[str, Figure]:
+    """The same with art in place of drawings: that of a style in which training shows the emoji, chosen at random.
+
+    What a model finds that knows all it was shown by heart, and can do no more.
+    """
+    pairs, rng, shown = subject.held_out_emoji(), subject.rng("art"), _in_training()
+    return _found_among_50(subject, pairs, [emoji.picture(pick(rng, shown[pair.codepoints])) for pair in pairs])
+
+
+def _found_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Image.Image]) -> dict[str, Figure]:
+    rng, right = subject.rng("candidates"), []
+    for pair, drawing in zip(pairs, drawings, strict=True):
         others = [p.index for p in emoji.all_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
         candidates = emoji.pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
         right += nearest_neighbours_right([drawing], candidates, [0])
     return {"nn50": share(right)}
+
+
+def _in_training() -> dict[str, list[emoji.Pair]]:
+    """Emoji to the styles in which training shows them."""
+    shown = defaultdict(list)
+    for pair in emoji.pairs("train"):
+        shown[pair.codepoints].append(pair)
+    return shown
 
 
 def facts(subject: Subject) -> dict[str, Figure]:
@@ -272,10 +299,8 @@ def features(subject: Subject) -> dict[str, Figure]:
     # Whole ones: a smaller last gallery would be easier.
     galleries = min(math.ceil(subject.items / GALLERY), len(emoji.pairs("validation")) // GALLERY)
     pairs = subject.held_out_emoji(galleries * GALLERY if subject.items > GALLERY else subject.items)
-    in_training: dict[str, list[emoji.Pair]] = {pair.codepoints: [] for pair in pairs}
-    for pair in emoji.pairs("train"):
-        in_training.get(pair.codepoints, []).append(pair)
-    others = [pick(rng, in_training[pair.codepoints]) for pair in pairs]
+    shown = _in_training()
+    others = [pick(rng, shown[pair.codepoints]) for pair in pairs]
     foreign = [pair.names[pick(rng, emoji.OTHER_LANGUAGES)] for pair in pairs]
 
     def of_pictures(pairs: list[emoji.Pair]) -> torch.Tensor:
@@ -313,6 +338,8 @@ TASKS: dict[str, Callable[[Subject], dict[str, Figure]]] = {
     "emoji_i2t": emoji_i2t,
     "emoji_t2i": emoji_t2i,
     "emoji_t2i_unguided": partial(emoji_t2i, guided=False),
+    "emoji_t2i_guided_by_3": emoji_t2i_guided_by_3,
+    "emoji_art": emoji_art,
     "facts": facts,
     "image_tokenizer": image_tokenizer,
     "right_vs_shuffled_words": right_vs_shuffled_words,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -94,6 +95,19 @@ def prompts_of(records: Iterable[Record], think: Iterable[str] = ()) -> Iterator
         if not known:
             seen.add(prompt.key)
             yield prompt
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts for drawings, one on each line of a text file, each only once; empty lines are left out.
+
+    Raises:
+        ValueError: no line has words.
+    """
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    prompts = [Prompt(text=line, draw=True, task=path.stem) for line in dict.fromkeys(filter(None, lines))]
+    if not prompts:
+        raise ValueError(f"prompts must name a file with a prompt for a drawing on each line; {path} has none.")
+    return prompts
 
 
 # Sampling

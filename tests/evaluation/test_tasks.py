@@ -107,7 +107,7 @@ class Ignorant(tasks.Subject):
         return ["I do not know."] * len(questions)
 
 
-ASKED = ["scenes_t2i", "scenes_t2i_plan", "scenes_i2t", "scenes_edit", "emoji_i2t", "emoji_t2i", "facts"]
+ASKED = ["scenes_t2i", "scenes_t2i_plan", "scenes_i2t", "scenes_edit", "emoji_i2t", "emoji_t2i", "emoji_t2i_guided_by_3", "facts"]
 
 
 @pytest.mark.parametrize("task", ASKED)
@@ -158,6 +158,25 @@ def test_answers_with_and_without_steps_and_of_each_kind_are_scored_apart(monkey
     assert {name: figure["value"] for name, figure in figures.items() if figure["value"] < 1} == {"direct": 0}
     by_kind = {name.removeprefix("answer_"): figure["n"] for name, figure in figures.items() if "_" in name}
     assert by_kind == kinds
+
+
+def test_emoji_are_guided_by_3_whatever_else_is_asked_for():
+    class Witness(Ignorant):
+        def draw(self, prompts, pictures=None, guided=True, think=False):
+            assert guided and self.sampling == {"do_sample": False, "guidance_scale": 3.0}
+            return super().draw(prompts)
+
+    tasks.emoji_t2i_guided_by_3(Witness(None, None, 4, 0, {"do_sample": False, "guidance_scale": 1.5}))
+
+
+def test_art_in_place_of_drawings_is_of_the_same_emoji_as_training_shows_it(monkeypatch):
+    shown, picture = [], emoji.picture
+    monkeypatch.setattr(tasks.emoji, "picture", lambda pair: shown.append(pair) or picture(pair))
+    subject = Ignorant(None, None, items=12, seed=0, sampling={})
+    figure = tasks.emoji_art(subject)["nn50"]
+    assert figure["n"] == 12 and 0 < figure["value"] < 1
+    assert [pair.codepoints for pair in shown] == [pair.codepoints for pair in subject.held_out_emoji()]
+    assert {pair.index for pair in shown} <= {pair.index for pair in emoji.pairs("train")}
 
 
 def test_plans_are_asked_for_the_same_prompts():

@@ -7,7 +7,9 @@ import pytest
 
 from dps_hf import NANO
 from dps_hf.data.facts import capitals
-from dps_hf.data.wording import LANGUAGES
+from dps_hf.data.splits import UNSEEN_PAIRS
+from dps_hf.data.wording import DRAW, LANGUAGES, parse_wish
+from dps_hf.evaluation.tasks import Subject
 
 
 @pytest.fixture
@@ -44,6 +46,25 @@ def test_what_is_measured_is_asked_in_no_step(align):
         assert asked and align.FORWARD[language][0].format("France") not in asked
 
 
+def test_nothing_that_is_measured_is_asked_to_be_drawn(align):
+    prompts = align.wishes(np.random.default_rng(0), 400, 0.8)
+    asked = {repr(sorted(wish.kinds.items(), key=repr)) + repr(wish.relation) for wish in map(parse_wish, prompts)}
+    measured = {p for name in align.CATEGORIES for p in Subject(None, None, 500, 0, {}).held_out_prompts(name)}
+    assert len(set(prompts)) == 400 and len(measured) > 1000
+    for prompt in measured:
+        wish = parse_wish(prompt)
+        assert repr(sorted(wish.kinds.items(), key=repr)) + repr(wish.relation) not in asked
+    last_ways = [DRAW[language][-1].partition("{}")[0] for language in LANGUAGES]
+    assert not [prompt for prompt in prompts if any(way and prompt.startswith(way) for way in last_ways)]
+
+
+def test_wishes_name_unseen_pairs_in_a_share_and_never_alone(align):
+    wishes = [parse_wish(prompt) for prompt in align.wishes(np.random.default_rng(1), 400, 0.8)]
+    unseen = [wish for wish in wishes if any(kind[1:] in UNSEEN_PAIRS for kind in wish.kinds)]
+    assert 0.74 < len(unseen) / len(wishes) < 0.86
+    assert all(wish.kinds.total() > 1 for wish in unseen)
+
+
 def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(align.subprocess, "run", lambda command, check: ran.append(command))
@@ -68,7 +89,7 @@ def test_the_whole_line_runs_and_reports(align, tmp_path):
     script = align.ScriptArguments(
         experiments=list(align.EXPERIMENTS),
         grpo={**short, "num_generations": 2}, kto=short,
-        output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2,
+        output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2, rounds=2,
         preferences={"num_prompts": 8, "num_responses": 4, "generation": {"temperature": 1.6}}, dpo=short, sft=short, capitals=short,
         questions={**short, "max_steps": 5},  # 10 % of the examples must be one at least
     )  # fmt: skip

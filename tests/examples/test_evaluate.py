@@ -25,6 +25,8 @@ FIGURES = {
     "emoji_i2t": {f"{way}{name}" for way in ("", "direct_") for name in (*emoji.QUESTIONS, "mean")},
     "emoji_t2i": {"nn50"},
     "emoji_t2i_unguided": {"nn50"},
+    "emoji_t2i_guided_by_3": {"nn50"},
+    "emoji_art": {"nn50"},
     "facts": {"en", "de", "es", "zh"},
     "image_tokenizer": {"psnr_db"},
     "right_vs_shuffled_words": {"right", "shuffled", "gap"},

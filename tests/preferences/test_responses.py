@@ -9,7 +9,7 @@ from PIL import Image
 from dps_hf.data.record import record
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Verdict
-from dps_hf.preferences.responses import Prompt, Response, judged, prompts_of, sample, voted
+from dps_hf.preferences.responses import Prompt, Response, judged, prompts_of, read_prompts, sample, voted
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -37,6 +37,19 @@ def test_prompts_are_asked_once_and_know_their_answers():
 def test_prompts_end_where_nothing_new_comes():
     endless = iter(lambda: record("t", ["again"], ["and again"]), None)
     assert len(list(prompts_of(endless))) == 1
+
+
+def test_a_file_of_prompts_asks_for_each_line_once(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("a star\n\n  une étoile \na star\n", encoding="utf-8")
+    assert read_prompts(path) == [Prompt(text, draw=True, task="mine") for text in ("a star", "une étoile")]
+
+
+def test_a_file_without_prompts_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "none.txt"
+    path.write_text("\n \n")
+    with pytest.raises(ValueError, match=r"none\.txt has none"):
+        read_prompts(path)
 
 
 def test_a_drawing_is_its_codes_for_trainers_and_a_picture_for_judges(drawn, tiny_model, tiny_processor):
