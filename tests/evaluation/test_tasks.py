@@ -107,7 +107,16 @@ class Ignorant(tasks.Subject):
         return ["I do not know."] * len(questions)
 
 
-ASKED = ["scenes_t2i", "scenes_t2i_plan", "scenes_i2t", "scenes_edit", "emoji_i2t", "emoji_t2i", "emoji_t2i_guided_by_3", "facts"]
+ASKED = [
+    "scenes_t2i",
+    "scenes_t2i_plan",
+    "scenes_i2t",
+    "scenes_edit",
+    "emoji_i2t",
+    "emoji_t2i",
+    "emoji_t2i_guided_by_3",
+    "facts",
+]
 
 
 @pytest.mark.parametrize("task", ASKED)
