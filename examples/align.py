@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 import yaml
 from datasets import Dataset, load_from_disk
 from matplotlib.figure import Figure
@@ -140,6 +141,25 @@ def reasoned(script: ScriptArguments, model: str, seed: int) -> dict[str, float]
     """Questions about held-out scenes that are answered rightly: after thinking, and directly."""
     measured = scenes_cot(subject(script, model, seed))
     return {name: measured[name]["value"] for name in ("answer", "direct")}  # by kind they are too few
+
+
+class Sampled(Subject):
+    """Answers by chance, as a server does that is not told otherwise, and as the responses were that are judged."""
+
+    def ask(self, questions, pictures=None, think=False):
+        torch.manual_seed(self.seed)
+        sampling = {"do_sample": True, "temperature": SAMPLING["temperature"]}
+        answers = ask(
+            self.model, self.processor, questions, pictures, think, self.batch_size, "sampled answers", **sampling
+        )
+        return [answer.text for answer in answers]
+
+
+def thought(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
+    """Questions that are answered rightly after thinking: sampled, and greedily; as many as drawings in all categories."""
+    about = (*load(model), script.items * len(CATEGORIES), seed, SAMPLING)
+    ways = {"answer": Sampled(*about), "greedy": Subject(*about)}
+    return {name: scenes_cot(one, direct=False)["answer"]["value"] for name, one in ways.items()}
 
 
 Figures = tuple[dict[str, float], dict[str, float]]
@@ -305,7 +325,7 @@ def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     asked = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"]}
     pairs = preferences(script, folder / "preferences", seed, asked)
     model = aligned(script, script.model, paired(pairs), folder, seed, script.dpo)
-    return before_and_after(script, folder, model, seed, reasoned)
+    return before_and_after(script, folder, model, seed, thought)
 
 
 def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:

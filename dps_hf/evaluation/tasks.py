@@ -157,14 +157,15 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
     return figures
 
 
-def scenes_cot(subject: Subject) -> dict[str, Figure]:
-    """The same questions, of all kinds, after thinking (`answer`, and by kind) and without (`direct`)."""
+def scenes_cot(subject: Subject, direct: bool = True) -> dict[str, Figure]:
+    """The same questions, of all kinds, after thinking (`answer`, and by kind) and, unless left out, without (`direct`)."""
     held_out, rng = subject.held_out_scenes(), subject.rng("questions")
     questions, _, truths, kinds = zip(*(ask_about(rng, scene) for scene in held_out))
     pictures = [render(scene) for scene in held_out]
     right = {
         name: list(map(name_match, subject.ask(questions, pictures, think), truths))
         for name, think in (("answer", True), ("direct", False))
+        if think or direct
     }
     figures = {name: share(marks) for name, marks in right.items()}
     for kind in sorted(set(kinds)):
