@@ -124,10 +124,12 @@ def figures(report: Mapping, prefix: str = "") -> dict[str, dict]:
 
 
 def eval_results(report: Mapping) -> list[EvalResult]:
-    """Each figure as one result of `model-index`, with its number of items and its interval."""
+    """Each figure as one result of `model-index`, with its number of items and its interval; `reference` is not the model's."""
     results = []
     for name, figure in figures(report).items():
         task, _, metric = name.rpartition(".")
+        if task == "reference":
+            continue
         results.append(
             EvalResult(
                 task_type=_task_type(task),

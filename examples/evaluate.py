@@ -136,7 +136,8 @@ def main(script: ScriptArguments) -> None:
             )
         for name in script.tasks if script.fresh else ():
             report.pop(name, None)
-    report["command"] = shlex.join(["python", *sys.argv])
+    if not script.tasks or "command" not in report:
+        report["command"] = shlex.join(["python", *sys.argv])
     script.output.parent.mkdir(parents=True, exist_ok=True)
     for name in [task for task in script.tasks or TASKS if task not in report]:
         print(name)

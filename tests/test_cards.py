@@ -32,6 +32,7 @@ def results(tmp_path):
             "command": "python examples/evaluate.py",
             "scenes_t2i": {"one_object": {"value": value, "n": 9, "ci95": [0.1, 0.9]}},
             "image_tokenizer": {"psnr_db": {"value": 22.25, "n": 9, "ci95": [20.0, 24.5]}},
+            "reference": {"of_art": {"value": 0.75, "n": 9, "ci95": [0.5, 0.9]}},
         }
         path = tmp_path / name
         path.write_text(json.dumps(report))
@@ -55,6 +56,7 @@ def test_every_template_makes_a_card_whose_metadata_hold_the_figures(results, te
     for text in (*map(FIELDS.get, ("description", "training", "limits", "recipe")), "| sums | all of them | MIT |"):
         assert text in card.text
     assert "| `scenes_t2i.one_object` | 0.5 | 0.1 – 0.9 | 9 |" in card.text
+    assert "| `reference.of_art` | 0.75 |" in card.text, "what is not the model's is in the table, and not in the metadata"
     assert not base or base in card.text
     assert "{{" not in card.text and "{%" not in card.text
 

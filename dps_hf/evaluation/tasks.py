@@ -211,13 +211,15 @@ def emoji_t2i_guided_by_3(subject: Subject) -> dict[str, Figure]:
     return emoji_t2i(replace(subject, sampling={**subject.sampling, "guidance_scale": 3.0}))
 
 
-def emoji_art(subject: Subject) -> dict[str, Figure]:
-    """The same with art in place of drawings: that of a style in which training shows the emoji, chosen at random.
+def reference(subject: Subject) -> dict[str, Figure]:
+    """To measure figures by, and not of the model: what art in place of the drawings of `emoji_t2i` would score.
 
-    What a model finds that knows all it was shown by heart, and can do no more.
+    That of a style in which training shows the emoji, chosen at random: no more than this finds who knows all pictures that
+    were shown by heart, and has no idea of a style.
     """
     pairs, rng, shown = subject.held_out_emoji(), subject.rng("art"), _in_training()
-    return _found_among_50(subject, pairs, [emoji.picture(pick(rng, shown[pair.codepoints])) for pair in pairs])
+    art = [emoji.picture(pick(rng, shown[pair.codepoints])) for pair in pairs]
+    return {"emoji_art_nn50": _found_among_50(subject, pairs, art)["nn50"]}
 
 
 def _found_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Image.Image]) -> dict[str, Figure]:
@@ -340,9 +342,9 @@ TASKS: dict[str, Callable[[Subject], dict[str, Figure]]] = {
     "emoji_t2i": emoji_t2i,
     "emoji_t2i_unguided": partial(emoji_t2i, guided=False),
     "emoji_t2i_guided_by_3": emoji_t2i_guided_by_3,
-    "emoji_art": emoji_art,
     "facts": facts,
     "image_tokenizer": image_tokenizer,
     "right_vs_shuffled_words": right_vs_shuffled_words,
     "features": features,
+    "reference": reference,
 }

@@ -182,7 +182,7 @@ def test_art_in_place_of_drawings_is_of_the_same_emoji_as_training_shows_it(monk
     shown, picture = [], emoji.picture
     monkeypatch.setattr(tasks.emoji, "picture", lambda pair: shown.append(pair) or picture(pair))
     subject = Ignorant(None, None, items=12, seed=0, sampling={})
-    figure = tasks.emoji_art(subject)["nn50"]
+    figure = tasks.reference(subject)["emoji_art_nn50"]
     assert figure["n"] == 12 and 0 < figure["value"] < 1
     assert [pair.codepoints for pair in shown] == [pair.codepoints for pair in subject.held_out_emoji()]
     assert {pair.index for pair in shown} <= {pair.index for pair in emoji.pairs("train")}

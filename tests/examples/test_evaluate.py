@@ -26,11 +26,11 @@ FIGURES = {
     "emoji_t2i": {"nn50"},
     "emoji_t2i_unguided": {"nn50"},
     "emoji_t2i_guided_by_3": {"nn50"},
-    "emoji_art": {"nn50"},
     "facts": {"en", "de", "es", "zh"},
     "image_tokenizer": {"psnr_db"},
     "right_vs_shuffled_words": {"right", "shuffled", "gap"},
     "features": {"image_r1", "text_r1"},
+    "reference": {"emoji_art_nn50"},
 }
 
 
