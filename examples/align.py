@@ -156,7 +156,7 @@ class Sampled(Subject):
 
 
 def thought(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
-    """Questions that are answered rightly after thinking: sampled, and greedily; as many as drawings in all categories."""
+    """Questions that are answered rightly after thinking: sampled (`answer`), and greedily; `items` for each category of drawings."""
     about = (*load(model), script.items * len(CATEGORIES), seed, SAMPLING)
     ways = {"answer": Sampled(*about), "greedy": Subject(*about)}
     return {name: scenes_cot(one, direct=False)["answer"]["value"] for name, one in ways.items()}
@@ -195,7 +195,7 @@ def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[st
     none of them; neither is any other prompt that is measured, nor the way of asking that is held out.
     """
     prompts: dict[str, None] = {}
-    while len(prompts) < count:
+    while len(prompts) < count:  # languages, sizes and ways of asking as often as there
         if rng.random() >= unseen_share:
             prompt = scenes_t2i_record(rng, "train")["messages"][0]["content"][0]["text"]
         else:
@@ -212,9 +212,8 @@ def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[st
 def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
     """Fields for a step: the prompts of a round, the same whatever is done with them."""
     path = script.work / "prompts" / f"seed-{seed}-round-{number}.txt"
-    if not path.exists():
-        count = script.preferences.get("num_prompts", 1000)
-        write_whole(path, "\n".join(wishes(np.random.default_rng([seed, number]), count, script.unseen_share)) + "\n")
+    count = script.preferences.get("num_prompts", 1000)
+    write_whole(path, "\n".join(wishes(np.random.default_rng([seed, number]), count, script.unseen_share)) + "\n")
     return {"prompts": str(path)}
 
 
@@ -225,7 +224,7 @@ def paired(preferences: Path) -> Path:
     """
     if not (preferences / "paired").exists():
         raise ValueError(
-            f"{preferences} holds no pairs. Set num_prompts in `preferences` higher, and remove the folder."
+            f"{preferences} holds no pairs. Set num_prompts in `preferences` higher, and give another `work`."
         )
     return preferences / "paired"
 
@@ -246,12 +245,14 @@ def scenes_t2i_self(script: ScriptArguments, seed: int) -> Figures:
 
 
 def in_rounds(script: ScriptArguments, name: str, seed: int, fields: dict) -> str:
-    """Samples, judges and trains several times, each time with what the model has become."""
+    """Samples, judges and trains several times, each time with what the model has become; less often where nothing is left to learn."""
     model = script.model
     for number in range(script.rounds):
         folder = script.work / name / f"seed-{seed}" / f"round-{number}"
         fields = {**fields, **asked_to_draw(script, seed, number), "model": model}
         pairs = preferences(script, folder / "preferences", seed, fields)
+        if number and not (pairs / "paired").exists():
+            break
         model = aligned(script, model, paired(pairs), folder, seed, script.dpo)
     return model
 
@@ -289,12 +290,12 @@ def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
 
 
 def scenes_t2i_grpo(script: ScriptArguments, seed: int) -> Figures:
-    """GRPO, the detector's scores being the rewards, on the prompts of all rounds together."""
+    """GRPO, the detector's scores being the rewards; its prompts are out of those of all rounds."""
     folder = script.work / "scenes_t2i_grpo" / f"seed-{seed}"
-    prompts = [Path(asked_to_draw(script, seed, number)["prompts"]).read_text() for number in range(script.rounds)]
-    write_whole(folder / "prompts.txt", "".join(prompts))
+    rounds = [Path(asked_to_draw(script, seed, number)["prompts"]) for number in range(script.rounds)]
+    write_whole(folder / "prompts.txt", "".join(path.read_text(encoding="utf-8") for path in rounds))
     fields = {"model_name_or_path": script.model, "output_dir": str(folder / "grpo"), "seed": seed + 1, **script.grpo}
-    fields |= {"prompts": str(folder / "prompts.txt"), "num_prompts": sum(text.count("\n") for text in prompts)}
+    fields |= {"prompts": str(folder / "prompts.txt")}
     adapter = step("grpo", "nano_grpo.yaml", folder / "grpo", TRAINED, fields)
     return before_and_after(script, folder, merged(script.model, adapter, folder / "aligned"), seed, drawn)
 

@@ -8,8 +8,8 @@ Killed at any moment, the same command goes on with the part that is missing. Ma
 their parts; whoever finds all parts there joins them: `paired` for DPO, `unpaired` for KTO, figures, a page of pairs.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from dps_hf.judges.users import read_votes
 from dps_hf.judges.verdict import Judge
 from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.parts import is_written, join_parts, sheet, write_part
-from dps_hf.preferences.responses import Prompt, judged, prompts_of, read_prompts, sample, voted
+from dps_hf.preferences.responses import judged, prompts_of, read_prompts, sample, voted
 from dps_hf.training import keep_settings
 
 
@@ -38,7 +38,8 @@ class ScriptArguments:
     model: whose responses are sampled.
     tasks: task to weight; its questions are the prompts.
     think: tasks in which the model thinks aloud first.
-    prompts: a text file with a prompt for a drawing on each line, in place of the tasks' own.
+    prompts: a text file with a prompt for a drawing on each line, all of which are asked in place of the tasks' questions.
+        Of what "exact" cannot check, drawings of anything but scenes and emoji, it has no verdict: take another judge.
     num_prompts, num_responses: how many different prompts, and how many responses to each.
     generation: what `generate` takes, for example temperature and guidance_scale.
     judge: "exact", "self" or "openai".
@@ -82,13 +83,6 @@ def make_judge(script: ScriptArguments, model, processor) -> Judge:
     return OpenAIJudge(**{**caches, **script.judge_options})
 
 
-def asked_for(script: ScriptArguments) -> Iterator[Prompt]:
-    if script.prompts:
-        return iter(read_prompts(script.prompts))
-    mixture = Mixture(script.tasks, script.seed, guidance={task: Schedule({"none": 1}) for task in script.tasks})
-    return prompts_of(mixture.stream(), script.think)
-
-
 def main(script: ScriptArguments) -> None:
     if not 0 <= script.shard_index < script.num_shards:
         raise ValueError(
@@ -98,6 +92,9 @@ def main(script: ScriptArguments) -> None:
     settings = {name: value for name, value in vars(script).items() if name not in free}
     if script.refine_margin is not None and script.judge != "openai":
         raise ValueError(f"refine_margin needs a judge that rewrites, openai; got {script.judge}. Leave it out.")
+    mine = read_prompts(script.prompts) if script.prompts else None
+    if mine:  # what it says counts: it may change, and lie elsewhere on another machine
+        settings["prompts"] = sha256("\n".join(prompt.text for prompt in mine).encode()).hexdigest()
     model, processor = load(script.model)
     keep_settings(script.output, {**settings, "weights": weights_digest(model)}, str(script.shard_index))
     selection, parts = Selection(**script.selection), script.output / "parts"
@@ -109,8 +106,10 @@ def main(script: ScriptArguments) -> None:
         write_part(parts, 0, zip(prompts, responses), selection)
     else:
         judge = make_judge(script, model, processor)
-        num_parts = -(-script.num_prompts // script.prompts_per_part)
-        prompts = islice(asked_for(script), script.num_prompts)
+        num_prompts = len(mine) if mine else script.num_prompts
+        num_parts = -(-num_prompts // script.prompts_per_part)
+        mixture = Mixture(script.tasks, script.seed, guidance={task: Schedule({"none": 1}) for task in script.tasks})
+        prompts = iter(mine) if mine else islice(prompts_of(mixture.stream(), script.think), num_prompts)
         for part in tqdm(range(num_parts), desc="parts"):
             asked = list(islice(prompts, script.prompts_per_part))
             if part % script.num_shards != script.shard_index or is_written(parts, part):
@@ -134,6 +133,8 @@ def main(script: ScriptArguments) -> None:
         print("means of pairs:", statistics["paired"]["means"])
         page = sheet(script.output / "paired", lambda text: decode(model, processor, text))
         page.save(script.output / "pairs.png")
+    elif statistics["counts"]["unjudged"] == statistics["counts"]["responses"]:
+        print(f"No pairs: the judge has no verdict on any response. Take another one than {script.judge!r}.")
     else:
         print("No pairs: no two responses to one prompt differ by the margin. Sample more, or lower the margin.")
     print(f"Preference data: {script.output}")

@@ -136,6 +136,7 @@ def main(script: ScriptArguments) -> None:
             )
         for name in script.tasks if script.fresh else ():
             report.pop(name, None)
+    # Tasks added later, new ones say, leave alone what scored all others.
     if not script.tasks or "command" not in report:
         report["command"] = shlex.join(["python", *sys.argv])
     script.output.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,8 @@ from dps_hf.training import Curves, last_checkpoint
 class ScriptArguments:
     """
     tasks: task to weight, either all of drawings or all of answers.
-    prompts: a text file with a prompt for a drawing on each line, in place of the tasks' own.
+    prompts: a text file with a prompt for a drawing on each line, all of which are asked in place of the tasks' questions.
+        Drawings of anything but scenes and emoji have no reward from "exact": take another judge.
     num_prompts: how many different prompts.
     judge: "exact", "openai", or "self", which is the model as it was before.
     judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
@@ -99,10 +100,12 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     check_four_bit_training(model, True)
 
     # Dataset
-    guidance = {task: Schedule({"none": 1}) for task in script.tasks}
-    records = Mixture(script.tasks, training.seed, guidance=guidance).stream()
-    asked = read_prompts(script.prompts) if script.prompts else prompts_of(records)
-    prompts = list(islice(asked, script.num_prompts))
+    if script.prompts:
+        prompts = read_prompts(script.prompts)
+    else:
+        guidance = {task: Schedule({"none": 1}) for task in script.tasks}
+        records = Mixture(script.tasks, training.seed, guidance=guidance).stream()
+        prompts = list(islice(prompts_of(records), script.num_prompts))
     draw = prompts[0].draw
     if any(prompt.draw != draw for prompt in prompts):
         raise ValueError(f"tasks must all be of drawings or all of answers; got {', '.join(script.tasks)}.")

@@ -214,8 +214,7 @@ def emoji_t2i_guided_by_3(subject: Subject) -> dict[str, Figure]:
 def reference(subject: Subject) -> dict[str, Figure]:
     """To measure figures by, and not of the model: what art in place of the drawings of `emoji_t2i` would score.
 
-    That of a style in which training shows the emoji, chosen at random: no more than this finds who knows all pictures that
-    were shown by heart, and has no idea of a style.
+    It is that of a style in which training shows the emoji, chosen at random.
     """
     pairs, rng, shown = subject.held_out_emoji(), subject.rng("art"), _in_training()
     art = [emoji.picture(pick(rng, shown[pair.codepoints])) for pair in pairs]

@@ -103,7 +103,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         ValueError: no line has words.
     """
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
     prompts = [Prompt(text=line, draw=True, task=path.stem) for line in dict.fromkeys(filter(None, lines))]
     if not prompts:
         raise ValueError(f"prompts must name a file with a prompt for a drawing on each line; {path} has none.")

@@ -1,6 +1,7 @@
 """The main line of alignment: its steps, its figures, and the whole of it at a tiny size."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,49 @@ def test_wishes_name_unseen_pairs_in_a_share_and_never_alone(align):
     unseen = [wish for wish in wishes if any(kind[1:] in UNSEEN_PAIRS for kind in wish.kinds)]
     assert 0.74 < len(unseen) / len(wishes) < 0.86
     assert all(wish.kinds.total() > 1 for wish in unseen)
+
+
+@pytest.fixture
+def steps(align, monkeypatch):
+    """What rounds ask of the scripts: their names and fields. Nothing is run; preferences without pairs may be asked for."""
+    asked, empty = [], set()
+
+    def step(name, recipe, output, done, fields):
+        asked.append((name, fields))
+        output.mkdir(parents=True)
+        if name == "build_preferences" and output.parent.name not in empty:
+            (output / "paired").mkdir()
+        return output
+
+    monkeypatch.setattr(align, "step", step)
+    step.asked, step.empty = asked, empty
+    return step
+
+
+def test_a_round_goes_on_with_the_model_of_the_one_before_and_with_other_prompts(align, steps, tmp_path):
+    script = align.ScriptArguments(work=tmp_path, rounds=2, preferences={"num_prompts": 20})
+    final = align.in_rounds(script, "scenes_t2i_dpo", 0, {})
+    first, second = tmp_path / "scenes_t2i_dpo/seed-0/round-0", tmp_path / "scenes_t2i_dpo/seed-0/round-1"
+    assert final == str(second / "aligned")
+    by_name = {name: [fields for one, fields in steps.asked if one == name] for name, _ in steps.asked}
+    assert [fields["model"] for fields in by_name["build_preferences"]] == [NANO, str(first / "aligned")]
+    assert [fields["model_name_or_path"] for fields in by_name["dpo"]] == [NANO, str(first / "aligned")]
+    assert [fields["dataset"] for fields in by_name["dpo"]] == [str(r / "preferences/paired") for r in (first, second)]
+    files = [Path(fields["prompts"]) for fields in by_name["build_preferences"]]
+    one, other = (path.read_text(encoding="utf-8").splitlines() for path in files)
+    assert len(one) == len(other) == 20 and one != other
+    align.in_rounds(script, "scenes_t2i_self", 0, {"judge": "self"})
+    judged = [fields for name, fields in steps.asked if name == "build_preferences"][2:]
+    assert [Path(fields["prompts"]) for fields in judged] == files and {f["judge"] for f in judged} == {"self"}
+
+
+def test_rounds_end_where_nothing_is_left_to_learn(align, steps, tmp_path):
+    steps.empty.add("round-1")
+    script = align.ScriptArguments(work=tmp_path, rounds=3, preferences={"num_prompts": 20})
+    assert align.in_rounds(script, "x", 0, {}) == str(tmp_path / "x/seed-0/round-0/aligned")
+    steps.empty.add("round-0")
+    with pytest.raises(ValueError, match="holds no pairs"):
+        align.in_rounds(script, "y", 0, {})
 
 
 def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):

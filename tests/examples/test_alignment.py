@@ -174,6 +174,21 @@ def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
     assert sum(rewards[-3:]) > sum(rewards[:3])
 
 
+def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
+    import dps_hf.judges.exact
+
+    asked = set()
+
+    def judge(cases):
+        asked.update(case.prompt for case in cases)
+        return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
+
+    monkeypatch.setattr(dps_hf.judges.exact, "exact_judge", judge)
+    (tmp_path / "mine.txt").write_text("a star\na heart\n")
+    train("grpo", script={"prompts": tmp_path / "mine.txt"}, max_steps=2)
+    assert asked == {"a star", "a heart"}
+
+
 def test_grpo_answers_about_pictures(train):
     output = train("grpo", script={"tasks": {"scenes_i2t": 1}, "num_prompts": 4})
     assert all(0 <= reward <= 1 for reward in losses(output, "reward"))

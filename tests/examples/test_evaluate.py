@@ -76,10 +76,12 @@ def test_finished_tasks_are_kept(evaluate, output, saved_model):
     before = json.loads(output.read_text())
     left = {name: value for name, value in before.items() if name != "facts"}
     left["emoji_t2i"]["nn50"]["value"] = 0.123
+    before["command"] = left["command"] = "python examples/evaluate.py --items 4"
     output.write_text(json.dumps(left))
     evaluate.main(evaluate.ScriptArguments(model=saved_model, output=output, items=4, tasks=["emoji_t2i", "facts"]))
     after = json.loads(output.read_text())
     assert after["facts"] == before["facts"], "the same items give the same figures"
+    assert after["command"] == before["command"], "a task that was added took the name of all"
     assert after["emoji_t2i"]["nn50"]["value"] == 0.123, "a finished task was scored again"
 
 

@@ -114,3 +114,29 @@ def test_prompts_may_come_from_a_file_in_place_of_tasks(script, tmp_path):
     assert statistics["counts"]["prompts"] == 5 and statistics["counts"]["responses"] == 15
     assert {row["prompt"][0]["content"] for row in rows(tmp_path / "out")} <= set(mine)
     assert {row["task"] for row in rows(tmp_path / "out")} == {"mine"}
+
+
+def test_a_file_of_prompts_that_says_something_else_by_now_is_another_work(script, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("a star\na heart")
+    script(prompts=path)
+    path.write_text("a star\na cat")
+    with pytest.raises(ValueError, match="other prompts"):
+        script(prompts=path)
+    copy = tmp_path / "elsewhere.txt"
+    copy.write_text("a star\na heart\n")
+    script(prompts=copy)  # on another machine
+
+
+def test_a_file_of_prompts_that_is_not_there_spoils_no_folder(script, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        script(prompts=tmp_path / "typo.txt")
+    (tmp_path / "right.txt").write_text("a star")
+    script(prompts=tmp_path / "right.txt")
+
+
+def test_a_judge_without_any_verdict_is_named(example, saved_model, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("a cat on a sofa")
+    build = example("build_preferences.py")
+    build.main(build.ScriptArguments(output=tmp_path / "out", model=saved_model, prompts=tmp_path / "mine.txt"))
+    assert "no verdict on any response. Take another one than 'exact'" in capsys.readouterr().out
