@@ -63,6 +63,7 @@ class ScriptArguments:
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
     preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
+    num_questions: that are asked for `scenes_cot_dpo`, in place of the prompts for drawings.
     """
 
     experiments: list[str] = field(default_factory=lambda: ["scenes_t2i_dpo"])
@@ -81,6 +82,7 @@ class ScriptArguments:
     sft: dict = field(default_factory=dict)
     capitals: dict = field(default_factory=dict)
     questions: dict = field(default_factory=dict)
+    num_questions: int = 1000
 
     def __post_init__(self):
         if len(self.seeds) not in T95:
@@ -184,7 +186,7 @@ def before_and_after(script: ScriptArguments, folder: Path, model: str, seed: in
 
 def preferences(script: ScriptArguments, folder: Path, seed: int, fields: dict) -> Path:
     """The model's own responses, judged and paired."""
-    fields = {"model": script.model, "output": str(folder), "seed": seed + 1, **fields, **script.preferences}
+    fields = {"model": script.model, "output": str(folder), "seed": seed + 1, **script.preferences, **fields}
     return step("build_preferences", "nano_preferences.yaml", folder, "statistics.json", fields)
 
 
@@ -323,7 +325,7 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
 def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own worked answers, judged by the right ones."""
     folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
-    asked = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"]}
+    asked = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"], "num_prompts": script.num_questions}
     pairs = preferences(script, folder / "preferences", seed, asked)
     model = aligned(script, script.model, paired(pairs), folder, seed, script.dpo)
     return before_and_after(script, folder, model, seed, thought)
