@@ -37,7 +37,7 @@ from dps_hf.training import Curves, last_checkpoint
 class ScriptArguments:
     """
     tasks: task to weight, either all of drawings or all of answers.
-    prompts: a text file with a prompt for a drawing on each line, all of which are asked in place of the tasks' questions.
+    prompts: a text file with a prompt for a drawing on each line, in place of the tasks' questions.
         Drawings of anything but scenes and emoji have no reward from "exact": take another judge.
     num_prompts: how many different prompts.
     judge: "exact", "openai", or "self", which is the model as it was before.

@@ -203,7 +203,8 @@ def emoji_i2t(subject: Subject) -> dict[str, Figure]:
 def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     """Of 50 emoji of the style, the one most like the drawing is the held-out one that was asked for."""
     pairs = subject.held_out_emoji()
-    return _found_among_50(subject, pairs, subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided))
+    drawings = subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided)
+    return {"nn50": _found_among_50(subject, pairs, drawings)}
 
 
 def emoji_t2i_guided_by_3(subject: Subject) -> dict[str, Figure]:
@@ -218,16 +219,16 @@ def reference(subject: Subject) -> dict[str, Figure]:
     """
     pairs, rng, shown = subject.held_out_emoji(), subject.rng("art"), _in_training()
     art = [emoji.picture(pick(rng, shown[pair.codepoints])) for pair in pairs]
-    return {"emoji_art_nn50": _found_among_50(subject, pairs, art)["nn50"]}
+    return {"emoji_art_nn50": _found_among_50(subject, pairs, art)}
 
 
-def _found_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Image.Image]) -> dict[str, Figure]:
+def _found_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Image.Image]) -> Figure:
     rng, right = subject.rng("candidates"), []
     for pair, drawing in zip(pairs, drawings, strict=True):
         others = [p.index for p in emoji.all_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
         candidates = emoji.pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
         right += nearest_neighbours_right([drawing], candidates, [0])
-    return {"nn50": share(right)}
+    return share(right)
 
 
 def _in_training() -> dict[str, list[emoji.Pair]]:
