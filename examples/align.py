@@ -72,7 +72,7 @@ class ScriptArguments:
     work: Path = Path("runs/align")
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     items: int = 100
-    rounds: int = 3
+    rounds: int = 4
     unseen_share: float = 0.8
     wrong_share: float = 0.7
     preferences: dict = field(default_factory=dict)

@@ -26,6 +26,7 @@ from dps_hf.data.questions import ask as ask_about
 from dps_hf.data.record import pick
 from dps_hf.data.scenes import render, sample_split
 from dps_hf.evaluation.metrics import name_match
+from dps_hf.evaluation.tasks import EMOJI_GUIDANCE
 from dps_hf.inference import ask, draw, load
 from dps_hf.model.image_processing_dps import open_picture
 from dps_hf.pages import Item, Section, page
@@ -39,7 +40,6 @@ SCENES = (
     "a black cross and an orange circle",
     "a pink heart, a blue star and a green square",
 )
-EMOJI_GUIDANCE = 3.0  # with less the page often stays white; scenes need less
 HTML = """\
 <!doctype html>
 <meta charset="utf-8">

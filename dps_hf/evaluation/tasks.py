@@ -42,6 +42,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 CANDIDATES = 50  # emoji among which a drawing is looked up
 GALLERY = 200  # emoji among which features are looked up
+EMOJI_GUIDANCE = 3.0  # with less the page often stays white; scenes need less
 
 
 @dataclass
@@ -209,7 +210,7 @@ def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
 
 def emoji_t2i_guided_by_3(subject: Subject) -> dict[str, Figure]:
     """The same with the guidance that emoji take best, whatever scenes do with it."""
-    return emoji_t2i(replace(subject, sampling={**subject.sampling, "guidance_scale": 3.0}))
+    return emoji_t2i(replace(subject, sampling={**subject.sampling, "guidance_scale": EMOJI_GUIDANCE}))
 
 
 def reference(subject: Subject) -> dict[str, Figure]:
