@@ -26,7 +26,9 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.data.facts import FORWARD, capitals, sentence
-from dps_hf.data.record import pick, record
+from dps_hf.data.record import Record, pick, record
+from dps_hf.data.scenes import HALF_WHITE, held_out, sample_scene, shows
+from dps_hf.data.scenes_cot import asked_about
 from dps_hf.data.scenes_t2i import prompted
 from dps_hf.data.scenes_t2i import scenes_t2i as scenes_t2i_record
 from dps_hf.data.wording import DRAW, LANGUAGES, parse_wish
@@ -43,6 +45,7 @@ from dps_hf.training import keep_settings, write_whole
 # Student's t for 95 %, by the number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
+PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions about pictures
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
 # Of what is measured: as in training, what a model does by itself.
@@ -59,11 +62,12 @@ class ScriptArguments:
     seeds: each is a run from the beginning.
     items: prompts of each category that are measured.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
-    unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
+    unseen_share: of what is asked, the prompts that name, and the pictures that show, a colour and a shape which training never
+        shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
     preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
-    num_questions: that are asked for `scenes_cot_dpo`, in place of the prompts for drawings.
+    num_questions: of each round of `scenes_cot_dpo`, in place of the prompts for drawings.
     """
 
     experiments: list[str] = field(default_factory=lambda: ["scenes_t2i_dpo"])
@@ -158,10 +162,15 @@ class Sampled(Subject):
 
 
 def thought(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
-    """Questions that are answered rightly after thinking: sampled (`answer`), and greedily; `items` for each category of drawings."""
-    about = (*load(model), script.items * len(CATEGORIES), seed, SAMPLING)
-    ways = {"answer": Sampled(*about), "greedy": Subject(*about)}
-    return {name: scenes_cot(one, direct=False)["answer"]["value"] for name, one in ways.items()}
+    """Questions that are answered rightly after thinking, by what the pictures show: sampled, and greedily.
+
+    `items` of them for each category of drawings.
+    """
+    about, right = (*load(model), script.items * len(CATEGORIES), seed, SAMPLING), {}
+    for prefix, one in (("", Sampled(*about)), ("greedy_", Subject(*about))):
+        measured = scenes_cot(one, direct=False)
+        right |= {prefix + name: measured[name]["value"] for name in PICTURES}
+    return right
 
 
 Figures = tuple[dict[str, float], dict[str, float]]
@@ -211,6 +220,30 @@ def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[st
     return list(prompts)
 
 
+def questions(rng: np.random.Generator, count: int, unseen_share: float) -> list[Record]:
+    """Questions about pictures, some of which show what training never shows together.
+
+    All that is measured is about scenes that are kept out, whatever they show: about those nothing is asked here.
+    """
+    records: list[Record] = []
+    while len(records) < count:
+        unseen = "pair" if rng.random() < unseen_share else None
+        while held_out(scene := sample_scene(rng, grounds=HALF_WHITE)) or not shows(scene, unseen):
+            pass
+        records.append(asked_about(rng, scene))
+    return records
+
+
+def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
+    """Fields for a step: the questions of a round."""
+    path = script.work / "questions" / f"seed-{seed}-round-{number}"
+    if not (path / "dataset_info.json").exists():  # written last
+        records = questions(np.random.default_rng([seed, number]), script.num_questions, script.unseen_share)
+        columns = {name: [one[name] for one in records] for name in ("messages", "images", "task", "steps")}
+        Dataset.from_dict(columns).save_to_disk(path)
+    return {"prompts": str(path), "think": ["scenes_cot"]}
+
+
 def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
     """Fields for a step: the prompts of a round, the same whatever is done with them."""
     path = script.work / "prompts" / f"seed-{seed}-round-{number}.txt"
@@ -233,7 +266,7 @@ def paired(preferences: Path) -> Path:
 
 def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own drawings, judged by the detector."""
-    model = in_rounds(script, "scenes_t2i_dpo", seed, {})
+    model = in_rounds(script, "scenes_t2i_dpo", seed, asked_to_draw)
     folder = script.work / "scenes_t2i_dpo"
     measured = before_and_after(script, folder / f"seed-{seed}", model, seed, drawn)
     sheet(script, folder / f"{seed}.png", seed, model)
@@ -242,16 +275,22 @@ def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> Figures:
 
 def scenes_t2i_self(script: ScriptArguments, seed: int) -> Figures:
     """The same, judged by the model itself, which says what it sees in its drawings."""
-    model = in_rounds(script, "scenes_t2i_self", seed, {"judge": "self"})
+    model = in_rounds(script, "scenes_t2i_self", seed, asked_to_draw, judge="self")
     return before_and_after(script, script.work / "scenes_t2i_self" / f"seed-{seed}", model, seed, drawn)
 
 
-def in_rounds(script: ScriptArguments, name: str, seed: int, fields: dict) -> str:
-    """Samples, judges and trains several times, each time with what the model has become; less often where nothing is left to learn."""
+def in_rounds(
+    script: ScriptArguments, name: str, seed: int, asked: Callable[[ScriptArguments, int, int], dict], **fields
+) -> str:
+    """Samples, judges and trains several times, each time with what the model has become; less often where nothing is left to learn.
+
+    Args:
+        asked: what is asked in a round: fields for its preferences, as `fields` are.
+    """
     model = script.model
     for number in range(script.rounds):
         folder = script.work / name / f"seed-{seed}" / f"round-{number}"
-        fields = {**fields, **asked_to_draw(script, seed, number), "model": model}
+        fields |= {**asked(script, seed, number), "model": model}
         pairs = preferences(script, folder / "preferences", seed, fields)
         if number and not (pairs / "paired").exists():
             break
@@ -324,11 +363,8 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
 
 def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own worked answers, judged by the right ones."""
-    folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
-    asked = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"], "num_prompts": script.num_questions}
-    pairs = preferences(script, folder / "preferences", seed, asked)
-    model = aligned(script, script.model, paired(pairs), folder, seed, script.dpo)
-    return before_and_after(script, folder, model, seed, thought)
+    model = in_rounds(script, "scenes_cot_dpo", seed, asked_to_answer)
+    return before_and_after(script, script.work / "scenes_cot_dpo" / f"seed-{seed}", model, seed, thought)
 
 
 def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:
@@ -474,7 +510,7 @@ EXPERIMENTS = {
     )
 }
 MEASURED = {name: CATEGORIES for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
-    "scenes_cot_dpo": ("answer",),
+    "scenes_cot_dpo": PICTURES,
     "instruction_tuning": ("guided_100_direct",),
     "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES),
 }

@@ -38,8 +38,9 @@ class ScriptArguments:
     model: whose responses are sampled.
     tasks: task to weight; its questions are the prompts.
     think: tasks in which the model thinks aloud first.
-    prompts: a text file with a prompt for a drawing on each line, all of which are asked in place of the tasks' questions.
-        Of what "exact" cannot check, drawings of anything but scenes and emoji, it has no verdict: take another judge.
+    prompts: what is asked in place of the tasks' questions, all of it: a text file with a prompt for a drawing on each line,
+        or a folder of records that `datasets` saved, whose last questions are asked and whose answers "exact" takes as the
+        right ones. Of what it cannot check, drawings of anything but scenes and emoji, it has no verdict: take another judge.
     num_prompts, num_responses: how many different prompts, and how many responses to each.
     generation: what `generate` takes, for example temperature and guidance_scale.
     judge: "exact", "self" or "openai".
@@ -92,9 +93,10 @@ def main(script: ScriptArguments) -> None:
     settings = {name: value for name, value in vars(script).items() if name not in free}
     if script.refine_margin is not None and script.judge != "openai":
         raise ValueError(f"refine_margin needs a judge that rewrites, openai; got {script.judge}. Leave it out.")
-    mine = read_prompts(script.prompts) if script.prompts else None
-    if mine:  # what it says counts: it may change, and lie elsewhere on another machine
-        settings["prompts"] = sha256("\n".join(prompt.text for prompt in mine).encode()).hexdigest()
+    num_prompts = script.num_prompts
+    if script.prompts:  # what it says counts: it may change, and lie elsewhere on another machine
+        mine = [(prompt.key, prompt.answers) for prompt in read_prompts(script.prompts, script.think)]
+        settings["prompts"], num_prompts = sha256(repr(mine).encode()).hexdigest(), len(mine)
     model, processor = load(script.model)
     keep_settings(script.output, {**settings, "weights": weights_digest(model)}, str(script.shard_index))
     selection, parts = Selection(**script.selection), script.output / "parts"
@@ -106,10 +108,13 @@ def main(script: ScriptArguments) -> None:
         write_part(parts, 0, zip(prompts, responses), selection)
     else:
         judge = make_judge(script, model, processor)
-        num_prompts = len(mine) if mine else script.num_prompts
         num_parts = -(-num_prompts // script.prompts_per_part)
-        mixture = Mixture(script.tasks, script.seed, guidance={task: Schedule({"none": 1}) for task in script.tasks})
-        prompts = iter(mine) if mine else islice(prompts_of(mixture.stream(), script.think), num_prompts)
+        if script.prompts:
+            prompts = read_prompts(script.prompts, script.think)
+        else:
+            guidance = {task: Schedule({"none": 1}) for task in script.tasks}
+            records = Mixture(script.tasks, script.seed, guidance=guidance).stream()
+            prompts = islice(prompts_of(records, script.think), num_prompts)
         for part in tqdm(range(num_parts), desc="parts"):
             asked = list(islice(prompts, script.prompts_per_part))
             if part % script.num_shards != script.shard_index or is_written(parts, part):

@@ -37,8 +37,9 @@ from dps_hf.training import Curves, last_checkpoint
 class ScriptArguments:
     """
     tasks: task to weight, either all of drawings or all of answers.
-    prompts: a text file with a prompt for a drawing on each line, in place of the tasks' questions.
-        Drawings of anything but scenes and emoji have no reward from "exact": take another judge.
+    prompts: in place of the tasks' questions, a text file with a prompt for a drawing on each line, or a folder of records
+        that `datasets` saved, whose last questions are asked and whose answers "exact" takes as the right ones. Drawings of
+        anything but scenes and emoji have no reward from it: take another judge.
     num_prompts: how many different prompts.
     judge: "exact", "openai", or "self", which is the model as it was before.
     judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
@@ -101,14 +102,15 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
     # Dataset
     if script.prompts:
-        prompts = read_prompts(script.prompts)
+        prompts = list(read_prompts(script.prompts))
     else:
         guidance = {task: Schedule({"none": 1}) for task in script.tasks}
         records = Mixture(script.tasks, training.seed, guidance=guidance).stream()
         prompts = list(islice(prompts_of(records), script.num_prompts))
     draw = prompts[0].draw
     if any(prompt.draw != draw for prompt in prompts):
-        raise ValueError(f"tasks must all be of drawings or all of answers; got {', '.join(script.tasks)}.")
+        got = script.prompts or ", ".join(script.tasks)
+        raise ValueError(f"tasks, or prompts, must all be of drawings or all of answers; got {got}.")
     # Unless it is asked for, no guidance: what is drawn must be what the model would draw by itself.
     mode = {"generation_mode": "image" if draw else "text", "guidance_scale": 1.0}
     training.generation_kwargs = {**mode, **(training.generation_kwargs or {})}

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dps_hf.data.record import pick
-from dps_hf.data.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, check_split, one_in
+from dps_hf.data.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, check_split, check_unseen, one_in
 
 
 IMAGE_SIZE = 64
@@ -147,22 +147,35 @@ def has_unseen_count(scene: Scene) -> bool:
     return any((number, shape) in UNSEEN_COUNTS for shape, number in Counter(t.shape for t in scene.things).items())
 
 
+def shows(scene: Scene, unseen: str | None) -> bool:
+    """Whether exactly this that is unseen occurs: a "pair", a "count", or neither (None)."""
+    return (has_unseen_pair(scene), has_unseen_count(scene)) == (unseen == "pair", unseen == "count")
+
+
 def held_out(scene: Scene) -> bool:
     """Whether the scene is kept out of training though its parts are not: 1 in 10, decided by what stands roughly where."""
     content = sorted((t.size, t.colour, t.shape, t.x // 16, t.y // 16) for t in scene.things)
     return one_in(10, repr(content))
 
 
-def sample_split(rng: np.random.Generator, split: str, count: int | None = None, **kwargs) -> Scene:
-    """Draws scenes until one belongs to `split`, "train" or "validation"; in neither is an unseen pair or count.
+def sample_split(
+    rng: np.random.Generator, split: str, count: int | None = None, unseen: str | None = None, **kwargs
+) -> Scene:
+    """Draws scenes until one belongs to `split`, "train" or "validation".
 
     Args:
+        count: things in the scene; by default 1 to 4.
+        unseen: "pair" or "count", for validation: exactly this of the two occurs; by default neither does.
         kwargs: of `sample_scene`.
+
+    Raises:
+        ValueError: an unknown split, or something unseen that is unknown or asked for in training.
     """
     check_split(split)
+    check_unseen(unseen, split)
     while True:
         scene = sample_scene(rng, count, **kwargs)
-        if held_out(scene) == (split == "validation") and not has_unseen_pair(scene) and not has_unseen_count(scene):
+        if held_out(scene) == (split == "validation") and shows(scene, unseen):
             return scene
 
 

@@ -11,12 +11,11 @@ from dps_hf.data.scenes import (
     SIZES,
     Scene,
     Thing,
-    has_unseen_count,
-    has_unseen_pair,
     held_out,
     render,
+    shows,
 )
-from dps_hf.data.splits import check_split, one_in
+from dps_hf.data.splits import check_split, check_unseen, one_in
 from dps_hf.data.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, places, say
 
 
@@ -62,12 +61,11 @@ def prompted(
         ValueError: an unknown split, or something unseen that is unknown or asked for in training.
     """
     check_split(split)
-    if unseen not in (None, "pair", "count") or (unseen and split == "train"):
-        raise ValueError(f"unseen must be None, or 'pair' or 'count' in validation; got {unseen!r} in {split}.")
+    check_unseen(unseen, split)
     while True:
         wish = _wish(rng, form, sizes, count)
         scene = layout(wish)
-        if (has_unseen_pair(scene), has_unseen_count(scene)) != (unseen == "pair", unseen == "count"):
+        if not shows(scene, unseen):
             continue
         if split == "train" and held_out(scene):
             continue  # a picture that is kept for reading

@@ -10,12 +10,20 @@ from collections.abc import Collection
 
 
 SPLITS = ("train", "validation")
+UNSEEN = ("pair", "count")
+"""What may meet in validation and never in training: a colour and a shape, or a number and a shape."""
 
 
 def check_split(split: str) -> None:
     """Raises ValueError unless `split` is "train" or "validation"."""
     if split not in SPLITS:
         raise ValueError(f"split must be 'train' or 'validation'; got {split!r}.")
+
+
+def check_unseen(unseen: str | None, split: str) -> None:
+    """Raises ValueError unless `unseen` is None, or in "validation" one of `UNSEEN`."""
+    if unseen not in (None, *UNSEEN) or (unseen and split == "train"):
+        raise ValueError(f"unseen must be None, or 'pair' or 'count' in validation; got {unseen!r} in {split}.")
 
 
 def one_in(n: int, text: str) -> bool:

@@ -19,6 +19,7 @@ from dps_hf.data.record import pick
 from dps_hf.data.scenes import HALF_WHITE, Scene, render, sample_split
 from dps_hf.data.scenes_edit import edit
 from dps_hf.data.scenes_t2i import prompted
+from dps_hf.data.splits import UNSEEN
 from dps_hf.data.wording import DESCRIBE, DRAW, LANGUAGES, caption, parse_caption, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils, same_scene
 from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr, wilson_interval
@@ -70,10 +71,10 @@ class Subject:
         found = emoji.pairs("validation")
         return [found[i] for i in self.rng("emoji").permutation(len(found))[: count or self.items]]
 
-    def held_out_scenes(self, count: int | None = None) -> list[Scene]:
-        """Scenes of `count` things, or of 1 to 4, on all grounds."""
+    def held_out_scenes(self, count: int | None = None, unseen: str | None = None) -> list[Scene]:
+        """Scenes of `count` things, or of 1 to 4, on all grounds; with an `unseen` "pair" or "count" in each, or in none."""
         rng = self.rng("scenes")
-        return [sample_split(rng, "validation", count, grounds=HALF_WHITE) for _ in range(self.items)]
+        return [sample_split(rng, "validation", count, unseen, grounds=HALF_WHITE) for _ in range(self.items)]
 
     def held_out_prompts(self, name: str, count: int | None = None) -> list[str]:
         """English prompts for the figure `name` of `FORMS`, which training never hears, each of them once.
@@ -148,10 +149,14 @@ def scenes_t2i(
 
 
 def scenes_i2t(subject: Subject) -> dict[str, Figure]:
-    """The description names all things and each of them rightly: number, size, colour and shape."""
-    figures = {}
-    for name, count in (("one_object", 1), ("exact", None)):
-        held_out = subject.held_out_scenes(count)
+    """The description names all things and each of them rightly: number, size, colour and shape.
+
+    `one_object` and `exact`, of 1 to 4 things, are as training shows them; in `unseen_pair` and `unseen_count` are a colour and
+    a shape, or a number of a shape, that training never shows together.
+    """
+    figures, about = {}, {"one_object": (1, None), "exact": (None, None)}
+    for name, (count, unseen) in {**about, **{f"unseen_{unseen}": (None, unseen) for unseen in UNSEEN}}.items():
+        held_out = subject.held_out_scenes(count, unseen)
         answers = subject.ask([DESCRIBE["en"][0]] * len(held_out), [render(scene) for scene in held_out])
         truths = [parse_caption(caption(scene)) for scene in held_out]
         figures[name] = share(parse_caption(answer) == truth for answer, truth in zip(answers, truths))
@@ -159,19 +164,27 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
 
 
 def scenes_cot(subject: Subject, direct: bool = True) -> dict[str, Figure]:
-    """The same questions, of all kinds, after thinking (`answer`, and by kind) and, unless left out, without (`direct`)."""
-    held_out, rng = subject.held_out_scenes(), subject.rng("questions")
-    questions, _, truths, kinds = zip(*(ask_about(rng, scene) for scene in held_out))
-    pictures = [render(scene) for scene in held_out]
-    right = {
-        name: list(map(name_match, subject.ask(questions, pictures, think), truths))
-        for name, think in (("answer", True), ("direct", False))
-        if think or direct
-    }
-    figures = {name: share(marks) for name, marks in right.items()}
+    """Questions of all kinds: after thinking (`answer`, and by kind), and the same ones, unless left out, without (`direct`).
+
+    `unseen_pair` and `unseen_count` are after thinking, about pictures of what training never shows together.
+    """
+    right, kinds = _answered(subject, None, think=True)
+    figures = {"answer": share(right)}
+    if direct:
+        figures["direct"] = share(_answered(subject, None, think=False)[0])
+    for unseen in UNSEEN:
+        figures[f"unseen_{unseen}"] = share(_answered(subject, unseen, think=True)[0])
     for kind in sorted(set(kinds)):
-        figures[f"answer_{kind}"] = share(mark for mark, one in zip(right["answer"], kinds) if one == kind)
+        figures[f"answer_{kind}"] = share(mark for mark, one in zip(right, kinds) if one == kind)
     return figures
+
+
+def _answered(subject: Subject, unseen: str | None, think: bool) -> tuple[list[bool], list[str]]:
+    """Which questions about held-out scenes are answered rightly, and their kinds."""
+    held_out, rng = subject.held_out_scenes(unseen=unseen), subject.rng("questions")
+    questions, _, truths, kinds = zip(*(ask_about(rng, scene) for scene in held_out))
+    answers = subject.ask(questions, [render(scene) for scene in held_out], think)
+    return list(map(name_match, answers, truths)), list(kinds)
 
 
 def scenes_edit(subject: Subject) -> dict[str, Figure]:

@@ -22,6 +22,7 @@ from dps_hf.model.image_processing_dps import to_rgb
 from dps_hf.model.processing_dps import DPSProcessor
 
 
+_SENTENCE = re.compile(r"(?<=[.:])\s+")
 _STYLED = re.compile(rf"(.+), ({'|'.join(emoji.STYLES.values())}) style", re.DOTALL)
 
 
@@ -32,7 +33,9 @@ def exact_judge(cases: Sequence[Case]) -> list[Verdict | None]:
     "shapes" and "colours" is right, wherever they stand; emoji by
     "NAME, STYLE style", with "exact" where no emoji of the style is nearer to the drawing, and "likeness", the share of
     them that is further away. Texts: "exact", by the case's `answers`, or by the list of facts; where the right answer is
-    the caption of a scene, the answer is scored as a drawing is. Reasoning is not judged, only the answer after it.
+    the caption of a scene, the answer is scored as a drawing is. Reasoning is judged where the case has `steps`: "steps" is
+    how much of it is said (F1 of the sentences), for a right answer may be an accident of wrong steps (Lightman et al. 2023,
+    https://huggingface.co/papers/2305.20050).
 
     Raises:
         ImportError: pyarrow is missing, and a case asks for an emoji.
@@ -42,7 +45,10 @@ def exact_judge(cases: Sequence[Case]) -> list[Verdict | None]:
 
 def _verdict(case: Case) -> Verdict | None:
     if isinstance(case.response, str):
-        found = _judge_text(case, DPSProcessor.split_thinking(case.response)[1])
+        thinking, answer = DPSProcessor.split_thinking(case.response)
+        found = _judge_text(case, answer)
+        if found and thinking and case.steps:
+            found[0]["steps"] = steps_right(thinking, case.steps)
     else:
         found = _judge_drawing(case.prompt, case.response)
     return found and Verdict(*found, judge="exact", origin=case.origin)
@@ -68,6 +74,12 @@ def _judge_text(case: Case, answer: str) -> Judgement:
     if things is not None:
         return scene_scores(parse_caption(answer) or Counter(), things)
     return {"exact": float(name_match(answer, names))}, f"right: {' or '.join(names)}"
+
+
+def steps_right(thinking: str, steps: str) -> float:
+    """How many sentences of one are in the other, as often as there (F1); a sentence ends in a full stop or a colon."""
+    said, right = (Counter(_SENTENCE.split(text.strip())) for text in (thinking, steps))
+    return 2 * (said & right).total() / (said.total() + right.total())
 
 
 # Scenes

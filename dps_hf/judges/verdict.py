@@ -31,6 +31,7 @@ class Case:
     images: the pictures that were shown with the prompt.
     answers: the right ones, where they are known: for [`~dps_hf.judges.exact.exact_judge`]; no model sees them.
     origin: where the response comes from: "model", or who else wrote it.
+    steps: that lead to the right answer, where they are known: for `exact_judge`, too.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Case:
     images: tuple[Image.Image, ...] = ()
     answers: tuple[str, ...] = ()
     origin: str = "model"
+    steps: str = ""
 
 
 @dataclass(frozen=True)

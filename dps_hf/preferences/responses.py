@@ -8,9 +8,10 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
+from datasets import Dataset, load_from_disk
 from PIL import Image
 
-from dps_hf.data.record import Record
+from dps_hf.data.record import Message, Record, validate
 from dps_hf.inference import MAX_NEW_TOKENS, encode
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Judge, Verdict, rewritten
@@ -18,14 +19,14 @@ from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
 
-PATIENCE = 1000  # records in a row that ask what was asked before: then there is nothing new to ask
+PATIENCE = 1000  # records in a row of tasks, which have no end, that ask what was asked before
 
 
 @dataclass(frozen=True)
 class Prompt:
     """What is asked.
 
-    text: its words. images: what is shown before them. answers: the right ones, where they are known.
+    text: its words. images: what is shown before them. answers: the right ones, where they are known, and `steps` to them.
     draw: whether a drawing is wanted. think: whether the model thinks or plans aloud first.
     """
 
@@ -35,6 +36,7 @@ class Prompt:
     draw: bool = False
     think: bool = False
     task: str = ""
+    steps: str = ""
 
     @property
     def key(self) -> str:
@@ -70,44 +72,79 @@ class Response:
     verdict: Verdict | None = None
 
 
-def prompts_of(records: Iterable[Record], think: Iterable[str] = ()) -> Iterator[Prompt]:
-    """The last question of each record, each only once; those of the tasks in `think` are thought about.
+def prompts_of(
+    records: Iterable[Record], think: Iterable[str] = (), task: str = "", patience: int = PATIENCE
+) -> Iterator[Prompt]:
+    """The last question of each record by itself, each only once; those of the tasks in `think` are thought about.
 
-    Ends where nothing new comes any more, though the records go on.
+    Args:
+        task: of records that say none.
+        patience: so many records in a row that ask what was asked before are the end: there is nothing new.
     """
     seen, think, known = set(), frozenset(think), 0
     for record in records:
-        *_, question, answer = record["messages"]
+        *before, question = record["messages"]
+        answer: Message = {"role": "assistant", "content": []}  # a question alone is one whose answer is not known
+        if question["role"] == "assistant":
+            *before, question, answer = record["messages"]
         words = [part["text"] for part in question["content"] if part["type"] == "text"]
-        shown = sum(part["type"] == "image" for part in question["content"])
         texts = [part["text"] for part in answer["content"] if part["type"] == "text"]
+        start, shown = _pictures_in(*before), _pictures_in(question)
+        name = record.get("task") or task
         prompt = Prompt(
             text="".join(words),
-            images=tuple(record["images"][:shown]),
+            images=tuple(record["images"][start : start + shown]),
             answers=tuple(texts),
-            draw=any(part["type"] == "image" for part in answer["content"]),
-            think=record["task"] in think,
-            task=record["task"],
+            draw=_pictures_in(answer) > 0,
+            think=name in think,
+            task=name,
+            steps=record.get("steps") or "",
         )
         known = known + 1 if prompt.key in seen else 0
-        if known == PATIENCE:
+        if known == patience:
             return
         if not known:
             seen.add(prompt.key)
             yield prompt
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts for drawings, one on each line of a text file, each only once; empty lines are left out.
+def _pictures_in(*messages: Message) -> int:
+    return sum(part["type"] == "image" for message in messages for part in message["content"])
+
+
+def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
+    """Prompts of one's own, each only once; those of the tasks in `think` are thought about.
+
+    Args:
+        path: a text file with a prompt for a drawing on each line, empty lines being left out; or a folder of records that
+            `datasets` saved, whose questions are asked. Who gives no task has that of the name of the file or folder.
 
     Raises:
-        ValueError: no line has words.
+        FileNotFoundError: neither is there.
+        ValueError: no line has words, the folder has several splits, or a record is wrong; then its number is named.
     """
-    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
-    prompts = [Prompt(text=line, draw=True, task=path.stem) for line in dict.fromkeys(filter(None, lines))]
-    if not prompts:
-        raise ValueError(f"prompts must name a file with a prompt for a drawing on each line; {path} has none.")
-    return prompts
+    if not path.is_dir():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        if not any(lines):
+            raise ValueError(f"prompts must name a file with a prompt for a drawing on each line; {path} has none.")
+        for line in dict.fromkeys(filter(None, lines)):
+            yield Prompt(line, draw=True, think=path.stem in think, task=path.stem)
+        return
+
+    dataset = load_from_disk(path)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"prompts must name a folder with one set of records; {path} has {', '.join(dataset)}.")
+    yield from prompts_of(_checked(dataset, path), think, path.name, patience=len(dataset))
+
+
+def _checked(dataset: Dataset, path: Path) -> Iterator[Record]:
+    for i in range(len(dataset)):
+        try:
+            one = dataset[i]  # opens the pictures
+            validate(one)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"record {i} of {path}: {error}") from error
+        yield one
 
 
 # Sampling
@@ -248,7 +285,7 @@ def judged(
 
 
 def _case(prompt: Prompt, response: Response) -> Case:
-    return Case(prompt.text, response.content, prompt.images, prompt.answers, response.origin)
+    return Case(prompt.text, response.content, prompt.images, prompt.answers, response.origin, prompt.steps)
 
 
 def voted(

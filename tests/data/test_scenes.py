@@ -12,6 +12,8 @@ from dps_hf.data.scenes import (
     SIZES,
     Scene,
     Thing,
+    has_unseen_count,
+    has_unseen_pair,
     held_out,
     render,
     sample_scene,
@@ -114,6 +116,18 @@ def test_grounds_differ():
 def test_a_split_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="split must be 'train' or 'validation'; got 'test'"):
         sample_split(np.random.default_rng(0), "test")
+
+
+@pytest.mark.parametrize("unseen", ["pair", "count"])
+def test_what_is_unseen_is_shown_in_validation_where_it_is_asked_for(unseen):
+    rng = np.random.default_rng(0)
+    scenes = [sample_split(rng, "validation", unseen=unseen) for _ in range(30)]
+    assert all(held_out(scene) for scene in scenes)
+    assert {(has_unseen_pair(scene), has_unseen_count(scene)) for scene in scenes} == {
+        (unseen == "pair", unseen == "count")
+    }
+    with pytest.raises(ValueError, match=f"got '{unseen}' in train"):
+        sample_split(rng, "train", unseen=unseen)
 
 
 def test_a_scene_holds_one_to_four_things():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dps_hf.data import emoji
 from dps_hf.data.facts import capitals
-from dps_hf.data.scenes import COLOURS, Scene, Thing, render
+from dps_hf.data.scenes import COLOURS, Scene, Thing, has_unseen_count, has_unseen_pair, held_out, render
 from dps_hf.data.wording import DESCRIBE, LANGUAGES, RELATIONS, Wish, caption, parse_wish
 from dps_hf.evaluation import tasks
 from dps_hf.evaluation.detector import detect
@@ -150,23 +150,29 @@ def test_edits_after_thinking_and_at_once_are_scored_apart():
 
 
 def test_answers_with_and_without_steps_and_of_each_kind_are_scored_apart(monkeypatch):
-    truths, kinds, ask_about = [], Counter(), tasks.ask_about
+    truths, scenes, kinds, ask_about = [], [], [], tasks.ask_about
 
     def witnessed(rng, scene):
         asked = ask_about(rng, scene)
         truths.append(asked.answer)
-        kinds[asked.kind] += 1
+        scenes.append(scene)
+        kinds.append(asked.kind)
         return asked
 
     class Thinker(Ignorant):
         def ask(self, questions, pictures=None, think=False):
-            return truths if think else super().ask(questions)
+            return truths[-len(questions) :] if think else super().ask(questions)
 
     monkeypatch.setattr(tasks, "ask_about", witnessed)
-    figures = tasks.scenes_cot(Thinker(None, None, items=12, seed=0, sampling={}))
+    subject = Thinker(None, None, items=12, seed=0, sampling={})
+    figures = tasks.scenes_cot(subject)
     assert {name: figure["value"] for name, figure in figures.items() if figure["value"] < 1} == {"direct": 0}
-    by_kind = {name.removeprefix("answer_"): figure["n"] for name, figure in figures.items() if "_" in name}
-    assert by_kind == kinds
+    by_kind = {name.removeprefix("answer_"): figure["n"] for name, figure in figures.items() if "answer_" in name}
+    assert by_kind == Counter(kinds[:12])
+    assert scenes[:12] == scenes[12:24] == subject.held_out_scenes()  # thoughtfully and directly
+    assert all(has_unseen_pair(scene) and held_out(scene) for scene in scenes[24:36])
+    assert all(has_unseen_count(scene) and held_out(scene) for scene in scenes[36:])
+    assert list(tasks.scenes_cot(subject, direct=False)) == [name for name in figures if name != "direct"]
 
 
 def test_emoji_are_guided_by_3_whatever_else_is_asked_for():

@@ -8,9 +8,11 @@ import pytest
 
 from dps_hf import NANO
 from dps_hf.data.facts import capitals
-from dps_hf.data.splits import UNSEEN_PAIRS
+from dps_hf.data.scenes import has_unseen_count, has_unseen_pair, held_out
+from dps_hf.data.splits import UNSEEN, UNSEEN_PAIRS
 from dps_hf.data.wording import DRAW, LANGUAGES, parse_wish
 from dps_hf.evaluation.tasks import Subject
+from dps_hf.preferences.responses import read_prompts
 
 
 @pytest.fixture
@@ -66,6 +68,26 @@ def test_wishes_name_unseen_pairs_in_a_share_and_never_alone(align):
     assert all(wish.kinds.total() > 1 for wish in unseen)
 
 
+def test_nothing_is_asked_about_a_scene_that_is_kept_out_as_all_that_are_measured_are(align, monkeypatch):
+    scenes, asked_about = [], align.asked_about
+    monkeypatch.setattr(align, "asked_about", lambda rng, scene: scenes.append(scene) or asked_about(rng, scene))
+    records = align.questions(np.random.default_rng(0), 200, 0.8)
+    assert len(records) == len(scenes) == 200
+    assert not any(held_out(scene) or has_unseen_count(scene) for scene in scenes)
+    assert 0.72 < sum(map(has_unseen_pair, scenes)) / 200 < 0.88
+    subject = Subject(None, None, 200, 0, {})
+    assert all(held_out(scene) for unseen in (None, *UNSEEN) for scene in subject.held_out_scenes(unseen=unseen))
+
+
+def test_questions_of_a_round_are_kept_and_those_of_the_next_are_others(align, tmp_path):
+    script = align.ScriptArguments(work=tmp_path, num_questions=20)
+    one, again, other = (align.asked_to_answer(script, 0, number) for number in (0, 0, 1))
+    assert one == again and one["think"] == ["scenes_cot"]
+    first, second = (list(read_prompts(Path(fields["prompts"]), fields["think"])) for fields in (one, other))
+    assert len(first) == 20 and all(p.think and p.images and p.answers and p.steps for p in first)
+    assert not {prompt.key for prompt in first} & {prompt.key for prompt in second}
+
+
 @pytest.fixture
 def steps(align, monkeypatch):
     """What rounds ask of the scripts: their names and fields. Nothing is run; preferences without pairs may be asked for."""
@@ -85,7 +107,7 @@ def steps(align, monkeypatch):
 
 def test_a_round_goes_on_with_the_model_of_the_one_before_and_with_other_prompts(align, steps, tmp_path):
     script = align.ScriptArguments(work=tmp_path, rounds=2, preferences={"num_prompts": 20})
-    final = align.in_rounds(script, "scenes_t2i_dpo", 0, {})
+    final = align.in_rounds(script, "scenes_t2i_dpo", 0, align.asked_to_draw)
     first, second = tmp_path / "scenes_t2i_dpo/seed-0/round-0", tmp_path / "scenes_t2i_dpo/seed-0/round-1"
     assert final == str(second / "aligned")
     by_name = {name: [fields for one, fields in steps.asked if one == name] for name, _ in steps.asked}
@@ -95,7 +117,7 @@ def test_a_round_goes_on_with_the_model_of_the_one_before_and_with_other_prompts
     files = [Path(fields["prompts"]) for fields in by_name["build_preferences"]]
     one, other = (path.read_text(encoding="utf-8").splitlines() for path in files)
     assert len(one) == len(other) == 20 and one != other
-    align.in_rounds(script, "scenes_t2i_self", 0, {"judge": "self"})
+    align.in_rounds(script, "scenes_t2i_self", 0, align.asked_to_draw, judge="self")
     judged = [fields for name, fields in steps.asked if name == "build_preferences"][2:]
     assert [Path(fields["prompts"]) for fields in judged] == files and {f["judge"] for f in judged} == {"self"}
 
@@ -103,10 +125,10 @@ def test_a_round_goes_on_with_the_model_of_the_one_before_and_with_other_prompts
 def test_rounds_end_where_nothing_is_left_to_learn(align, steps, tmp_path):
     steps.empty.add("round-1")
     script = align.ScriptArguments(work=tmp_path, rounds=3, preferences={"num_prompts": 20})
-    assert align.in_rounds(script, "x", 0, {}) == str(tmp_path / "x/seed-0/round-0/aligned")
+    assert align.in_rounds(script, "x", 0, align.asked_to_draw) == str(tmp_path / "x/seed-0/round-0/aligned")
     steps.empty.add("round-0")
     with pytest.raises(ValueError, match="holds no pairs"):
-        align.in_rounds(script, "y", 0, {})
+        align.in_rounds(script, "y", 0, align.asked_to_draw)
 
 
 def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):

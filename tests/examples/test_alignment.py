@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
 
 from dps_hf.adapters import load_for_training
+from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.training import last_checkpoint
 
@@ -187,6 +188,26 @@ def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
     (tmp_path / "mine.txt").write_text("a star\na heart\n")
     train("grpo", script={"prompts": tmp_path / "mine.txt"}, max_steps=2)
     assert asked == {"a star", "a heart"}
+
+
+def test_grpo_asks_the_questions_of_a_folder_of_records_and_its_judge_knows_their_answers(
+    train, monkeypatch, tmp_path
+):
+    import dps_hf.judges.exact
+
+    asked = set()
+
+    def judge(cases):
+        asked.update((case.prompt, case.images[0].getpixel((0, 0)), case.answers) for case in cases)
+        return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
+
+    monkeypatch.setattr(dps_hf.judges.exact, "exact_judge", judge)
+    pictures = {colour: PIL.new("RGB", (64, 64), colour) for colour in ("red", "blue")}
+    records = [record("mine", [picture, "Which?"], [colour]) for colour, picture in pictures.items()]
+    columns = {name: [one[name] for one in records] for name in ("messages", "images")}
+    Dataset.from_dict(columns).save_to_disk(tmp_path / "mine")
+    train("grpo", script={"prompts": tmp_path / "mine"}, max_steps=2)
+    assert asked == {("Which?", (255, 0, 0), ("red",)), ("Which?", (0, 0, 255), ("blue",))}
 
 
 def test_grpo_answers_about_pictures(train):

@@ -7,22 +7,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import load_from_disk
+from datasets import Dataset, load_from_disk
+from PIL import Image
 
+from dps_hf.data.record import record
 from dps_hf.judges.verdict import Verdict
 from dps_hf.preferences.parts import is_written
 
 
 @pytest.fixture
 def script(example, saved_model, tmp_path, monkeypatch):
-    """The script as a function of its arguments; its judge takes some drawings for better than others."""
+    """The script as a function of its arguments; its judge takes some responses for better than others."""
     build = example("build_preferences.py")
 
     def judge(cases):
-        return [
-            Verdict({"exact": float(sum(case.response.tobytes()) % 5) / 4}, "", "parity", case.origin)
-            for case in cases
-        ]
+        def number(response):
+            return sum(response.encode() if isinstance(response, str) else response.tobytes())
+
+        return [Verdict({"exact": number(case.response) % 5 / 4}, "", "parity", case.origin) for case in cases]
 
     monkeypatch.setattr(build, "exact_judge", judge)
 
@@ -114,6 +116,23 @@ def test_prompts_may_come_from_a_file_in_place_of_tasks(script, tmp_path):
     assert statistics["counts"]["prompts"] == 5 and statistics["counts"]["responses"] == 15
     assert {row["prompt"][0]["content"] for row in rows(tmp_path / "out")} <= set(mine)
     assert {row["task"] for row in rows(tmp_path / "out")} == {"mine"}
+
+
+def test_prompts_may_come_from_a_folder_of_records_with_pictures(script, tmp_path):
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]
+    records = [record("mine", [picture, "Which?"], ["red"]) for picture in pictures]
+
+    def save(name, records):
+        columns = {field: [one[field] for one in records] for field in ("messages", "images")}
+        Dataset.from_dict(columns).save_to_disk(tmp_path / name)
+        return tmp_path / name
+
+    output = script(prompts=save("mine", records))
+    counts = json.loads((output / "statistics.json").read_text())["counts"]
+    assert counts["prompts"] == counts["prompts with pictures"] == 3 and counts["responses"] == 9
+    assert all(len(row["images"]) == 1 and row["task"] == "mine" for row in rows(output))
+    with pytest.raises(ValueError, match="other prompts"):  # the same questions, other right answers
+        script(prompts=save("other", [record("mine", [picture, "Which?"], ["blue"]) for picture in pictures]))
 
 
 def test_a_file_of_prompts_that_says_something_else_by_now_is_another_work(script, tmp_path):

@@ -85,6 +85,25 @@ def test_facts_are_judged_by_the_answer_after_the_reasoning(prompt, answer, scor
     assert (verdict.score, verdict.judge, verdict.origin) == (score, "exact", "somewhere")
 
 
+STEPS = "a big red star: star? star, yes. 1. I count 1."  # four sentences
+
+
+@pytest.mark.parametrize(
+    ("thinking", "score"),
+    [(STEPS, 1), ("a big red star: star? star, yes.", 4 / 6), ("", None), ("I count 1. I count 1.", 2 / 6), ("?", 0)],
+)
+def test_steps_are_judged_where_they_are_known(thinking, score):
+    response = f"<think>{thinking}</think>1" if thinking else "1"
+    (verdict,) = exact_judge([Case("How many stars?", response, answers=("1",), steps=STEPS)])
+    assert verdict.scores["exact"] == 1
+    assert verdict.scores.get("steps") == (score if score is None else pytest.approx(score))
+
+
+def test_steps_are_not_judged_where_none_are_known():
+    (verdict,) = exact_judge([Case("How many stars?", f"<think>{STEPS}</think>2", answers=("1",))])
+    assert verdict.scores == {"exact": 0}
+
+
 def test_answers_that_are_known_decide():
     picture = render(Scene((STAR, CIRCLE)))
     cases = [

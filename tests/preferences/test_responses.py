@@ -1,9 +1,12 @@
 """Sampling, and judges' verdicts on what was sampled."""
 
 import re
+from io import BytesIO
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from dps_hf.data.record import record
@@ -42,14 +45,65 @@ def test_prompts_end_where_nothing_new_comes():
 def test_a_file_of_prompts_asks_for_each_line_once(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("a star\n\n  une étoile \na star\n", encoding="utf-8")
-    assert read_prompts(path) == [Prompt(text, draw=True, task="mine") for text in ("a star", "une étoile")]
+    lines = ("a star", "une étoile")
+    assert list(read_prompts(path)) == [Prompt(text, draw=True, task="mine") for text in lines]
+    assert list(read_prompts(path, think=["mine"])) == [Prompt(text, (), (), True, True, "mine") for text in lines]
 
 
 def test_a_file_without_prompts_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "none.txt"
     path.write_text("\n \n")
     with pytest.raises(ValueError, match=r"none\.txt has none"):
-        read_prompts(path)
+        next(read_prompts(path))
+
+
+def save(records, path, columns=("messages", "images")):
+    Dataset.from_dict({name: [one[name] for one in records] for name in columns}).save_to_disk(path)
+    return path
+
+
+def test_a_folder_of_records_asks_each_question_once_and_knows_the_answers(tmp_path):
+    records = [record("i2t", [RED, "What?"], ["red"], steps="I see."), record("t2i", ["a star"], [BLUE])]
+    red, star = read_prompts(save(records * 2, tmp_path / "mine"), think=["mine"])
+    assert red.steps == ""
+    assert (red.text, red.answers, red.draw, red.think, red.task) == ("What?", ("red",), False, True, "mine")
+    assert red.images[0].getpixel((0, 0)) == (255, 0, 0)
+    assert (star.text, star.images, star.answers, star.draw) == ("a star", (), (), True)
+    with_tasks = read_prompts(save(records, tmp_path / "more", ("messages", "images", "task", "steps")), think=["i2t"])
+    assert [(p.task, p.think, p.steps) for p in with_tasks] == [("i2t", True, "I see."), ("t2i", False, "")]
+
+
+def test_a_question_whose_answer_nobody_knows_is_asked_too(tmp_path):
+    one = record("i2t", [RED, "What?"], ["red"])
+    (prompt,) = read_prompts(save([{**one, "messages": one["messages"][:1]}], tmp_path / "mine"))
+    assert (prompt.text, len(prompt.images), prompt.answers) == ("What?", 1, ())
+
+
+def test_the_last_question_of_a_conversation_has_its_own_pictures(tmp_path):
+    first, last = record("t", [RED, "What?"], ["red"]), record("t", [BLUE, "And this?"], ["blue"])
+    both = {"messages": first["messages"] + last["messages"], "images": first["images"] + last["images"], "task": "t"}
+    assert list(prompts_of([both])) == [Prompt("And this?", (BLUE,), ("blue",), task="t")]
+
+
+def test_a_wrong_record_in_a_folder_is_named_by_its_number(tmp_path):
+    right = record("i2t", [RED, "What?"], ["red"])
+    with pytest.raises(ValueError, match=r"record 1 of .*mine: .*mention 1 image\(s\) but 'images' holds 0"):
+        list(read_prompts(save([right, {**right, "images": []}], tmp_path / "mine")))
+    cut = {"bytes": png_of(RED)[:-30], "path": None}
+    features = Features({"messages": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}), "images": List(ImageFeature())})  # fmt: skip
+    broken = Dataset.from_dict({"messages": [right["messages"]], "images": [[cut]]}, features)
+    broken.save_to_disk(tmp_path / "cut")
+    with pytest.raises(ValueError, match=r"record 0 of .*cut: "):
+        list(read_prompts(tmp_path / "cut"))
+    DatasetDict(train=broken, test=broken).save_to_disk(tmp_path / "both")
+    with pytest.raises(ValueError, match=r"one set of records; .*both has train, test"):
+        list(read_prompts(tmp_path / "both"))
+
+
+def png_of(image):
+    buffer = BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def test_a_drawing_is_its_codes_for_trainers_and_a_picture_for_judges(drawn, tiny_model, tiny_processor):
