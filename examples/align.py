@@ -27,11 +27,8 @@ from trl import TrlParser
 from dps_hf import NANO
 from dps_hf.data.facts import FORWARD, capitals, sentence
 from dps_hf.data.record import Record, pick, record
-from dps_hf.data.scenes import HALF_WHITE, held_out, sample_scene, shows
-from dps_hf.data.scenes_cot import asked_about
-from dps_hf.data.scenes_t2i import prompted
-from dps_hf.data.scenes_t2i import scenes_t2i as scenes_t2i_record
-from dps_hf.data.wording import DRAW, LANGUAGES, parse_wish
+from dps_hf.data.unseen import descriptions, questions, wishes
+from dps_hf.data.wording import LANGUAGES, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
 from dps_hf.evaluation.tasks import FORMS, Subject, scenes_cot, scenes_t2i
@@ -48,6 +45,8 @@ CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
 PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions about pictures
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
+# Of worked answers and descriptions: a step that is right in one and wrong in the other makes a pair.
+SAMPLED = {"num_responses": 8, "selection": {"margin": 0.1}}
 # Of what is measured: as in training, what a model does by itself.
 SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
 
@@ -62,12 +61,12 @@ class ScriptArguments:
     seeds: each is a run from the beginning.
     items: prompts of each category that are measured.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
-    unseen_share: of what is asked, the prompts that name, and the pictures that show, a colour and a shape which training never
-        shows together.
+    unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
     preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
-    num_questions: of each round of `scenes_cot_dpo`, in place of the prompts for drawings.
+    answers: fields for the DPO of `scenes_cot_dpo`.
+    num_pictures, num_questions: that are described and asked about in a round of it.
     """
 
     experiments: list[str] = field(default_factory=lambda: ["scenes_t2i_dpo"])
@@ -86,7 +85,9 @@ class ScriptArguments:
     sft: dict = field(default_factory=dict)
     capitals: dict = field(default_factory=dict)
     questions: dict = field(default_factory=dict)
-    num_questions: int = 1000
+    answers: dict = field(default_factory=dict)
+    num_pictures: int = 1500
+    num_questions: int = 600
 
     def __post_init__(self):
         if len(self.seeds) not in T95:
@@ -199,57 +200,32 @@ def preferences(script: ScriptArguments, folder: Path, seed: int, fields: dict) 
     return step("build_preferences", "nano_preferences.yaml", folder, "statistics.json", fields)
 
 
-def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[str]:
-    """Prompts for drawings: as training hears them, and some that name what training never shows together.
-
-    Of those no right drawing is ever shown: only a judge says which are. An unseen pair alone, which is measured, is in
-    none of them; neither is any other prompt that is measured, nor the way of asking that is held out.
-    """
-    prompts: dict[str, None] = {}
-    while len(prompts) < count:  # languages, sizes and ways of asking as often as there
-        if rng.random() >= unseen_share:
-            prompt = scenes_t2i_record(rng, "train")["messages"][0]["content"][0]["text"]
-        else:
-            form = pick(rng, ("things", "counting", "position"))
-            number = int(rng.integers(2, 4)) if form == "things" else None
-            language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
-            _, prompt = prompted(rng, "validation", form, language, bool(rng.random() < 0.5), number, "pair")
-            if rng.random() < 0.4:
-                prompt = pick(rng, DRAW[language][:-1]).format(prompt)
-        prompts[prompt] = None
-    return list(prompts)
-
-
-def questions(rng: np.random.Generator, count: int, unseen_share: float) -> list[Record]:
-    """Questions about pictures, some of which show what training never shows together.
-
-    All that is measured is about scenes that are kept out, whatever they show: about those nothing is asked here.
-    """
-    records: list[Record] = []
-    while len(records) < count:
-        unseen = "pair" if rng.random() < unseen_share else None
-        while held_out(scene := sample_scene(rng, grounds=HALF_WHITE)) or not shows(scene, unseen):
-            pass
-        records.append(asked_about(rng, scene))
-    return records
-
-
-def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
-    """Fields for a step: the questions of a round."""
-    path = script.work / "questions" / f"seed-{seed}-round-{number}"
-    if not (path / "dataset_info.json").exists():  # written last
-        records = questions(np.random.default_rng([seed, number]), script.num_questions, script.unseen_share)
-        columns = {name: [one[name] for one in records] for name in ("messages", "images", "task", "steps")}
-        Dataset.from_dict(columns).save_to_disk(path)
-    return {"prompts": str(path), "think": ["scenes_cot"]}
-
-
 def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
     """Fields for a step: the prompts of a round, the same whatever is done with them."""
     path = script.work / "prompts" / f"seed-{seed}-round-{number}.txt"
     count = script.preferences.get("num_prompts", 1000)
     write_whole(path, "\n".join(wishes(np.random.default_rng([seed, number]), count, script.unseen_share)) + "\n")
     return {"prompts": str(path)}
+
+
+def asked_to_describe(script: ScriptArguments, seed: int, number: int) -> dict:
+    """Fields for a step: the pictures of a round."""
+    folder = script.work / "prompts" / f"seed-{seed}-pictures-{number}"
+    return saved(folder, lambda: descriptions(np.random.default_rng([seed, number, 0]), script.num_pictures))
+
+
+def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
+    """Fields for a step: the questions of a round, to be thought about."""
+    folder = script.work / "prompts" / f"seed-{seed}-questions-{number}"
+    return saved(folder, lambda: questions(np.random.default_rng([seed, number, 1]), script.num_questions))
+
+
+def saved(folder: Path, records: Callable[[], list[Record]]) -> dict:
+    if not (folder / "dataset_info.json").exists():  # written last
+        made = records()
+        columns = {name: [one[name] for one in made] for name in ("messages", "images", "task", "steps")}
+        Dataset.from_dict(columns).save_to_disk(folder)
+    return {"prompts": str(folder), "think": ["scenes_cot"]}
 
 
 def paired(preferences: Path) -> Path:
@@ -266,8 +242,8 @@ def paired(preferences: Path) -> Path:
 
 def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own drawings, judged by the detector."""
-    model = in_rounds(script, "scenes_t2i_dpo", seed, asked_to_draw)
     folder = script.work / "scenes_t2i_dpo"
+    model = in_rounds(script, folder / f"seed-{seed}", script.model, seed, script.rounds, asked_to_draw, script.dpo)
     measured = before_and_after(script, folder / f"seed-{seed}", model, seed, drawn)
     sheet(script, folder / f"{seed}.png", seed, model)
     return measured
@@ -275,26 +251,34 @@ def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> Figures:
 
 def scenes_t2i_self(script: ScriptArguments, seed: int) -> Figures:
     """The same, judged by the model itself, which says what it sees in its drawings."""
-    model = in_rounds(script, "scenes_t2i_self", seed, asked_to_draw, judge="self")
-    return before_and_after(script, script.work / "scenes_t2i_self" / f"seed-{seed}", model, seed, drawn)
+    folder = script.work / "scenes_t2i_self" / f"seed-{seed}"
+    model = in_rounds(script, folder, script.model, seed, script.rounds, asked_to_draw, script.dpo, judge="self")
+    return before_and_after(script, folder, model, seed, drawn)
 
 
 def in_rounds(
-    script: ScriptArguments, name: str, seed: int, asked: Callable[[ScriptArguments, int, int], dict], **fields
+    script: ScriptArguments,
+    folder: Path,
+    model: str,
+    seed: int,
+    rounds: int,
+    asked: Callable[[ScriptArguments, int, int], dict],
+    dpo: dict,
+    **fields,
 ) -> str:
     """Samples, judges and trains several times, each time with what the model has become; less often where nothing is left to learn.
 
     Args:
-        asked: what is asked in a round: fields for its preferences, as `fields` are.
+        asked: what is asked in a round, fields for its preferences as `fields` are.
+        dpo: fields for its training.
     """
-    model = script.model
-    for number in range(script.rounds):
-        folder = script.work / name / f"seed-{seed}" / f"round-{number}"
+    for number in range(rounds):
+        within = folder / f"round-{number}"
         fields |= {**asked(script, seed, number), "model": model}
-        pairs = preferences(script, folder / "preferences", seed, fields)
+        pairs = preferences(script, within / "preferences", seed, fields)
         if number and not (pairs / "paired").exists():
             break
-        model = aligned(script, model, paired(pairs), folder, seed, script.dpo)
+        model = aligned(script, model, paired(pairs), within, seed, dpo)
     return model
 
 
@@ -362,9 +346,15 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
 
 
 def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
-    """DPO on the model's own worked answers, judged by the right ones."""
-    model = in_rounds(script, "scenes_cot_dpo", seed, asked_to_answer)
-    return before_and_after(script, script.work / "scenes_cot_dpo" / f"seed-{seed}", model, seed, thought)
+    """DPO on what the model says of pictures, judged by what is in them, then on its worked answers, judged step by step.
+
+    Most wrong answers come of a thing that was misread. A description shows each misreading, in few words.
+    """
+    folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
+    still_open = {**script.answers, "norm_learning_rate": 0.0}  # who is sure of all says nothing new in the next round
+    model = in_rounds(script, folder / "sees", script.model, seed, 2, asked_to_describe, still_open, **SAMPLED)
+    model = in_rounds(script, folder / "answers", model, seed, 1, asked_to_answer, script.answers, **SAMPLED)
+    return before_and_after(script, folder, model, seed, thought)
 
 
 def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:

@@ -8,10 +8,7 @@ import pytest
 
 from dps_hf import NANO
 from dps_hf.data.facts import capitals
-from dps_hf.data.scenes import has_unseen_count, has_unseen_pair, held_out
-from dps_hf.data.splits import UNSEEN, UNSEEN_PAIRS
-from dps_hf.data.wording import DRAW, LANGUAGES, parse_wish
-from dps_hf.evaluation.tasks import Subject
+from dps_hf.data.wording import LANGUAGES
 from dps_hf.preferences.responses import read_prompts
 
 
@@ -49,43 +46,15 @@ def test_what_is_measured_is_asked_in_no_step(align):
         assert asked and align.FORWARD[language][0].format("France") not in asked
 
 
-def test_nothing_that_is_measured_is_asked_to_be_drawn(align):
-    prompts = align.wishes(np.random.default_rng(0), 400, 0.8)
-    asked = {repr(sorted(wish.kinds.items(), key=repr)) + repr(wish.relation) for wish in map(parse_wish, prompts)}
-    measured = {p for name in align.CATEGORIES for p in Subject(None, None, 500, 0, {}).held_out_prompts(name)}
-    assert len(set(prompts)) == 400 and len(measured) > 1000
-    for prompt in measured:
-        wish = parse_wish(prompt)
-        assert repr(sorted(wish.kinds.items(), key=repr)) + repr(wish.relation) not in asked
-    last_ways = [DRAW[language][-1].partition("{}")[0] for language in LANGUAGES]
-    assert not [prompt for prompt in prompts if any(way and prompt.startswith(way) for way in last_ways)]
-
-
-def test_wishes_name_unseen_pairs_in_a_share_and_never_alone(align):
-    wishes = [parse_wish(prompt) for prompt in align.wishes(np.random.default_rng(1), 400, 0.8)]
-    unseen = [wish for wish in wishes if any(kind[1:] in UNSEEN_PAIRS for kind in wish.kinds)]
-    assert 0.74 < len(unseen) / len(wishes) < 0.86
-    assert all(wish.kinds.total() > 1 for wish in unseen)
-
-
-def test_nothing_is_asked_about_a_scene_that_is_kept_out_as_all_that_are_measured_are(align, monkeypatch):
-    scenes, asked_about = [], align.asked_about
-    monkeypatch.setattr(align, "asked_about", lambda rng, scene: scenes.append(scene) or asked_about(rng, scene))
-    records = align.questions(np.random.default_rng(0), 200, 0.8)
-    assert len(records) == len(scenes) == 200
-    assert not any(held_out(scene) or has_unseen_count(scene) for scene in scenes)
-    assert 0.72 < sum(map(has_unseen_pair, scenes)) / 200 < 0.88
-    subject = Subject(None, None, 200, 0, {})
-    assert all(held_out(scene) for unseen in (None, *UNSEEN) for scene in subject.held_out_scenes(unseen=unseen))
-
-
-def test_questions_of_a_round_are_kept_and_those_of_the_next_are_others(align, tmp_path):
-    script = align.ScriptArguments(work=tmp_path, num_questions=20)
-    one, again, other = (align.asked_to_answer(script, 0, number) for number in (0, 0, 1))
-    assert one == again and one["think"] == ["scenes_cot"]
-    first, second = (list(read_prompts(Path(fields["prompts"]), fields["think"])) for fields in (one, other))
-    assert len(first) == 20 and all(p.think and p.images and p.answers and p.steps for p in first)
-    assert not {prompt.key for prompt in first} & {prompt.key for prompt in second}
+def test_what_is_asked_in_a_round_is_kept_and_in_the_next_it_is_something_else(align, tmp_path):
+    script = align.ScriptArguments(work=tmp_path, num_pictures=20, num_questions=20)
+    for asked, think in ((align.asked_to_describe, False), (align.asked_to_answer, True)):
+        one, again, other = (asked(script, 0, number) for number in (0, 0, 1))
+        assert one == again
+        first, second = (list(read_prompts(Path(fields["prompts"]), fields["think"])) for fields in (one, other))
+        assert len(first) == 20 and all(p.images and p.answers for p in first)
+        assert {p.think for p in first} == {bool(p.steps) for p in first} == {think}
+        assert not {prompt.key for prompt in first} & {prompt.key for prompt in second}
 
 
 @pytest.fixture
@@ -106,29 +75,31 @@ def steps(align, monkeypatch):
 
 
 def test_a_round_goes_on_with_the_model_of_the_one_before_and_with_other_prompts(align, steps, tmp_path):
-    script = align.ScriptArguments(work=tmp_path, rounds=2, preferences={"num_prompts": 20})
-    final = align.in_rounds(script, "scenes_t2i_dpo", 0, align.asked_to_draw)
-    first, second = tmp_path / "scenes_t2i_dpo/seed-0/round-0", tmp_path / "scenes_t2i_dpo/seed-0/round-1"
+    script = align.ScriptArguments(work=tmp_path, preferences={"num_prompts": 20})
+    final = align.in_rounds(script, tmp_path / "dpo", NANO, 0, 2, align.asked_to_draw, {"beta": 0.3})
+    first, second = tmp_path / "dpo/round-0", tmp_path / "dpo/round-1"
     assert final == str(second / "aligned")
     by_name = {name: [fields for one, fields in steps.asked if one == name] for name, _ in steps.asked}
     assert [fields["model"] for fields in by_name["build_preferences"]] == [NANO, str(first / "aligned")]
     assert [fields["model_name_or_path"] for fields in by_name["dpo"]] == [NANO, str(first / "aligned")]
     assert [fields["dataset"] for fields in by_name["dpo"]] == [str(r / "preferences/paired") for r in (first, second)]
+    assert {fields["beta"] for fields in by_name["dpo"]} == {0.3}
     files = [Path(fields["prompts"]) for fields in by_name["build_preferences"]]
     one, other = (path.read_text(encoding="utf-8").splitlines() for path in files)
     assert len(one) == len(other) == 20 and one != other
-    align.in_rounds(script, "scenes_t2i_self", 0, align.asked_to_draw, judge="self")
+    align.in_rounds(script, tmp_path / "self", NANO, 0, 2, align.asked_to_draw, {}, judge="self")
     judged = [fields for name, fields in steps.asked if name == "build_preferences"][2:]
     assert [Path(fields["prompts"]) for fields in judged] == files and {f["judge"] for f in judged} == {"self"}
 
 
 def test_rounds_end_where_nothing_is_left_to_learn(align, steps, tmp_path):
     steps.empty.add("round-1")
-    script = align.ScriptArguments(work=tmp_path, rounds=3, preferences={"num_prompts": 20})
-    assert align.in_rounds(script, "x", 0, align.asked_to_draw) == str(tmp_path / "x/seed-0/round-0/aligned")
+    script = align.ScriptArguments(work=tmp_path, preferences={"num_prompts": 20})
+    arguments = (NANO, 0, 3, align.asked_to_draw, {})
+    assert align.in_rounds(script, tmp_path / "x", *arguments) == str(tmp_path / "x/round-0/aligned")
     steps.empty.add("round-0")
     with pytest.raises(ValueError, match="holds no pairs"):
-        align.in_rounds(script, "y", 0, align.asked_to_draw)
+        align.in_rounds(script, tmp_path / "y", *arguments)
 
 
 def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):
@@ -155,7 +126,7 @@ def test_the_whole_line_runs_and_reports(align, tmp_path):
     script = align.ScriptArguments(
         experiments=list(align.EXPERIMENTS),
         grpo={**short, "num_generations": 2}, kto=short,
-        output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2, rounds=2, num_questions=8,
+        output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2, rounds=2, num_pictures=8, num_questions=8,
         preferences={"num_prompts": 8, "num_responses": 4, "generation": {"temperature": 1.6}}, dpo=short, sft=short, capitals=short,
         questions={**short, "max_steps": 5},  # 10 % of the examples must be one at least
     )  # fmt: skip
