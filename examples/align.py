@@ -45,8 +45,14 @@ CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
 PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions about pictures
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
-# Of worked answers and descriptions: a step that is right in one and wrong in the other makes a pair.
-SAMPLED = {"num_responses": 8, "selection": {"margin": 0.1}}
+# Fields for preferences. Of descriptions, whose training makes the chosen one likelier: warm, or what was never said stays so.
+DESCRIBED = {
+    "num_responses": 8,
+    "generation": {"temperature": 1.5},
+    "selection": {"margin": 0.1, "good": 0.99, "only_good": True},
+}
+# Of worked answers: one wrong step is enough for a pair.
+ANSWERED = {"num_responses": 8, "selection": {"margin": 0.05}}
 # Of what is measured: as in training, what a model does by itself.
 SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
 
@@ -65,7 +71,7 @@ class ScriptArguments:
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
     preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
-    answers: fields for the DPO of `scenes_cot_dpo`.
+    sees, answers: fields for the DPO on descriptions and on worked answers in `scenes_cot_dpo`.
     num_pictures, num_questions: that are described and asked about in a round of it.
     """
 
@@ -85,8 +91,9 @@ class ScriptArguments:
     sft: dict = field(default_factory=dict)
     capitals: dict = field(default_factory=dict)
     questions: dict = field(default_factory=dict)
+    sees: dict = field(default_factory=dict)
     answers: dict = field(default_factory=dict)
-    num_pictures: int = 1500
+    num_pictures: int = 1200
     num_questions: int = 600
 
     def __post_init__(self):
@@ -165,9 +172,9 @@ class Sampled(Subject):
 def thought(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
     """Questions that are answered rightly after thinking, by what the pictures show: sampled, and greedily.
 
-    `items` of them for each category of drawings.
+    Three times `items` of each.
     """
-    about, right = (*load(model), script.items * len(CATEGORIES), seed, SAMPLING), {}
+    about, right = (*load(model), script.items * 3, seed, SAMPLING), {}
     for prefix, one in (("", Sampled(*about)), ("greedy_", Subject(*about))):
         measured = scenes_cot(one, direct=False)
         right |= {prefix + name: measured[name]["value"] for name in PICTURES}
@@ -210,14 +217,14 @@ def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
 
 def asked_to_describe(script: ScriptArguments, seed: int, number: int) -> dict:
     """Fields for a step: the pictures of a round."""
-    folder = script.work / "prompts" / f"seed-{seed}-pictures-{number}"
-    return saved(folder, lambda: descriptions(np.random.default_rng([seed, number, 0]), script.num_pictures))
+    folder, rng = script.work / "prompts" / f"seed-{seed}-pictures-{number}", np.random.default_rng([seed, number, 0])
+    return saved(folder, lambda: descriptions(rng, script.num_pictures, script.unseen_share))
 
 
 def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
     """Fields for a step: the questions of a round, to be thought about."""
-    folder = script.work / "prompts" / f"seed-{seed}-questions-{number}"
-    return saved(folder, lambda: questions(np.random.default_rng([seed, number, 1]), script.num_questions))
+    folder, rng = script.work / "prompts" / f"seed-{seed}-questions-{number}", np.random.default_rng([seed, number, 1])
+    return saved(folder, lambda: questions(rng, script.num_questions, script.unseen_share))
 
 
 def saved(folder: Path, records: Callable[[], list[Record]]) -> dict:
@@ -351,9 +358,8 @@ def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     Most wrong answers come of a thing that was misread. A description shows each misreading, in few words.
     """
     folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
-    still_open = {**script.answers, "norm_learning_rate": 0.0}  # who is sure of all says nothing new in the next round
-    model = in_rounds(script, folder / "sees", script.model, seed, 2, asked_to_describe, still_open, **SAMPLED)
-    model = in_rounds(script, folder / "answers", model, seed, 1, asked_to_answer, script.answers, **SAMPLED)
+    model = in_rounds(script, folder / "sees", script.model, seed, 2, asked_to_describe, script.sees, **DESCRIBED)
+    model = in_rounds(script, folder / "answers", model, seed, 1, asked_to_answer, script.answers, **ANSWERED)
     return before_and_after(script, folder, model, seed, thought)
 
 

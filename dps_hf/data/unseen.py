@@ -36,22 +36,21 @@ def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[st
     return list(prompts)
 
 
-def descriptions(rng: np.random.Generator, count: int) -> list[Record]:
-    """Pictures to be described in English; half of them show an unseen pair."""
-    return [
-        record("scenes_i2t", [render(scene), DESCRIBE["en"][0]], [caption(scene)]) for scene in _scenes(rng, count)
-    ]
+def descriptions(rng: np.random.Generator, count: int, unseen_share: float) -> list[Record]:
+    """Pictures to be described in English, of which a share shows an unseen pair."""
+    scenes = _scenes(rng, count, unseen_share)
+    return [record("scenes_i2t", [render(scene), DESCRIBE["en"][0]], [caption(scene)]) for scene in scenes]
 
 
-def questions(rng: np.random.Generator, count: int) -> list[Record]:
-    """Questions with their worked steps; half of the pictures show an unseen pair."""
-    return [asked_about(rng, scene) for scene in _scenes(rng, count)]
+def questions(rng: np.random.Generator, count: int, unseen_share: float) -> list[Record]:
+    """Questions with their worked steps; a share of the pictures shows an unseen pair."""
+    return [asked_about(rng, scene) for scene in _scenes(rng, count, unseen_share)]
 
 
-def _scenes(rng: np.random.Generator, count: int) -> Iterator[Scene]:
+def _scenes(rng: np.random.Generator, count: int, unseen_share: float) -> Iterator[Scene]:
     """None of them is kept out, as all that are measured are, whatever they show."""
     for _ in range(count):
-        unseen = "pair" if rng.random() < 0.5 else None
+        unseen = "pair" if rng.random() < unseen_share else None
         while held_out(scene := sample_scene(rng, grounds=HALF_WHITE)) or not shows(scene, unseen):
             pass
         yield scene
