@@ -95,7 +95,7 @@ def main(script: ScriptArguments) -> None:
         raise ValueError(f"refine_margin needs a judge that rewrites, openai; got {script.judge}. Leave it out.")
     num_prompts = script.num_prompts
     if script.prompts:  # what it says counts: it may change, and lie elsewhere on another machine
-        mine = [(prompt.key, prompt.answers) for prompt in read_prompts(script.prompts, script.think)]
+        mine = [(prompt.key, prompt.answers, prompt.steps) for prompt in read_prompts(script.prompts, script.think)]
         settings["prompts"], num_prompts = sha256(repr(mine).encode()).hexdigest(), len(mine)
     model, processor = load(script.model)
     keep_settings(script.output, {**settings, "weights": weights_digest(model)}, str(script.shard_index))

@@ -142,6 +142,8 @@ def _checked(dataset: Dataset, path: Path) -> Iterator[Record]:
         try:
             one = dataset[i]  # opens the pictures
             validate(one)
+            if "user" not in [message["role"] for message in one["messages"][-2:]]:
+                raise ValueError("'messages' must end with a question of the user, or with one and its answer.")
         except (ValueError, OSError) as error:
             raise ValueError(f"record {i} of {path}: {error}") from error
         yield one

@@ -89,6 +89,8 @@ def test_a_wrong_record_in_a_folder_is_named_by_its_number(tmp_path):
     right = record("i2t", [RED, "What?"], ["red"])
     with pytest.raises(ValueError, match=r"record 1 of .*mine: .*mention 1 image\(s\) but 'images' holds 0"):
         list(read_prompts(save([right, {**right, "images": []}], tmp_path / "mine")))
+    with pytest.raises(ValueError, match=r"record 0 of .*mute: 'messages' must end with a question of the user"):
+        list(read_prompts(save([{"messages": right["messages"][1:], "images": []}], tmp_path / "mute")))
     cut = {"bytes": png_of(RED)[:-30], "path": None}
     features = Features({"messages": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}), "images": List(ImageFeature())})  # fmt: skip
     broken = Dataset.from_dict({"messages": [right["messages"]], "images": [[cut]]}, features)
