@@ -506,7 +506,7 @@ EXPERIMENTS = {
     )
 }
 MEASURED = {name: CATEGORIES for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
-    "scenes_cot_dpo": PICTURES,
+    "scenes_cot_dpo": ("answer", "unseen_pair"),
     "instruction_tuning": ("guided_100_direct",),
     "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES),
 }
