@@ -127,7 +127,7 @@ def test_the_whole_line_runs_and_reports(align, tmp_path):
         experiments=list(align.EXPERIMENTS),
         grpo={**short, "num_generations": 2}, kto=short,
         output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2, rounds=2, num_pictures=8, num_questions=8,
-        preferences={"num_prompts": 8, "num_responses": 4, "generation": {"temperature": 1.6}}, dpo=short, sft=short, capitals=short,
+        preferences={"num_prompts": 8, "num_responses": 4, "generation": {"temperature": 1.6}}, dpo=short, sft=short, capitals=short, sees=short, answers=short,
         questions={**short, "max_steps": 5},  # 10 % of the examples must be one at least
     )  # fmt: skip
     assert script.model == NANO
