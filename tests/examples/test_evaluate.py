@@ -13,10 +13,12 @@ FIGURES = {
     "scenes_t2i": {"one_object", "two_objects", "counting", "position", "unseen_pair", "unseen_count"},
     "scenes_t2i_unguided": {"one_object", "two_objects", "counting", "position", "unseen_pair", "unseen_count"},
     "scenes_t2i_plan": {"counting", "position"},
-    "scenes_i2t": {"one_object", "exact"},
+    "scenes_i2t": {"one_object", "exact", "unseen_pair", "unseen_count"},
     "scenes_cot": {
         "answer",
         "direct",
+        "unseen_pair",
+        "unseen_count",
         "answer_attribute",
         "answer_count",
         "answer_exists",
