@@ -123,7 +123,8 @@ def sheet(path: Path, to_picture, number: int = 24):
         pictures = [*row.get("images", ()), *(drawing for drawing in drawings if drawing)]
         lines = [row["prompt"][0]["content"]]
         for side, answer, drawing in zip(("chosen", "rejected"), answers, drawings):
-            lines.append(f"{side} ({row[f'score_{side}']:.2f}){'' if drawing else f': {answer}'}")
+            lines.append(f"{side} ({row[f'score_{side}']:.2f})")  # by itself: words in another script are left out
+            lines += [] if drawing else [answer]
         items.append(Item(pictures, lines))
     return page([Section("Pairs: the chosen response comes first", items, columns=4)])
 

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from datasets import load_dataset, load_from_disk
 from PIL import Image
 
 from dps_hf.judges.verdict import Verdict
+from dps_hf.pages import plain
 from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.parts import is_written, join_parts, sheet, write_part
 from dps_hf.preferences.responses import Prompt, Response
@@ -91,8 +93,18 @@ def test_a_sheet_shows_both_responses(tmp_path):
     assert RED.getpixel((0, 0)) in page.get_flattened_data()
 
 
+def test_a_sheet_says_of_a_response_in_letters_that_it_has_not_how_it_was_scored(tmp_path, monkeypatch):
+    prompt, (good, bad) = judged_group(0)
+    write_part(tmp_path / "parts", 0, [(prompt, [good, replace(bad, text="绿", content="绿")])], Selection())
+    join_parts(tmp_path / "parts", 1, tmp_path)
+    monkeypatch.setattr("dps_hf.preferences.parts.page", lambda sections: sections[0].items[0].lines)
+    lines = list(filter(None, map(plain, sheet(tmp_path / "paired", lambda text: None))))
+    assert [line.split(" (")[0] for line in lines] == ["prompt 0", "chosen", "good 0", "rejected"]
+
+
 TEN_THOUSAND = """
 import resource, sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from datasets import load_from_disk
