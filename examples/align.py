@@ -65,7 +65,7 @@ class ScriptArguments:
     output: the figures; pictures go beside it.
     work: folder for everything on the way.
     seeds: each is a run from the beginning.
-    items: prompts of each category that are measured.
+    items: prompts of each category that are measured; in `scenes_cot_dpo` three times as many questions.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
     unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
@@ -153,8 +153,9 @@ def subject(script: ScriptArguments, model: str, seed: int) -> Subject:
 
 def reasoned(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
     """Questions about held-out scenes that are answered rightly: after thinking, and directly."""
-    measured = scenes_cot(subject(script, model, seed))
-    return {name: measured[name]["value"] for name in ("answer", "direct")}  # by kind they are too few
+    names = ("answer", "direct")
+    measured = scenes_cot(subject(script, model, seed), names)
+    return {name: measured[name]["value"] for name in names}  # by kind they are too few
 
 
 class Sampled(Subject):
@@ -176,7 +177,7 @@ def thought(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
     """
     about, right = (*load(model), script.items * 3, seed, SAMPLING), {}
     for prefix, one in (("", Sampled(*about)), ("greedy_", Subject(*about))):
-        measured = scenes_cot(one, direct=False)
+        measured = scenes_cot(one, PICTURES)
         right |= {prefix + name: measured[name]["value"] for name in PICTURES}
     return right
 
@@ -242,7 +243,8 @@ def paired(preferences: Path) -> Path:
     """
     if not (preferences / "paired").exists():
         raise ValueError(
-            f"{preferences} holds no pairs. Set num_prompts in `preferences` higher, and give another `work`."
+            f"{preferences} holds no pairs. Ask more (num_prompts in `preferences`, num_pictures, num_questions), and give "
+            "another `work`."
         )
     return preferences / "paired"
 

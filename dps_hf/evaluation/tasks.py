@@ -19,7 +19,6 @@ from dps_hf.data.record import pick
 from dps_hf.data.scenes import HALF_WHITE, Scene, render, sample_split
 from dps_hf.data.scenes_edit import edit
 from dps_hf.data.scenes_t2i import prompted
-from dps_hf.data.splits import UNSEEN
 from dps_hf.data.wording import DESCRIBE, DRAW, LANGUAGES, caption, parse_caption, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils, same_scene
 from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr, wilson_interval
@@ -40,6 +39,14 @@ FORMS: dict[str, dict[str, Any]] = {
     "unseen_count": {"form": "counting", "unseen": "count"},
 }
 """Figures of drawn scenes, and the prompts that each comes from: arguments of `prompted`."""
+
+QUESTIONS: dict[str, tuple[str | None, bool]] = {
+    "answer": (None, True),
+    "direct": (None, False),
+    "unseen_pair": ("pair", True),
+    "unseen_count": ("count", True),
+}
+"""Figures of questions about scenes: what is unseen in the pictures, and whether the model thinks first."""
 
 CANDIDATES = 50  # emoji among which a drawing is looked up
 GALLERY = 200  # emoji among which features are looked up
@@ -154,8 +161,13 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
     `one_object` and `exact`, of 1 to 4 things, are as training shows them; in `unseen_pair` and `unseen_count` are a colour and
     a shape, or a number of a shape, that training never shows together.
     """
-    figures, about = {}, {"one_object": (1, None), "exact": (None, None)}
-    for name, (count, unseen) in {**about, **{f"unseen_{unseen}": (None, unseen) for unseen in UNSEEN}}.items():
+    figures = {}
+    for name, count, unseen in (
+        ("one_object", 1, None),
+        ("exact", None, None),
+        ("unseen_pair", None, "pair"),
+        ("unseen_count", None, "count"),
+    ):
         held_out = subject.held_out_scenes(count, unseen)
         answers = subject.ask([DESCRIBE["en"][0]] * len(held_out), [render(scene) for scene in held_out])
         truths = [parse_caption(caption(scene)) for scene in held_out]
@@ -163,20 +175,18 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
     return figures
 
 
-def scenes_cot(subject: Subject, direct: bool = True) -> dict[str, Figure]:
-    """Questions of all kinds: after thinking (`answer`, and by kind), and the same ones, unless left out, without (`direct`).
+def scenes_cot(subject: Subject, names: Collection[str] = QUESTIONS) -> dict[str, Figure]:
+    """Questions of all kinds: after thinking (`answer`, and by kind), and the same ones without (`direct`).
 
     `unseen_pair` and `unseen_count` are after thinking, about pictures of what training never shows together.
     """
-    right, kinds = _answered(subject, None, think=True)
-    figures = {"answer": share(right)}
-    if direct:
-        figures["direct"] = share(_answered(subject, None, think=False)[0])
-    for unseen in UNSEEN:
-        figures[f"unseen_{unseen}"] = share(_answered(subject, unseen, think=True)[0])
-    for kind in sorted(set(kinds)):
-        figures[f"answer_{kind}"] = share(mark for mark, one in zip(right, kinds) if one == kind)
-    return figures
+    figures, by_kind = {}, {}
+    for name in names:
+        right, kinds = _answered(subject, *QUESTIONS[name])
+        figures[name] = share(right)
+        for kind in sorted(set(kinds)) if name == "answer" else ():
+            by_kind[f"answer_{kind}"] = share(mark for mark, one in zip(right, kinds) if one == kind)
+    return figures | by_kind
 
 
 def _answered(subject: Subject, unseen: str | None, think: bool) -> tuple[list[bool], list[str]]:

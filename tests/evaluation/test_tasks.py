@@ -172,7 +172,8 @@ def test_answers_with_and_without_steps_and_of_each_kind_are_scored_apart(monkey
     assert scenes[:12] == scenes[12:24] == subject.held_out_scenes()  # thoughtfully and directly
     assert all(has_unseen_pair(scene) and held_out(scene) for scene in scenes[24:36])
     assert all(has_unseen_count(scene) and held_out(scene) for scene in scenes[36:])
-    assert list(tasks.scenes_cot(subject, direct=False)) == [name for name in figures if name != "direct"]
+    scenes.clear()
+    assert list(tasks.scenes_cot(subject, ("unseen_pair",))) == ["unseen_pair"] and len(scenes) == 12
 
 
 def test_emoji_are_guided_by_3_whatever_else_is_asked_for():

@@ -49,8 +49,10 @@ def test_what_is_measured_is_asked_in_no_step(align):
 def test_what_is_asked_in_a_round_is_kept_and_in_the_next_it_is_something_else(align, tmp_path):
     script = align.ScriptArguments(work=tmp_path, num_pictures=20, num_questions=20)
     for asked, think in ((align.asked_to_describe, False), (align.asked_to_answer, True)):
-        one, again, other = (asked(script, 0, number) for number in (0, 0, 1))
-        assert one == again
+        one, other = asked(script, 0, 0), asked(script, 0, 1)
+        written = (Path(one["prompts"]) / "dataset_info.json").stat().st_mtime_ns
+        assert asked(script, 0, 0) == one
+        assert (Path(one["prompts"]) / "dataset_info.json").stat().st_mtime_ns == written
         first, second = (list(read_prompts(Path(fields["prompts"]), fields["think"])) for fields in (one, other))
         assert len(first) == 20 and all(p.images and p.answers for p in first)
         assert {p.think for p in first} == {bool(p.steps) for p in first} == {think}
