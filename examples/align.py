@@ -43,8 +43,11 @@ from dps_hf.training import keep_settings, write_whole
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
 PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions about pictures
+ITEMS = {"scenes_cot_dpo": 3}  # times as many of each as `items` says
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
+# Of the pictures that are described and asked about, those with an unseen pair: of more of them, it says the pair of others.
+HALF = 0.5
 # Fields for preferences. Of descriptions, whose training makes the chosen one likelier: warm, or what was never said stays so.
 DESCRIBED = {
     "num_responses": 8,
@@ -52,7 +55,7 @@ DESCRIBED = {
     "selection": {"margin": 0.1, "good": 0.99, "only_good": True},
 }
 # Of worked answers: one wrong step is enough for a pair.
-ANSWERED = {"num_responses": 8, "selection": {"margin": 0.05}}
+ANSWERED = {"num_responses": 4, "generation": {"temperature": 1.5}, "selection": {"margin": 0.05}}
 # Of what is measured: as in training, what a model does by itself.
 SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
 
@@ -93,8 +96,8 @@ class ScriptArguments:
     questions: dict = field(default_factory=dict)
     sees: dict = field(default_factory=dict)
     answers: dict = field(default_factory=dict)
-    num_pictures: int = 1200
-    num_questions: int = 600
+    num_pictures: int = 1500
+    num_questions: int = 1000
 
     def __post_init__(self):
         if len(self.seeds) not in T95:
@@ -171,11 +174,8 @@ class Sampled(Subject):
 
 
 def thought(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
-    """Questions that are answered rightly after thinking, by what the pictures show: sampled, and greedily.
-
-    Three times `items` of each.
-    """
-    about, right = (*load(model), script.items * 3, seed, SAMPLING), {}
+    """Questions that are answered rightly after thinking, by what the pictures show: sampled, and greedily."""
+    about, right = (*load(model), script.items * ITEMS["scenes_cot_dpo"], seed, SAMPLING), {}
     for prefix, one in (("", Sampled(*about)), ("greedy_", Subject(*about))):
         measured = scenes_cot(one, PICTURES)
         right |= {prefix + name: measured[name]["value"] for name in PICTURES}
@@ -219,13 +219,13 @@ def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
 def asked_to_describe(script: ScriptArguments, seed: int, number: int) -> dict:
     """Fields for a step: the pictures of a round."""
     folder, rng = script.work / "prompts" / f"seed-{seed}-pictures-{number}", np.random.default_rng([seed, number, 0])
-    return saved(folder, lambda: descriptions(rng, script.num_pictures, script.unseen_share))
+    return saved(folder, lambda: descriptions(rng, script.num_pictures, HALF))
 
 
 def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
     """Fields for a step: the questions of a round, to be thought about."""
     folder, rng = script.work / "prompts" / f"seed-{seed}-questions-{number}", np.random.default_rng([seed, number, 1])
-    return saved(folder, lambda: questions(rng, script.num_questions, script.unseen_share))
+    return {**saved(folder, lambda: questions(rng, script.num_questions, HALF)), "think": ["scenes_cot"]}
 
 
 def saved(folder: Path, records: Callable[[], list[Record]]) -> dict:
@@ -233,7 +233,7 @@ def saved(folder: Path, records: Callable[[], list[Record]]) -> dict:
         made = records()
         columns = {name: [one[name] for one in made] for name in ("messages", "images", "task", "steps")}
         Dataset.from_dict(columns).save_to_disk(folder)
-    return {"prompts": str(folder), "think": ["scenes_cot"]}
+    return {"prompts": str(folder)}
 
 
 def paired(preferences: Path) -> Path:
@@ -361,7 +361,7 @@ def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     """
     folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
     model = in_rounds(script, folder / "sees", script.model, seed, 2, asked_to_describe, script.sees, **DESCRIBED)
-    model = in_rounds(script, folder / "answers", model, seed, 1, asked_to_answer, script.answers, **ANSWERED)
+    model = in_rounds(script, folder / "answers", model, seed, 2, asked_to_answer, script.answers, **ANSWERED)
     return before_and_after(script, folder, model, seed, thought)
 
 
@@ -508,7 +508,7 @@ EXPERIMENTS = {
     )
 }
 MEASURED = {name: CATEGORIES for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
-    "scenes_cot_dpo": ("answer", "unseen_pair"),
+    "scenes_cot_dpo": ("answer",),
     "instruction_tuning": ("guided_100_direct",),
     "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES),
 }
@@ -545,7 +545,7 @@ def main(script: ScriptArguments) -> None:
     script.output.parent.mkdir(parents=True, exist_ok=True)
     for name in script.experiments:
         runs = [EXPERIMENTS[name](script, seed) for seed in script.seeds]
-        about = {"weights": weights, "seeds": script.seeds, "items": script.items}
+        about = {"weights": weights, "seeds": script.seeds, "items": script.items * ITEMS.get(name, 1)}
         about |= {"command": shlex.join(["python", *sys.argv])}
         # Read only now: another process may have added its experiments meanwhile.
         report = json.loads(script.output.read_text()) if script.output.exists() else {}

@@ -53,7 +53,9 @@ def test_what_is_asked_in_a_round_is_kept_and_in_the_next_it_is_something_else(a
         written = (Path(one["prompts"]) / "dataset_info.json").stat().st_mtime_ns
         assert asked(script, 0, 0) == one
         assert (Path(one["prompts"]) / "dataset_info.json").stat().st_mtime_ns == written
-        first, second = (list(read_prompts(Path(fields["prompts"]), fields["think"])) for fields in (one, other))
+        first, second = (
+            list(read_prompts(Path(fields["prompts"]), fields.get("think", []))) for fields in (one, other)
+        )
         assert len(first) == 20 and all(p.images and p.answers for p in first)
         assert {p.think for p in first} == {bool(p.steps) for p in first} == {think}
         assert not {prompt.key for prompt in first} & {prompt.key for prompt in second}
