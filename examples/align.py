@@ -43,7 +43,7 @@ from dps_hf.training import keep_settings, write_whole
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
 PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions about pictures
-ITEMS = {"scenes_cot_dpo": 3}  # times as many of each as `items` says
+ITEMS = {"scenes_cot_dpo": 5}  # times as many of each as `items` says
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
 # Of the pictures that are described and asked about, those with an unseen pair: of more of them, it says the pair of others.
@@ -361,7 +361,7 @@ def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     """
     folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
     model = in_rounds(script, folder / "sees", script.model, seed, 2, asked_to_describe, script.sees, **DESCRIBED)
-    model = in_rounds(script, folder / "answers", model, seed, 2, asked_to_answer, script.answers, **ANSWERED)
+    model = in_rounds(script, folder / "answers", model, seed, 3, asked_to_answer, script.answers, **ANSWERED)
     return before_and_after(script, folder, model, seed, thought)
 
 
