@@ -102,6 +102,8 @@ class ScriptArguments:
     def __post_init__(self):
         if len(self.seeds) not in T95:
             raise ValueError(f"seeds must be 2 to {max(T95)}, or there is no interval; got {len(self.seeds)}.")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be 1 or more; got {self.rounds}.")
 
 
 # Steps

@@ -93,6 +93,10 @@ def main(script: ScriptArguments) -> None:
     settings = {name: value for name, value in vars(script).items() if name not in free}
     if script.refine_margin is not None and script.judge != "openai":
         raise ValueError(f"refine_margin needs a judge that rewrites, openai; got {script.judge}. Leave it out.")
+    if script.votes and script.prompts:
+        raise ValueError(
+            f"votes bring their own prompts; got prompts {script.prompts}, too. Leave one of the two out."
+        )
     num_prompts = script.num_prompts
     if script.prompts:  # what it says counts: it may change, and lie elsewhere on another machine
         mine = [(prompt.key, prompt.answers, prompt.steps) for prompt in read_prompts(script.prompts, script.think)]

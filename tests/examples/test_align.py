@@ -31,6 +31,11 @@ def test_one_seed_has_no_interval(align):
         align.ScriptArguments(seeds=[0])
 
 
+def test_no_rounds_are_refused(align):
+    with pytest.raises(ValueError, match="rounds must be 1 or more; got 0"):
+        align.ScriptArguments(rounds=0)
+
+
 def test_a_share_of_the_capitals_is_mixed_up(align):
     right = capitals("es")
     taught = align.wrong_capitals("es", np.random.default_rng(0), 0.7)

@@ -96,6 +96,11 @@ def test_other_machines_never_read_half_of_the_settings(script, monkeypatch):
     assert written == [(False, "3")] and (output / "settings.json").exists()
 
 
+def test_votes_and_prompts_at_once_are_refused(script, tmp_path):
+    with pytest.raises(ValueError, match="votes bring their own prompts; got prompts"):
+        script(votes=tmp_path / "votes.jsonl", prompts=tmp_path / "mine.txt")
+
+
 def test_votes_need_no_judge(script, tmp_path):
     votes = [
         {"prompt": "What is it?", "chosen": "a star", "rejected": "a cow"},
