@@ -46,7 +46,7 @@ PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions abo
 ITEMS = {"scenes_cot_dpo": 5}  # times as many of each as `items` says
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
-# Of the pictures that are described and asked about, those with an unseen pair: of more of them, it says the pair of others.
+# Of the pictures that are described and asked about, those with an unseen pair: with more, other things are taken for it, too.
 HALF = 0.5
 # Fields for preferences. Of descriptions, whose training makes the chosen one likelier: warm, or what was never said stays so.
 DESCRIBED = {
@@ -68,7 +68,7 @@ class ScriptArguments:
     output: the figures; pictures go beside it.
     work: folder for everything on the way.
     seeds: each is a run from the beginning.
-    items: prompts of each category that are measured; in `scenes_cot_dpo` three times as many questions.
+    items: prompts of each category that are measured; of questions in `scenes_cot_dpo` five times as many.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
     unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.

@@ -104,7 +104,6 @@ def test_a_sheet_says_of_a_response_in_letters_that_it_has_not_how_it_was_scored
 
 TEN_THOUSAND = """
 import resource, sys
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from datasets import load_from_disk
