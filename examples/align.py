@@ -26,8 +26,8 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.data.facts import FORWARD, capitals, sentence
-from dps_hf.data.record import Record, pick, record
-from dps_hf.data.unseen import descriptions, questions, wishes
+from dps_hf.data.record import pick, record
+from dps_hf.data.unseen import wishes
 from dps_hf.data.wording import LANGUAGES, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
@@ -43,18 +43,10 @@ from dps_hf.training import keep_settings, write_whole
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
 PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions about pictures
-ITEMS = {"scenes_cot_dpo": 5}  # times as many of each as `items` says
+ITEMS = {"scenes_cot_dpo": 10}  # times as many of each as `items` says
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
-# Of the pictures that are described and asked about, those with an unseen pair: with more, other things are taken for it, too.
-HALF = 0.5
-# Fields for preferences. Of descriptions, whose training makes the chosen one likelier: warm, or what was never said stays so.
-DESCRIBED = {
-    "num_responses": 8,
-    "generation": {"temperature": 1.5},
-    "selection": {"margin": 0.1, "good": 0.99, "only_good": True},
-}
-# Of worked answers: one wrong step is enough for a pair.
+# Fields for preferences among worked answers: warm, or so few of them are wrong that little is learned; a wrong step is enough.
 ANSWERED = {"num_responses": 4, "generation": {"temperature": 1.5}, "selection": {"margin": 0.05}}
 # Of what is measured: as in training, what a model does by itself.
 SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
@@ -68,14 +60,14 @@ class ScriptArguments:
     output: the figures; pictures go beside it.
     work: folder for everything on the way.
     seeds: each is a run from the beginning.
-    items: prompts of each category that are measured; of questions in `scenes_cot_dpo` five times as many.
+    items: prompts of each category that are measured; of questions in `scenes_cot_dpo` ten times as many.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
     unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
     preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
-    sees, answers: fields for the DPO on descriptions and on worked answers in `scenes_cot_dpo`.
-    num_pictures, num_questions: that are described and asked about in a round of it.
+    answers: fields for the DPO of `scenes_cot_dpo`.
+    num_questions: that are asked in a round of it.
     """
 
     experiments: list[str] = field(default_factory=lambda: ["scenes_t2i_dpo"])
@@ -94,9 +86,7 @@ class ScriptArguments:
     sft: dict = field(default_factory=dict)
     capitals: dict = field(default_factory=dict)
     questions: dict = field(default_factory=dict)
-    sees: dict = field(default_factory=dict)
     answers: dict = field(default_factory=dict)
-    num_pictures: int = 1500
     num_questions: int = 1000
 
     def __post_init__(self):
@@ -218,24 +208,11 @@ def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
     return {"prompts": str(path)}
 
 
-def asked_to_describe(script: ScriptArguments, seed: int, number: int) -> dict:
-    """Fields for a step: the pictures of a round."""
-    folder, rng = script.work / "prompts" / f"seed-{seed}-pictures-{number}", np.random.default_rng([seed, number, 0])
-    return saved(folder, lambda: descriptions(rng, script.num_pictures, HALF))
-
-
 def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
-    """Fields for a step: the questions of a round, to be thought about."""
-    folder, rng = script.work / "prompts" / f"seed-{seed}-questions-{number}", np.random.default_rng([seed, number, 1])
-    return {**saved(folder, lambda: questions(rng, script.num_questions, HALF)), "think": ["scenes_cot"]}
-
-
-def saved(folder: Path, records: Callable[[], list[Record]]) -> dict:
-    if not (folder / "dataset_info.json").exists():  # written last
-        made = records()
-        columns = {name: [one[name] for one in made] for name in ("messages", "images", "task", "steps")}
-        Dataset.from_dict(columns).save_to_disk(folder)
-    return {"prompts": str(folder)}
+    """Fields for a step: the questions of a round, as training asks them, to be thought about."""
+    # A seed for each round of each run: it chooses the questions.
+    fields = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"], "num_prompts": script.num_questions}
+    return {**fields, "seed": 1 + seed + 1000 * number}
 
 
 def paired(preferences: Path) -> Path:
@@ -245,8 +222,7 @@ def paired(preferences: Path) -> Path:
     """
     if not (preferences / "paired").exists():
         raise ValueError(
-            f"{preferences} holds no pairs. Ask more (num_prompts in `preferences`, num_pictures, num_questions), and give "
-            "another `work`."
+            f"{preferences} holds no pairs. Ask more (num_prompts in `preferences`, num_questions), and give another `work`."
         )
     return preferences / "paired"
 
@@ -357,13 +333,9 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
 
 
 def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
-    """DPO on what the model says of pictures, judged by what is in them, then on its worked answers, judged step by step.
-
-    Most wrong answers come of a thing that was misread. A description shows each misreading, in few words.
-    """
+    """DPO on the model's own worked answers, judged step by step."""
     folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
-    model = in_rounds(script, folder / "sees", script.model, seed, 2, asked_to_describe, script.sees, **DESCRIBED)
-    model = in_rounds(script, folder / "answers", model, seed, 3, asked_to_answer, script.answers, **ANSWERED)
+    model = in_rounds(script, folder, script.model, seed, 2, asked_to_answer, script.answers, **ANSWERED)
     return before_and_after(script, folder, model, seed, thought)
 
 

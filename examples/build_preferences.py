@@ -17,8 +17,6 @@ from transformers.utils.logging import tqdm
 from trl import TrlParser
 
 from dps_hf import NANO
-from dps_hf.data.guidance import Schedule
-from dps_hf.data.mixture import Mixture
 from dps_hf.inference import decode, load, weights_digest
 from dps_hf.judges.exact import exact_judge
 from dps_hf.judges.openai import OpenAIJudge
@@ -27,7 +25,7 @@ from dps_hf.judges.users import read_votes
 from dps_hf.judges.verdict import Judge
 from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.parts import is_written, join_parts, sheet, write_part
-from dps_hf.preferences.responses import judged, prompts_of, read_prompts, sample, voted
+from dps_hf.preferences.responses import judged, read_prompts, sample, task_prompts, voted
 from dps_hf.training import keep_settings
 
 
@@ -116,9 +114,7 @@ def main(script: ScriptArguments) -> None:
         if script.prompts:
             prompts = read_prompts(script.prompts, script.think)
         else:
-            guidance = {task: Schedule({"none": 1}) for task in script.tasks}
-            records = Mixture(script.tasks, script.seed, guidance=guidance).stream()
-            prompts = islice(prompts_of(records, script.think), num_prompts)
+            prompts = islice(task_prompts(script.tasks, script.seed, script.think), num_prompts)
         for part in tqdm(range(num_parts), desc="parts"):
             asked = list(islice(prompts, script.prompts_per_part))
             if part % script.num_shards != script.shard_index or is_written(parts, part):

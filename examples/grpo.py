@@ -22,14 +22,12 @@ from dps_hf.adapters import (
     lora_config,
     norm_optimizer,
 )
-from dps_hf.data.guidance import Schedule
-from dps_hf.data.mixture import Mixture
 from dps_hf.inference import load
 from dps_hf.judges.exact import exact_judge
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case, Judge
-from dps_hf.preferences.responses import Prompt, prompts_of, read_prompts
+from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
 from dps_hf.training import Curves, last_checkpoint
 
 
@@ -104,9 +102,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     if script.prompts:
         prompts = list(read_prompts(script.prompts))
     else:
-        guidance = {task: Schedule({"none": 1}) for task in script.tasks}
-        records = Mixture(script.tasks, training.seed, guidance=guidance).stream()
-        prompts = list(islice(prompts_of(records), script.num_prompts))
+        prompts = list(islice(task_prompts(script.tasks, training.seed), script.num_prompts))
     draw = prompts[0].draw
     if any(prompt.draw != draw for prompt in prompts):
         got = script.prompts or ", ".join(script.tasks)

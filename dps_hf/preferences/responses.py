@@ -1,6 +1,6 @@
 """What a model answers and draws, several times for each prompt, and what a judge says of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset, load_from_disk
 from PIL import Image
 
+from dps_hf.data.guidance import Schedule
+from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message, Record, validate
 from dps_hf.inference import MAX_NEW_TOKENS, encode
 from dps_hf.judges.openai import OpenAIJudge
@@ -110,6 +112,12 @@ def prompts_of(
 
 def _pictures_in(*messages: Message) -> int:
     return sum(part["type"] == "image" for message in messages for part in message["content"])
+
+
+def task_prompts(weights: Mapping[str, float], seed: int, think: Iterable[str] = ()) -> Iterator[Prompt]:
+    """Questions of tasks as a [`~dps_hf.data.mixture.Mixture`] has them, without help, each only once."""
+    guidance = dict.fromkeys(weights, Schedule({"none": 1}))
+    return prompts_of(Mixture(weights, seed, guidance=guidance).stream(), think)
 
 
 def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:

@@ -1,6 +1,7 @@
 """The main line of alignment: its steps, its figures, and the whole of it at a tiny size."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 
 from dps_hf import NANO
 from dps_hf.data.facts import capitals
+from dps_hf.data.scenes import render
+from dps_hf.data.splits import UNSEEN
 from dps_hf.data.wording import LANGUAGES
-from dps_hf.preferences.responses import read_prompts
+from dps_hf.evaluation.tasks import Subject
+from dps_hf.preferences.responses import task_prompts
 
 
 @pytest.fixture
@@ -51,19 +55,18 @@ def test_what_is_measured_is_asked_in_no_step(align):
         assert asked and align.FORWARD[language][0].format("France") not in asked
 
 
-def test_what_is_asked_in_a_round_is_kept_and_in_the_next_it_is_something_else(align, tmp_path):
-    script = align.ScriptArguments(work=tmp_path, num_pictures=20, num_questions=20)
-    for asked, think in ((align.asked_to_describe, False), (align.asked_to_answer, True)):
-        one, other = asked(script, 0, 0), asked(script, 0, 1)
-        written = (Path(one["prompts"]) / "dataset_info.json").stat().st_mtime_ns
-        assert asked(script, 0, 0) == one
-        assert (Path(one["prompts"]) / "dataset_info.json").stat().st_mtime_ns == written
-        first, second = (
-            list(read_prompts(Path(fields["prompts"]), fields.get("think", []))) for fields in (one, other)
-        )
-        assert len(first) == 20 and all(p.images and p.answers for p in first)
-        assert {p.think for p in first} == {bool(p.steps) for p in first} == {think}
-        assert not {prompt.key for prompt in first} & {prompt.key for prompt in second}
+def test_worked_answers_are_asked_for_in_questions_of_each_seed_and_round_and_never_about_what_is_measured(align):
+    script, asked, about = align.ScriptArguments(num_questions=20), [], []
+    for seed, number in ((0, 0), (0, 1), (1, 0)):
+        fields = align.asked_to_answer(script, seed, number)
+        prompts = list(islice(task_prompts(fields["tasks"], fields["seed"], fields["think"]), fields["num_prompts"]))
+        assert len(prompts) == 20 and all(p.think and p.images and p.answers and p.steps for p in prompts)
+        asked.append({prompt.key for prompt in prompts})
+        about += [prompt.images[0].tobytes() for prompt in prompts]
+    assert len(set().union(*asked)) == 60
+    subject = Subject(None, None, 200, 0, {})
+    measured = {render(scene).tobytes() for what in (None, *UNSEEN) for scene in subject.held_out_scenes(unseen=what)}
+    assert len(measured) > 500 and not measured & set(about)
 
 
 @pytest.fixture
@@ -135,8 +138,8 @@ def test_the_whole_line_runs_and_reports(align, tmp_path):
     script = align.ScriptArguments(
         experiments=list(align.EXPERIMENTS),
         grpo={**short, "num_generations": 2}, kto=short,
-        output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2, rounds=2, num_pictures=8, num_questions=8,
-        preferences={"num_prompts": 8, "num_responses": 4, "generation": {"temperature": 1.6}}, dpo=short, sft=short, capitals=short, sees=short, answers=short,
+        output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2, rounds=2, num_questions=8,
+        preferences={"num_prompts": 8, "num_responses": 4, "generation": {"temperature": 1.6}}, dpo=short, sft=short, capitals=short, answers=short,
         questions={**short, "max_steps": 5},  # 10 % of the examples must be one at least
     )  # fmt: skip
     assert script.model == NANO
