@@ -38,13 +38,6 @@ def test_what_became_of_each_response_is_counted():
     }  # fmt: skip
 
 
-def test_where_only_good_ones_are_chosen_the_better_of_two_bad_ones_is_not():
-    group, counts = [response("bad", 0.1), response("better", 0.6), response("good", 0.9)], Counter()
-    assert set(texts(pair(group, Selection(only_good=True), counts))) == {("good", "bad"), ("good", "better")}
-    assert counts["none good"] == 1 and counts["pairs"] == 2
-    assert ("better", "bad") in texts(pair(group, Selection()))
-
-
 def test_equal_texts_make_no_pair_whatever_they_were_scored():
     assert pair([response("same", 0.0), response("same", 1.0)], Selection()) == []
 
