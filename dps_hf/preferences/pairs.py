@@ -18,6 +18,7 @@ ROUNDING = 1e-9  # scores are sums of decimals
 _CHAT = List({"role": Value("string"), "content": Value("string")})
 _ABOUT = {"score": Value("float32"), "aspects": Value("string"), "origin": Value("string"), "tokens": Value("int32")}
 _COMMON = {"images": List(Image()), "judge": Value("string"), "seed": Value("int64"), "task": Value("string")}
+_COMMON["chat_template_kwargs"] = {"enable_thinking": Value("bool")}  # trl renders the prompt with them
 
 PAIRED = Features(
     {"prompt": _CHAT, "chosen": _CHAT, "rejected": _CHAT}
@@ -174,6 +175,8 @@ def _asked(prompt: Prompt, response: Response) -> dict:
         # trl puts the pictures before the words, where they stood
         "prompt": [{"role": "user", "content": prompt.text}],
         "images": prompt.encoded_images,
+        # The <think> that begins an answer is how thinking is asked for: of the prompt, and nothing to be learned.
+        "chat_template_kwargs": {"enable_thinking": response.text.startswith("<think>")},
         "judge": response.verdict.judge,
         "seed": response.seed,
         "task": prompt.task,

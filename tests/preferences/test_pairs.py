@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+from trl import apply_chat_template
 
 from dps_hf.judges.verdict import Verdict
 from dps_hf.preferences.pairs import PAIRED, UNPAIRED, Selection, pair, paired_rows, unpaired_rows
@@ -96,6 +97,20 @@ def test_rows_have_what_trl_and_a_reader_want():
     assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("b", "a")
     assert (row["score_chosen"], row["score_rejected"], row["seed"], row["judge"]) == (1.0, 0.0, 7, "a judge")
     assert json.loads(row["aspects_chosen"]) == {"exact": 1.0}
+
+
+def test_trl_asks_for_thinking_as_generation_does_and_learns_what_comes_after(tiny_processor):
+    thought = [response("<think>I see.</think>red", 1.0), response("<think>Hm.</think>blue", 0.0)]
+    direct = [response("red", 1.0), response("blue", 0.0)]
+    for group, thinks, chosen in ((thought, True, "I see.</think>red"), (direct, False, "red")):
+        (row,) = paired_rows(Prompt("Which?"), group, Selection())
+        asked = tiny_processor.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, tokenize=False, enable_thinking=thinks
+        )
+        rendered = apply_chat_template(row, tiny_processor)
+        assert rendered["prompt"] == asked and rendered["chosen"].startswith(chosen + "<|im_end|>")
+        labelled = apply_chat_template(unpaired_rows(Prompt("Which?"), group, Selection())[0], tiny_processor)
+        assert (labelled["prompt"], labelled["completion"]) == (asked, rendered["chosen"])
 
 
 def test_what_is_neither_good_nor_bad_gets_no_label():
