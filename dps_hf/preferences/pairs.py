@@ -17,8 +17,13 @@ ROUNDING = 1e-9  # scores are sums of decimals
 
 _CHAT = List({"role": Value("string"), "content": Value("string")})
 _ABOUT = {"score": Value("float32"), "aspects": Value("string"), "origin": Value("string"), "tokens": Value("int32")}
-_COMMON = {"images": List(Image()), "judge": Value("string"), "seed": Value("int64"), "task": Value("string")}
-_COMMON["chat_template_kwargs"] = {"enable_thinking": Value("bool")}  # trl renders the prompt with them
+_COMMON = {
+    "images": List(Image()),
+    "chat_template_kwargs": {"enable_thinking": Value("bool")},  # trl renders the prompt with them
+    "judge": Value("string"),
+    "seed": Value("int64"),
+    "task": Value("string"),
+}
 
 PAIRED = Features(
     {"prompt": _CHAT, "chosen": _CHAT, "rejected": _CHAT}
