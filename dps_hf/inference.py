@@ -129,7 +129,7 @@ def ask(
 def encode(
     model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor, pictures: Sequence[Image.Image]
 ) -> torch.Tensor:
-    """The codes of pictures, `(pictures, grid_size * grid_size)`: letterboxed at the size of drawings, not at the tower's."""
+    """The codes of pictures, `(pictures, num_codes)`: letterboxed at the size of drawings, not at the tower's."""
     size = {"height": model.config.drawing_size, "width": model.config.drawing_size}
     pixels = processor.image_processor(list(pictures), size=size, return_tensors="pt")["pixel_values"]
     return model.encode_image(pixels.to(model.device))
@@ -140,7 +140,7 @@ def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: st
     code = re.escape(processor.code_token).replace(r"\{\}", r"(\d{1,9})")
     spans = re.findall(f"{processor.boi_token}((?:{code}|{processor.row_end_token})+){processor.eoi_token}", text)
     drawings = [[int(found) for found in re.findall(code, span[0])] for span in spans]
-    count, codebook = model.config.grid_size**2, model.config.codebook_size
+    count, codebook = model.config.num_codes, model.config.codebook_size
     whole = [codes for codes in drawings if len(codes) == count and max(codes) < codebook]
     if not whole:
         return None

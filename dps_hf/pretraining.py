@@ -1,6 +1,7 @@
 """What `examples/train.py` needs: records packed into rows without padding, and their loss."""
 
 import copy
+import math
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -296,7 +297,11 @@ def packed_loss(
         total = total + _NatsOfAnswers.apply(hidden[is_text], others, text[is_text], weights[is_text])
     if code_smoothing:
         # By logits a code's aim is its row; what the smoothed aim is away from it makes up for the difference.
-        away = rows[first:end] - _smoothed(rows[first:end], bare.config.image_tokenizer_config.levels, code_smoothing)
+        tokenizer = bare.config.image_tokenizer_config
+        tables = [tokenizer.levels] if tokenizer.colour_levels is None else [tokenizer.levels, tokenizer.colour_levels]
+        parts = rows[first:end].split([math.prod(levels) for levels in tables])
+        smoothed = [_smoothed(part, levels, code_smoothing) for part, levels in zip(parts, tables, strict=True)]
+        away = rows[first:end] - torch.cat(smoothed)
         away = F.embedding(labels[is_code] - first, away)
         total = total + ((hidden[is_code] * away).sum(-1) * weights[is_code]).sum()
     return total / weights.sum()

@@ -1,5 +1,6 @@
 """Packed rows: to the model each record, and each question of it, is as if it stood alone."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -126,11 +127,17 @@ def test_codes_are_compared_with_codes_and_text_with_text(make_model, tiny_proce
     )
 
 
+@pytest.mark.parametrize("tables", [[(4, 4)], [(4, 2), (2, 4)]])
 @pytest.mark.parametrize("codes_alone", [True, False])
-def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(make_model, tiny_processor, codes_alone):
-    model = make_model()
-    levels, first, share = model.config.image_tokenizer_config.levels, model.config.image_code_start_id, 0.1
-    batch = PackingCollator(model, tiny_processor)([record("t", ["a red square"], [RED])])
+def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(
+    make_model, make_config, tiny_processor, codes_alone, tables
+):
+    codes = make_config().image_tokenizer_config.to_dict() | dict(zip(("levels", "colour_levels"), tables))
+    model = make_model(make_config(image_tokenizer_config=codes))
+    first, share = model.config.image_code_start_id, 0.1
+    processor = copy.copy(tiny_processor)
+    processor.num_codes = model.config.num_codes
+    batch = PackingCollator(model, processor)([record("t", ["a red square"], [RED])])
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     inputs["attention_mask"] = attention_mask(batch["examples"], batch["branches"])
     labels, weights = batch["labels"][0, 1:], batch["loss_weights"][0, 1:]
@@ -140,14 +147,17 @@ def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(make_mod
         logits = logits.clone()
         logits[is_code, :first] = logits[~is_code, first:] = torch.finfo(torch.float32).min
     nats, expected = -logits.log_softmax(-1), 0.0
-    radix = np.cumprod([1, *levels[:-1]])
     for i in (labels != -100).nonzero().flatten().tolist():
         aims = {int(labels[i]): 1.0}
         if is_code[i]:
-            digits = (int(labels[i]) - first) // radix % levels
+            start, levels = first, tables[0]
+            if labels[i] >= first + np.prod(levels):
+                start, levels = first + int(np.prod(levels)), tables[1]
+            radix = np.cumprod([1, *levels[:-1]])
+            digits = (int(labels[i]) - start) // radix % levels
             aims = {}
             for steps in itertools.product((-1, 0, 1), repeat=len(levels)):
-                code = first + int(np.clip(digits + steps, 0, np.array(levels) - 1) @ radix)
+                code = start + int(np.clip(digits + steps, 0, np.array(levels) - 1) @ radix)
                 aims[code] = aims.get(code, 0.0) + float(np.prod([share if step else 1 - 2 * share for step in steps]))
             assert sum(aims.values()) == pytest.approx(1)
         expected += weights[i] * sum(odds * nats[i, token] for token, odds in aims.items())

@@ -50,7 +50,10 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
     hidden_sizes (`list[int]`, defaults to `[96, 160]`): width of each stage; each stage after the first halves the grid.
     num_encoder_blocks (`int`, defaults to 3): residual blocks of the encoder, which has the last stage's width.
     num_res_blocks (`int`, defaults to 1): residual blocks in each stage of the decoder.
-    levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the codebook size.
+    levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the number of codes.
+    colour_levels (`list[int]`, *optional*): gives each patch a second code, for its colours, with these levels; `levels` are
+        those of the first one then, for its pattern. The codes of colours are numbered after those of patterns, and a picture
+        has all of its patterns first.
     """
 
     model_type = "dps_image_tokenizer"
@@ -63,6 +66,7 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
     num_encoder_blocks: int = 3
     num_res_blocks: int = 1
     levels: list[int] | tuple[int, ...] = (8, 8, 8, 8)
+    colour_levels: list[int] | tuple[int, ...] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -80,22 +84,35 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
                     f"hidden_sizes must be positive multiples of 8 (group norm); got {width}. Try {max(width, 0) // 8 * 8 + 8}."
                 )
         _divides("DPSImageTokenizerConfig", self.image_size, "patch_size * 2^(stages - 1)", self.downsample_factor)
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"levels must hold numbers of at least 2; got {self.levels}. Try (8, 8, 8, 8).")
+        for name in ("levels", "colour_levels"):
+            levels = getattr(self, name)
+            if levels is None and name == "colour_levels":
+                continue
+            if not levels or min(levels) < 2:
+                raise ValueError(f"{name} must hold numbers of at least 2; got {levels}. Try (8, 8, 8, 8).")
+        if self.colour_levels is not None and self.num_channels != 3:
+            raise ValueError(
+                f"colour_levels needs num_channels of 3 (pictures are RGB); got {self.num_channels}. Leave it out."
+            )
 
     @property
     def downsample_factor(self) -> int:
-        """Pixels per code along one side."""
+        """Pixels per patch along one side."""
         return self.patch_size * 2 ** (len(self.hidden_sizes) - 1)
 
     @property
     def grid_size(self) -> int:
-        """Codes along one side of a picture."""
+        """Patches along one side of a picture."""
         return self.image_size // self.downsample_factor
 
     @property
+    def num_codes(self) -> int:
+        """Codes of a picture: one for each patch, or two."""
+        return self.grid_size**2 * (1 if self.colour_levels is None else 2)
+
+    @property
     def codebook_size(self) -> int:
-        return math.prod(self.levels)
+        return math.prod(self.levels) + (0 if self.colour_levels is None else math.prod(self.colour_levels))
 
 
 @strict
@@ -191,9 +208,15 @@ class DPSConfig(PreTrainedConfig):
 
     @property
     def grid_size(self) -> int:
-        """Codes along one side of a drawing."""
+        """Patches along one side of a drawing."""
         tokenizer = self.image_tokenizer_config
         return tokenizer.num_patches if tokenizer.model_type == "janus_vqgan" else tokenizer.grid_size
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of a drawing, row by row: one for each patch, or two, the second ones after all of the first."""
+        tokenizer = self.image_tokenizer_config
+        return self.grid_size**2 if tokenizer.model_type == "janus_vqgan" else tokenizer.num_codes
 
     @property
     def drawing_size(self) -> int:
@@ -206,7 +229,7 @@ class DPSConfig(PreTrainedConfig):
     @property
     def num_drawing_tokens(self) -> int:
         """Tokens between begin and end of a drawing: its codes, and its row ends where it has them."""
-        return self.grid_size * (self.grid_size + (self.row_end_token_id is not None))
+        return self.num_codes + self.num_codes // self.grid_size * (self.row_end_token_id is not None)
 
     # The library calls what is named `validate_` before it saves.
 

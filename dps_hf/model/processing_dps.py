@@ -49,7 +49,8 @@ class DPSProcessor(ProcessorMixin):
         tokenizer: its vocabulary holds `<image>`, `<begin_of_image>`, `<end_of_image>` and a token for each code.
         chat_template (`str`, *optional*)
         num_image_tokens (`int`): placeholders that one picture in the prompt takes.
-        grid_size (`int`): codes along one side of a drawing.
+        grid_size (`int`): patches along one side of a drawing.
+        num_codes (`int`, *optional*): codes of a drawing; by default one for each patch.
         row_end (`bool`): whether drawings end each row with `<row_end>`.
 
     `apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)` lets the model think first.
@@ -74,9 +75,11 @@ class DPSProcessor(ProcessorMixin):
         num_image_tokens: int = 64,
         grid_size: int = 8,
         row_end: bool = False,
+        num_codes: int | None = None,
         **kwargs,
     ):
         self.num_image_tokens, self.grid_size, self.row_end = num_image_tokens, grid_size, row_end
+        self.num_codes = grid_size**2 if num_codes is None else num_codes
         tokens = [self.image_token, self.code_token.format(0)]
         self.image_token_id, self.first_code_id = tokenizer.convert_tokens_to_ids(tokens)
         if {self.image_token_id, self.first_code_id} & {None, tokenizer.unk_token_id}:
@@ -106,6 +109,7 @@ class DPSProcessor(ProcessorMixin):
             num_image_tokens=config.num_image_tokens,
             grid_size=config.grid_size,
             row_end=row_end,
+            num_codes=config.num_codes,
         )
         tokens = {"image_code_start_id": cls.code_token.format(0), "image_token_id": cls.image_token}
         tokens |= {"boi_token_id": cls.boi_token, "eoi_token_id": cls.eoi_token}
@@ -163,13 +167,13 @@ class DPSProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * pictures, num_image_patches=[1] * pictures)
 
     def drawing_text(self, codes: torch.Tensor | Sequence[int]) -> str:
-        """Codes `(grid_size * grid_size,)` as text that the tokenizer reads back, `<begin_of_image>` to `<end_of_image>`.
+        """Codes `(num_codes,)` as text that the tokenizer reads back, `<begin_of_image>` to `<end_of_image>`.
 
         Raises:
             ValueError: another number of codes.
         """
-        if len(codes) != self.grid_size**2:
-            raise ValueError(f"codes must be {self.grid_size**2} for a grid of {self.grid_size}; got {len(codes)}.")
+        if len(codes) != self.num_codes:
+            raise ValueError(f"codes must be {self.num_codes} for a grid of {self.grid_size}; got {len(codes)}.")
         tokens = [self.code_token.format(int(code)) for code in codes]
         rows = ["".join(tokens[i : i + self.grid_size]) for i in range(0, len(tokens), self.grid_size)]
         row_end = self.row_end_token if self.row_end else ""
@@ -243,7 +247,7 @@ class DPSProcessor(ProcessorMixin):
             stop = int(end[end > begin][0]) if (end > begin).any() else len(row)
             drawing = row[begin:stop]
             is_code = (drawing >= self.code_ids.start) & (drawing < self.code_ids.stop)
-            if is_code.sum() == self.grid_size**2:  # a drawing that was cut off is left out
+            if is_code.sum() == self.num_codes:  # a drawing that was cut off is left out
                 parts += self._to_pictures(decode_image_tokens(drawing[None]))
             row = row[stop + 1 :]
         return parts

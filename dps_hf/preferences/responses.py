@@ -235,9 +235,9 @@ def _content(prompt: Prompt) -> list[dict]:
 
 
 def _codes(tokens: torch.Tensor, model) -> list[torch.Tensor | None]:
-    """The last drawing of each row, `(grid_size * grid_size,)`; None where there is no whole one."""
+    """The last drawing of each row, `(num_codes,)`; None where there is no whole one."""
     config = model.config
-    start, count = config.image_code_start_id, config.grid_size**2
+    start, count = config.image_code_start_id, config.num_codes
     found = [row[(row >= start) & (row < start + config.codebook_size)] - start for row in tokens]
     return [row[-count:] if len(row) >= count else None for row in found]
 

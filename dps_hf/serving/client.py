@@ -166,7 +166,7 @@ class Client:
     def draw_codes(
         self, prompt: str, temperature: float = TEMPERATURE, guidance_scale: float = 1.0, seed: int | None = None
     ) -> list[int]:
-        """The codes of a drawing, row by row: `grid_size * grid_size` numbers in `[0, codebook_size)`.
+        """The codes of a drawing, row by row: `num_codes` numbers in `[0, codebook_size)`.
 
         Args:
             temperature: 0 is greedy.
@@ -185,9 +185,9 @@ class Client:
             codes = self._guided_codes(prompt, temperature, guidance_scale, seed)
         else:
             codes = self._codes_by_logit_bias(prompt, temperature, seed)
-        if len(codes) != self.config.grid_size**2 or max(codes) >= self.config.codebook_size:
+        if len(codes) != self.config.num_codes or max(codes) >= self.config.codebook_size:
             raise self._error(
-                f"gave {len(codes)} codes for a drawing of {self.config.grid_size**2}. Is it the model of this checkpoint, "
+                f"gave {len(codes)} codes for a drawing of {self.config.num_codes}. Is it the model of this checkpoint, "
                 "and is its context long enough?"
             )
         return codes
@@ -204,15 +204,17 @@ class Client:
 
     def _codes_by_logit_bias(self, prompt, temperature, seed) -> list[int]:
         """Every other server lets nothing but codes through if their bias is raised far enough."""
-        begun, drawn, rows = self._begun(prompt), "", self.config.grid_size
+        begun, drawn = self._begun(prompt), ""
         bias = {str(self.config.image_code_start_id + code): 100 for code in range(self.config.codebook_size)}
         fields = {"logit_bias": bias, "temperature": temperature, "extra_body": PLAIN_SAMPLING}
         # Where rows end with a token of their own, each row is a request.
-        num_requests = rows if self.processor.row_end else 1
+        num_requests = self.config.num_codes // self.config.grid_size if self.processor.row_end else 1
         for index in range(num_requests):
             seeds = {} if seed is None else {"seed": seed + index}
-            drawn += self._complete(begun + drawn, max_tokens=rows**2 // num_requests, **fields, **seeds).text
-            drawn += self._row_end(index + 1, num_requests)
+            drawn += self._complete(
+                begun + drawn, max_tokens=self.config.num_codes // num_requests, **fields, **seeds
+            ).text
+            drawn += self._row_end((index + 1) * self.config.num_codes // num_requests)
         return self._codes(drawn)
 
     def _guided_codes(self, prompt, temperature, guidance_scale, seed) -> list[int]:
@@ -224,19 +226,19 @@ class Client:
             )
         begun, drawn = self._begun(prompt), ""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        for index in range(self.config.grid_size**2):
+        for index in range(self.config.num_codes):
             scores = self._code_scores(begun + drawn)
             unguided = self._code_scores(self.processor.boi_token + drawn, scores)
             codes = [code for code in scores if code in unguided]
             if not codes:
-                raise self._error(f"gave {index} codes for a drawing of {self.config.grid_size**2}")
+                raise self._error(f"gave {index} codes for a drawing of {self.config.num_codes}")
             guided = torch.tensor([unguided[c] + guidance_scale * (scores[c] - unguided[c]) for c in codes])
             if temperature:
                 choice = torch.multinomial((guided / temperature).softmax(-1), 1, generator=generator)
             else:
                 choice = guided.argmax()
             drawn += self.processor.code_token.format(codes[int(choice)])
-            drawn += self._row_end(index + 1, self.config.grid_size**2)
+            drawn += self._row_end(index + 1)
         return self._codes(drawn)
 
     def _code_scores(self, prompt: str, candidates: Iterable[int] = ()) -> dict[int, float]:
@@ -261,8 +263,8 @@ class Client:
         message = [{"role": "user", "content": prompt}]
         return self.processor.apply_chat_template(message, add_generation_prompt=True) + self.processor.boi_token
 
-    def _row_end(self, requests_made: int, num_requests: int) -> str:
-        ends = self.processor.row_end and requests_made * self.config.grid_size % num_requests == 0
+    def _row_end(self, num_codes: int) -> str:
+        ends = self.processor.row_end and num_codes % self.config.grid_size == 0
         return self.processor.row_end_token if ends else ""
 
     def _complete(self, prompt: str, **fields):

@@ -60,7 +60,7 @@ def janus_like(model) -> JanusForConditionalGeneration:
                 num_attention_heads=config.vision_config.num_attention_heads,
                 image_size=config.drawing_size,
                 patch_size=config.drawing_size // config.grid_size,
-                num_image_tokens=config.grid_size**2,
+                num_image_tokens=config.num_codes,
                 projection_dim=config.hidden_size,
             ),
             vq_config=JanusVQVAEConfig(

@@ -438,12 +438,15 @@ def test_published_sizes_fit_together_on_the_meta_device(text, vision, expected)
     assert model(ids).logits.shape == (2, num_image_tokens, config.vocab_size)
 
 
-def test_codes_of_like_patches_start_with_like_rows():
+@pytest.mark.parametrize(
+    ("levels", "at"), [({"levels": (8, 8)}, 0), ({"levels": (4, 4), "colour_levels": (8, 8)}, 16)]
+)
+def test_codes_of_like_patches_start_with_like_rows(levels, at):
     torch.manual_seed(0)
-    codes = DPSImageTokenizerConfig(image_size=16, patch_size=4, hidden_sizes=(8,), levels=(8, 8))
+    codes = DPSImageTokenizerConfig(image_size=16, patch_size=4, hidden_sizes=(8,), **levels)
     text = LlamaConfig(vocab_size=10, hidden_size=64, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     model = DPSForConditionalGeneration.from_components(text, SiglipVisionConfig(num_hidden_layers=1), codes)
-    start = model.config.image_code_start_id
+    start = model.config.image_code_start_id + at
     rows = torch.nn.functional.normalize(model.get_input_embeddings().weight[start : start + 64], dim=-1)
     similarity = rows @ rows[0]  # codes count levels of the first channel, then of the second
     assert similarity[1] > 0.8 and similarity[8] > 0.8 and similarity[63] < 0.5

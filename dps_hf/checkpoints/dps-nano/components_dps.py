@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import has_file
 
 from .configuration_dps import DPSConfig, DPSImageTokenizerConfig
-from .image_tokenizer_dps import DPSImageTokenizer
+from .image_tokenizer_dps import DPSImageTokenizer, FiniteScalarQuantizer
 from .processing_dps import DPSProcessor, add_tokens
 
 
@@ -137,15 +137,18 @@ def _liken(weight: nn.Parameter, start: int, image_tokenizer: PreTrainedModel) -
     is a Gaussian kernel, one standard deviation of the latents wide.
     """
     if isinstance(image_tokenizer, JanusVQVAE):
-        latents = image_tokenizer.quantize.embedding.weight.float()
+        tables = [image_tokenizer.quantize.embedding.weight.float()]
     else:
-        latents = image_tokenizer.quantizer.dequantize(torch.arange(image_tokenizer.config.codebook_size))
-    latents = (latents - latents.mean(0)) / latents.std(0).clamp(min=1e-6)  # (codebook_size, latent channels)
-    directions, phases = torch.randn(latents.shape[1], weight.shape[1]), torch.rand(weight.shape[1]) * 2 * torch.pi
-    features = (latents.to(directions.device) @ directions + phases).cos()
-    features = (features - features.mean(0)) / features.std(0)
+        quantizers = [module for module in image_tokenizer.modules() if isinstance(module, FiniteScalarQuantizer)]
+        tables = [quantizer.dequantize(torch.arange(quantizer.num_codes)) for quantizer in quantizers]
     known = weight[:start].float()
-    weight[start : start + len(features)] = (features.to(known) * known.std(0) + known.mean(0)).to(weight)
+    for latents in tables:
+        latents = (latents - latents.mean(0)) / latents.std(0).clamp(min=1e-6)  # (codes, latent channels)
+        directions, phases = torch.randn(latents.shape[1], weight.shape[1]), torch.rand(weight.shape[1]) * 2 * torch.pi
+        features = (latents.to(directions.device) @ directions + phases).cos()
+        features = (features - features.mean(0)) / features.std(0)
+        weight[start : start + len(features)] = (features.to(known) * known.std(0) + known.mean(0)).to(weight)
+        start += len(features)
 
 
 def _find(name: str, component: Component, model_types: tuple[str, ...], wanted) -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Image tokenizer of DPS: pixels to codes and back, by finite scalar quantisation."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ class DPSImageTokenizerOutput(ModelOutput):
     """
     loss (`torch.Tensor` of shape `(1,)`): mean squared plus mean absolute error of the reconstruction.
     reconstruction (`torch.Tensor` of shape `(batch, channels, image_size, image_size)`): pixels in [-1, 1].
-    image_tokens (`torch.Tensor` of shape `(batch, grid_size * grid_size)`): codes in `[0, codebook_size)`.
+    image_tokens (`torch.Tensor` of shape `(batch, num_codes)`): codes in `[0, codebook_size)`.
     """
 
     loss: torch.Tensor | None = None
@@ -26,6 +27,8 @@ class DPSImageTokenizerOutput(ModelOutput):
 
 class FiniteScalarQuantizer(nn.Module):
     """Rounds each latent channel to one of a few levels; the code is the mixed-radix number of the channels.
+
+    `num_codes` is how many there are.
 
     There is no codebook that could collapse. https://huggingface.co/papers/2309.15505, section 3.1.
 
@@ -37,6 +40,7 @@ class FiniteScalarQuantizer(nn.Module):
     def __init__(self, levels: list[int] | tuple[int, ...]):
         super().__init__()
         self.levels = tuple(levels)
+        self.num_codes = math.prod(self.levels)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         levels = torch.tensor(self.levels, device=latents.device)
@@ -72,6 +76,11 @@ class PatchBlock(nn.Module):
         return hidden_states + self.linear2(F.silu(self.linear1(self.norm(hidden_states))))
 
 
+def patch_encoder(num_inputs: int, width: int, num_blocks: int, num_outputs: int) -> nn.Sequential:
+    blocks = [PatchBlock(width) for _ in range(num_blocks)]
+    return nn.Sequential(nn.Linear(num_inputs, width), *blocks, nn.LayerNorm(width), nn.Linear(width, num_outputs))
+
+
 class ResidualBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
@@ -83,6 +92,37 @@ class ResidualBlock(nn.Module):
         return hidden_states + self.conv2(F.silu(self.conv1(F.silu(self.norm(hidden_states)))))
 
 
+def split_colours(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches as patterns that no colour shows in, and as colours that no pattern of two colours shows in.
+
+    The two colours of a patch that differ most span a line; its pattern is where along it each pixel lies. So textures are
+    compressed (S3TC, US patent 5956431): two colours for a block of pixels, and a mixture of these for each.
+
+    Shapes:
+        pixels: `(patches, pixels, 3)`, RGB in [-1, 1]
+        returns: patterns `(patches, pixels)`, from -1, the darker colour, to 1, the lighter one, and 0 in plain patches; and
+            colours `(patches, 9)`: the darker, the lighter, and how far their mean lies off the line
+    """
+
+    def farthest(colour: torch.Tensor) -> torch.Tensor:
+        distances = (pixels - colour).square().sum(-1)
+        return pixels.gather(1, distances.argmax(1)[:, None, None].expand(-1, 1, 3))
+
+    mean = pixels.mean(1, keepdim=True)
+    one = farthest(mean)
+    other = farthest(one)  # each (patches, 1, 3)
+    brightness = pixels.new_tensor((0.299, 0.587, 0.114))  # ITU-R BT.601
+    swap = (one @ brightness > other @ brightness)[..., None]
+    dark, light = torch.where(swap, other, one), torch.where(swap, one, other)
+    middle, line = (dark + light) / 2, (light - dark) / 2
+    length = line.square().sum(-1).clamp(min=1e-12).sqrt()  # (patches, 1)
+    # A little longer than it is, so that the noise of a plain patch does not become a pattern.
+    patterns = ((pixels - middle) * line).sum(-1) / (length * (length + 0.05))
+    rest = mean - middle
+    off = rest - (rest * line).sum(-1, keepdim=True) / length[..., None] ** 2 * line
+    return patterns, torch.cat([dark, light, off], dim=1).flatten(1)
+
+
 class DPSImageTokenizer(PreTrainedModel):
     """Turns pixels into codes and back.
 
@@ -90,8 +130,13 @@ class DPSImageTokenizer(PreTrainedModel):
     that sees further rebuilds pictures better by a little, but gives plain white hundreds of codes that depend on far
     away things, and the decoder of DPS then spends itself on predicting them. The convolutional decoder sees as far as it likes.
 
+    With `colour_levels` each patch has two codes: one of its pattern, which is the same in all colours, and one of its
+    colours, which are the same in all patterns. Whoever has drawn stars, and green things, then has all the codes of a green
+    star. First come the patterns of all patches, then their colours: what is drawn does not depend on what it will be
+    painted in.
+
     Args:
-        config ([`DPSImageTokenizerConfig`]): supplies geometry, widths and `levels`, one per latent channel.
+        config ([`DPSImageTokenizerConfig`]): supplies geometry, widths and levels, one per latent channel.
     """
 
     config_class = DPSImageTokenizerConfig
@@ -107,15 +152,17 @@ class DPSImageTokenizer(PreTrainedModel):
     def __init__(self, config: DPSImageTokenizerConfig):
         super().__init__(config)
         widths, patch, blocks = config.hidden_sizes, config.patch_size, config.num_res_blocks
-        self.encoder = nn.Sequential(
-            nn.Linear(config.num_channels * config.downsample_factor**2, widths[-1]),
-            *[PatchBlock(widths[-1]) for _ in range(config.num_encoder_blocks)],
-            nn.LayerNorm(widths[-1]),
-            nn.Linear(widths[-1], len(config.levels)),
-        )
+        pixels, num_channels = config.downsample_factor**2, len(config.levels)
+        if config.colour_levels is None:
+            pixels *= config.num_channels
+        self.encoder = patch_encoder(pixels, widths[-1], config.num_encoder_blocks, num_channels)
         self.quantizer = FiniteScalarQuantizer(config.levels)
+        if config.colour_levels is not None:
+            num_channels += len(config.colour_levels)
+            self.colour_encoder = patch_encoder(9, widths[-1], config.num_encoder_blocks, len(config.colour_levels))
+            self.colour_quantizer = FiniteScalarQuantizer(config.colour_levels)
 
-        decoder: list[nn.Module] = [nn.Conv2d(len(config.levels), widths[-1], 3, padding=1)]
+        decoder: list[nn.Module] = [nn.Conv2d(num_channels, widths[-1], 3, padding=1)]
         for index, width in reversed(list(enumerate(widths))):
             decoder += [ResidualBlock(width) for _ in range(blocks)]
             if index > 0:
@@ -134,10 +181,17 @@ class DPSImageTokenizer(PreTrainedModel):
         return DPSImageTokenizerOutput(image_tokens=self._quantize(pixel_values)[1].flatten(1))
 
     def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """Codes `(batch, grid_size * grid_size)` to pixels `(batch, channels, image_size, image_size)` in [-1, 1]."""
+        """Codes `(batch, num_codes)`, row by row, to pixels `(batch, channels, image_size, image_size)` in [-1, 1].
+
+        A code of a pattern where one of colours belongs, or the other way round, counts as some other one.
+        """
         grid = self.config.grid_size
-        latents = self.quantizer.dequantize(image_tokens.view(-1, grid, grid)).to(self.dtype)
-        return self._render(latents)
+        codes = image_tokens.view(-1, self.config.num_codes // grid**2, grid, grid)
+        latents = self.quantizer.dequantize(codes[:, 0])
+        if self.config.colour_levels is not None:
+            colours = self.colour_quantizer.dequantize((codes[:, 1] - self.quantizer.num_codes).abs())
+            latents = torch.cat([latents, colours], dim=-1)
+        return self._render(latents.to(self.dtype))
 
     def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> DPSImageTokenizerOutput:
         """Encodes and decodes; `loss` is what training minimises."""
@@ -150,7 +204,16 @@ class DPSImageTokenizer(PreTrainedModel):
 
     def _quantize(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         patches = F.pixel_unshuffle(pixel_values.to(self.dtype), self.config.downsample_factor)
-        return self.quantizer(self.encoder(patches.permute(0, 2, 3, 1)))  # (batch, grid_size, grid_size, channels)
+        patches = patches.permute(0, 2, 3, 1)  # (batch, grid_size, grid_size, channels * pixels)
+        if self.config.colour_levels is None:
+            return self.quantizer(self.encoder(patches))
+        pixels = patches.unflatten(-1, (3, -1)).transpose(-1, -2)  # (batch, grid_size, grid_size, pixels, 3)
+        patterns, colours = split_colours(pixels.flatten(0, 2))
+        grid = patches.shape[:3]
+        latents, codes = self.quantizer(self.encoder(patterns.unflatten(0, grid)))
+        of_colours, colour_codes = self.colour_quantizer(self.colour_encoder(colours.unflatten(0, grid)))
+        codes = torch.stack([codes, colour_codes + self.quantizer.num_codes], dim=1)
+        return torch.cat([latents, of_colours], dim=-1), codes
 
     def _render(self, latents: torch.Tensor) -> torch.Tensor:
         pixels = self.decoder(latents.permute(0, 3, 1, 2))

@@ -187,7 +187,7 @@ class DPSModel(DPSPreTrainedModel):
 
         Shapes:
             pixel_values: `(images, 3, height, width)` in [-1, 1]; resized where it is not of `config.drawing_size`
-            returns: `(images, grid_size * grid_size)`, int64 in `[0, codebook_size)`; add `image_code_start_id` for ids
+            returns: `(images, num_codes)`, int64 in `[0, codebook_size)`; add `image_code_start_id` for ids
         """
         size = self.config.drawing_size
         if tuple(pixel_values.shape[-2:]) != (size, size):
@@ -201,14 +201,14 @@ class DPSModel(DPSPreTrainedModel):
         """Codes to pixels.
 
         Shapes:
-            image_tokens: either codes `(batch, grid_size * grid_size)` as `encode_image` returns them, or the token ids
+            image_tokens: either codes `(batch, num_codes)` as `encode_image` returns them, or the token ids
                 `(batch, sequence)` that `generate` returns, from which each row's last whole drawing is taken
             returns: `(batch, 3, drawing_size, drawing_size)` in [-1, 1]
 
         Raises:
             ValueError: another shape, or a row holds no whole drawing.
         """
-        start, count = self.config.image_code_start_id, self.config.grid_size**2
+        start, count = self.config.image_code_start_id, self.config.num_codes
         if image_tokens.dim() != 2:
             raise ValueError(
                 f"image_tokens must be (batch, codes or token ids); got the shape {tuple(image_tokens.shape)}. "
@@ -228,7 +228,7 @@ class DPSModel(DPSPreTrainedModel):
 
     def _last_drawing(self, row: torch.Tensor, is_code: torch.Tensor) -> torch.Tensor:
         """The last whole drawing of a row of token ids; one that was cut off is none, nor are codes that a prompt spells."""
-        count = self.config.grid_size**2
+        count = self.config.num_codes
         after = (row == self.config.boi_token_id).cumsum(0)  # how many begin-of-image there are up to each token
         bare, *begun = [row[is_code & (after == i)] for i in range(int(after[-1]) + 1)]
         drawings = [codes[:count] for codes in begun if len(codes) >= count]
