@@ -297,10 +297,9 @@ def packed_loss(
         total = total + _NatsOfAnswers.apply(hidden[is_text], others, text[is_text], weights[is_text])
     if code_smoothing:
         # By logits a code's aim is its row; what the smoothed aim is away from it makes up for the difference.
-        tokenizer = bare.config.image_tokenizer_config
-        tables = [tokenizer.levels] if tokenizer.colour_levels is None else [tokenizer.levels, tokenizer.colour_levels]
-        parts = rows[first:end].split([math.prod(levels) for levels in tables])
-        smoothed = [_smoothed(part, levels, code_smoothing) for part, levels in zip(parts, tables, strict=True)]
+        codebooks = bare.config.image_tokenizer_config.codebooks
+        parts = rows[first:end].split([math.prod(levels) for levels in codebooks])
+        smoothed = [_smoothed(part, levels, code_smoothing) for part, levels in zip(parts, codebooks, strict=True)]
         away = rows[first:end] - torch.cat(smoothed)
         away = F.embedding(labels[is_code] - first, away)
         total = total + ((hidden[is_code] * away).sum(-1) * weights[is_code]).sum()

@@ -84,10 +84,7 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
                     f"hidden_sizes must be positive multiples of 8 (group norm); got {width}. Try {max(width, 0) // 8 * 8 + 8}."
                 )
         _divides("DPSImageTokenizerConfig", self.image_size, "patch_size * 2^(stages - 1)", self.downsample_factor)
-        for name in ("levels", "colour_levels"):
-            levels = getattr(self, name)
-            if levels is None and name == "colour_levels":
-                continue
+        for name, levels in zip(("levels", "colour_levels"), self.codebooks, strict=False):
             if not levels or min(levels) < 2:
                 raise ValueError(f"{name} must hold numbers of at least 2; got {levels}. Try (8, 8, 8, 8).")
         if self.colour_levels is not None and self.num_channels != 3:
@@ -106,13 +103,18 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
         return self.image_size // self.downsample_factor
 
     @property
+    def codebooks(self) -> list[list[int] | tuple[int, ...]]:
+        """Levels of each code that a patch has, in the order in which they are numbered."""
+        return [self.levels] if self.colour_levels is None else [self.levels, self.colour_levels]
+
+    @property
     def num_codes(self) -> int:
-        """Codes of a picture: one for each patch, or two."""
-        return self.grid_size**2 * (1 if self.colour_levels is None else 2)
+        """Codes of a picture."""
+        return self.grid_size**2 * len(self.codebooks)
 
     @property
     def codebook_size(self) -> int:
-        return math.prod(self.levels) + (0 if self.colour_levels is None else math.prod(self.colour_levels))
+        return sum(math.prod(levels) for levels in self.codebooks)
 
 
 @strict

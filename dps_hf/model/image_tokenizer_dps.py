@@ -186,7 +186,7 @@ class DPSImageTokenizer(PreTrainedModel):
         A code of a pattern where one of colours belongs, or the other way round, counts as some other one.
         """
         grid = self.config.grid_size
-        codes = image_tokens.view(-1, self.config.num_codes // grid**2, grid, grid)
+        codes = image_tokens.view(-1, len(self.config.codebooks), grid, grid)
         latents = self.quantizer.dequantize(codes[:, 0])
         if self.config.colour_levels is not None:
             colours = self.colour_quantizer.dequantize((codes[:, 1] - self.quantizer.num_codes).abs())
