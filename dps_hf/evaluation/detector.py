@@ -85,9 +85,11 @@ def _box_sum(array: np.ndarray, radius: int) -> np.ndarray:
 def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
     """The array moved up by `dy` and left by `dx`; zeros come in."""
     height, width = array.shape[:2]
-    margin = max(abs(dy), abs(dx))
-    padded = np.pad(array, [(margin, margin), (margin, margin), *[(0, 0)] * (array.ndim - 2)])
-    return padded[margin + dy : margin + dy + height, margin + dx : margin + dx + width]
+    moved = np.zeros_like(array)
+    moved[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)] = array[
+        max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)
+    ]
+    return moved
 
 
 def _components(colour_of: np.ndarray) -> np.ndarray:

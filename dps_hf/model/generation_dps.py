@@ -81,6 +81,23 @@ class DrawingLogitsProcessor(LogitsProcessor):
         return torch.where(only & ~banned & scores.isneginf(), 0.0, scores)
 
 
+def draw_lots(chances: torch.Tensor) -> torch.Tensor:
+    """One index of each row of chances `(rows, choices)`, never one whose chance is 0.
+
+    By where a random number falls in the running sum of the chances. `torch.multinomial` makes a random number for each
+    choice instead, a quarter of the time of a drawing on two CPU cores.
+
+    Raises:
+        RuntimeError: a chance is not a number, as where logits overflow.
+    """
+    sums = chances.to(torch.float32 if chances.device.type == "mps" else torch.float64).cumsum(-1)
+    if not sums[:, -1].isfinite().all():
+        raise RuntimeError("Chances of the next token are not numbers: logits overflowed. Load the model in float32.")
+    # Above 0, and not above the last sum: where the sum does not grow, nothing is found.
+    numbers = (1 - torch.rand_like(sums[:, :1])) * sums[:, -1:]
+    return torch.searchsorted(sums, numbers).squeeze(1)
+
+
 def drawing_sample(
     model,
     input_ids,
@@ -154,7 +171,7 @@ def drawing_sample(
 
         choice, first = (next_scores[:, drawing.codes], drawing.codes.start) if codes_only else (next_scores, 0)
         if generation_config.do_sample:
-            tokens = first + torch.multinomial(F.softmax(choice, dim=-1), num_samples=1).squeeze(1)
+            tokens = first + draw_lots(F.softmax(choice, dim=-1))
         else:
             tokens = first + choice.argmax(dim=-1)
         if stops_at_eos:

@@ -6,6 +6,8 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
+from dps_hf.model.generation_dps import draw_lots
+
 
 IMAGE, BOI, EOI, CODE_0 = 262, 263, 264, 265
 ROW_END, IM_END, PAD = 261, 258, 256
@@ -525,6 +527,28 @@ def test_sharp_sampling_equals_greedy(tiny_model, text_ids, guidance_scale, opti
     options = {"generation_mode": "image", "guidance_scale": guidance_scale}
     greedy = tiny_model.generate(text_ids, **options)
     assert tiny_model.generate(text_ids, do_sample=True, **option, **options).equal(greedy)
+
+
+def test_lots_fall_as_the_chances_say():
+    chances = torch.tensor([0.0, 0.5, 0.0, 0.1, 0.4, 0.0])
+    torch.manual_seed(0)
+    drawn = draw_lots(chances.expand(100_000, -1)).bincount(minlength=6) / 100_000
+    assert drawn[chances == 0].sum() == 0
+    torch.testing.assert_close(drawn, chances, atol=0.006, rtol=0)  # four standard deviations
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("certain", [0, 2, 4095])
+def test_the_only_possible_choice_is_drawn_whichever_number_comes(monkeypatch, number, certain):
+    monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, number))
+    chances = torch.zeros(1, 4096)
+    chances[0, certain] = 0.9999999
+    assert draw_lots(chances).item() == certain
+
+
+def test_chances_that_are_no_numbers_are_refused():
+    with pytest.raises(RuntimeError, match="logits overflowed. Load the model in float32"):
+        draw_lots(torch.tensor([[0.5, float("nan"), 0.5]]))
 
 
 def test_top_k_chooses_among_codes_only(tiny_model, text_ids):
