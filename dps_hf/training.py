@@ -1,8 +1,12 @@
 """What the training scripts share: resuming, curves as a plot, records as batches."""
 
 import json
+import multiprocessing
 import os
+import runpy
+import sys
 import zlib
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import cast
 
@@ -51,6 +55,43 @@ def _is_complete(checkpoint: Path) -> bool:
     except ValueError:  # killed while it was written
         return False
     return True
+
+
+def run_script(script: Path, *arguments: str | Path) -> None:
+    """Runs a script in a process of its own, which has its libraries already: importing them takes longer than some steps.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    command = [str(script), *map(str, arguments)]
+    if sys.platform == "linux":
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["dps_hf.adapters", "peft", "trl.trainer.dpo_trainer"])
+        process: BaseProcess = server.Process(target=_as_main, args=(command,))
+    else:  # where a library's threads may not survive a fork
+        process = multiprocessing.get_context("spawn").Process(target=_as_main, args=(command,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{' '.join(command)} failed with {process.exitcode}; what it said stands above.")
+
+
+def _as_main(command: list[str]) -> None:
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def fastest_precision(training: TrainingArguments) -> None:
+    """Trains in float32 where `bf16` is asked for and a CPU without instructions for it would have to imitate them.
+
+    On two such cores (Ice Lake) a step of dps-nano took 1.8 s in float32 and 4.2 in bfloat16.
+    """
+    # Older versions of torch do not say, and are left alone.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"bf16": True}
+    native = any(has for name, has in capabilities.items() if "bf16" in name)
+    if training.bf16 and training.device.type == "cpu" and not native:
+        print("This CPU has no instructions for bfloat16: training in float32, which is faster here.")
+        training.bf16, training.mixed_precision = False, "no"
 
 
 class Curves(TrainerCallback):

@@ -11,7 +11,6 @@ import json
 import shlex
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ from dps_hf.inference import ask, decode, load, weights_digest
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case
 from dps_hf.pages import Item, Section, page
-from dps_hf.training import keep_settings, write_whole
+from dps_hf.training import keep_settings, run_script, write_whole
 
 
 # Student's t for 95 %, by the number of seeds.
@@ -109,7 +108,7 @@ def step(name: str, recipe: str | None, output: Path, done: str, fields: dict) -
     config = output.with_name(output.name + ".yaml")
     config.write_text(yaml.safe_dump({**base, **fields}))
     print(f"\n{output}: {name}")
-    subprocess.run([sys.executable, here / f"{name}.py", "--config", config], check=True)
+    run_script(here / f"{name}.py", "--config", config)
     return output
 
 

@@ -16,7 +16,7 @@ from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
-from dps_hf.training import Curves, KeepTraining, last_checkpoint
+from dps_hf.training import Curves, KeepTraining, fastest_precision, last_checkpoint
 
 
 @dataclass
@@ -58,6 +58,7 @@ class ScriptArguments:
 
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
     set_seed(training.seed)
+    fastest_precision(training)
     # Model
     if script.model:
         model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)

@@ -16,7 +16,7 @@ from trl import TrlParser
 from dps_hf.data.mixture import Mixture
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.training import Curves, Pictures, last_checkpoint
+from dps_hf.training import Curves, Pictures, fastest_precision, last_checkpoint
 
 
 @dataclass
@@ -43,6 +43,7 @@ def psnr(prediction: EvalPrediction) -> dict[str, float]:
 
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
     set_seed(training.seed)
+    fastest_precision(training)
     # Model
     model = DPSImageTokenizer(DPSImageTokenizerConfig(**script.model)).to(memory_format=torch.channels_last)
     print(f"{model.num_parameters():,} parameters, {model.config.codebook_size} codes")

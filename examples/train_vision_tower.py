@@ -23,7 +23,7 @@ from transformers import EvalPrediction, SiglipVisionConfig, SiglipVisionModel, 
 from trl import TrlParser
 
 from dps_hf.data import emoji, scenes
-from dps_hf.training import Curves, KeepTraining, last_checkpoint, to_pixels
+from dps_hf.training import Curves, KeepTraining, fastest_precision, last_checkpoint, to_pixels
 
 
 EMOJI = sorted({pair.codepoints for pair in emoji.pairs("train")})
@@ -232,6 +232,7 @@ def fit(model: nn.Module, training: TrainingArguments, share_of_scenes: float, p
 
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
     set_seed(training.seed)
+    fastest_precision(training)
     training.remove_unused_columns = False
     config = SiglipVisionConfig(vision_use_head=False, **script.vision_config)
 

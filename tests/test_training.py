@@ -1,10 +1,12 @@
 """The collator, resuming, and the curves."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from dps_hf import training
 from dps_hf.data.guidance import guide
@@ -15,8 +17,10 @@ from dps_hf.training import (
     Pictures,
     RecordCollator,
     encode_drawings,
+    fastest_precision,
     last_checkpoint,
     plot_curves,
+    run_script,
 )
 
 
@@ -40,6 +44,37 @@ def test_curves_are_drawn_once_after_an_evaluation_of_several_sets(monkeypatch, 
     assert drawn == [tmp_path / "curves.png"]
     curves.on_train_end(arguments, state, control)
     assert len(drawn) == 2
+
+
+def test_a_script_runs_as_if_by_itself_and_says_where_it_failed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, torch\n"
+        "assert __name__ == '__main__'\n"
+        "open(sys.argv[1], 'w').write(f'{os.getpid()} {(torch.ones(999, 999) @ torch.ones(999, 999)).sum():.0f}')\n"
+        "sys.exit(len(sys.argv) - 2)\n"
+    )
+    torch.ones(999, 999) @ torch.ones(999, 999)  # threads of this process are none of its
+    run_script(script, tmp_path / "out")
+    process, total = (tmp_path / "out").read_text().split()
+    assert int(process) != os.getpid() and int(total) == pytest.approx(999**3, rel=1e-3)
+    with pytest.raises(RuntimeError, match=r"script\.py .* more failed with 1"):
+        run_script(script, tmp_path / "out", "more")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "no"),
+        ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, "bf16"),
+    ],
+)
+def test_a_cpu_trains_in_bfloat16_only_where_it_can(tiny_model, monkeypatch, tmp_path, capsys, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    arguments = TrainingArguments(str(tmp_path), bf16=True, use_cpu=True, report_to="none")
+    fastest_precision(arguments)
+    assert Trainer(tiny_model, arguments).accelerator.mixed_precision == expected
+    assert arguments.bf16 == (expected == "bf16") == (not capsys.readouterr().out)
 
 
 def labelled(batch: dict, row: int, processor) -> str:

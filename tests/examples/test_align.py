@@ -122,7 +122,7 @@ def test_rounds_end_where_nothing_is_left_to_learn(align, steps, tmp_path):
 
 def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(align.subprocess, "run", lambda command, check: ran.append(command))
+    monkeypatch.setattr(align, "run_script", lambda *command: ran.append(command))
     for _ in range(2):
         align.step("dpo", "nano_dpo.yaml", tmp_path / "dpo", "trainer_state.json", {"seed": 4})
     assert len(ran) == 2

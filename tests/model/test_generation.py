@@ -547,8 +547,25 @@ def test_the_only_possible_choice_is_drawn_whichever_number_comes(monkeypatch, n
 
 
 def test_chances_that_are_no_numbers_are_refused():
-    with pytest.raises(RuntimeError, match="logits overflowed. Load the model in float32"):
+    with pytest.raises(RuntimeError, match=r"logits overflowed\. Load the model in float32"):
         draw_lots(torch.tensor([[0.5, float("nan"), 0.5]]))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize(
+    "options", [{"top_k": 4}, {"top_k": 1000}, {"top_p": 0.6}, {"min_p": 0.2}, {"temperature": 0.7}]
+)
+def test_scores_of_codes_alone_give_the_drawing_that_all_scores_give(tiny_model, text_ids, guidance_scale, options):
+    options = {"generation_mode": "image", "do_sample": True, "guidance_scale": guidance_scale, **options}
+
+    def draw(**others):
+        torch.manual_seed(3)
+        return tiny_model.generate(text_ids.repeat(8, 1), **options, **others)
+
+    scored = draw(output_scores=True, return_dict_in_generate=True)
+    assert scored.scores[0].shape[-1] == tiny_model.config.vocab_size
+    assert draw().equal(scored.sequences)
+    assert draw(logits_processor=[Prefer()]).equal(scored.sequences)  # prefers none
 
 
 def test_top_k_chooses_among_codes_only(tiny_model, text_ids):

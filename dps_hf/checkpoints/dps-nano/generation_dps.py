@@ -2,13 +2,23 @@
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .configuration_dps import DPSConfig
 
 
 GENERATION_MODES = ("text", "image", "interleaved")
+# What looks at scores and not at whose they are: codes alone will do.
+WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 
 
 class DrawingState:
@@ -138,6 +148,7 @@ def drawing_sample(
     next_ids = doubled(input_ids)
     # Among codes alone there is nothing to forbid.
     others = LogitsProcessorList(p for p in logits_processor if not isinstance(p, DrawingLogitsProcessor))
+    codes_do = all(isinstance(processor, WARPERS) for processor in others)
 
     while True:
         position = drawing.position(input_ids)
@@ -165,11 +176,14 @@ def drawing_sample(
             logits, unguided = logits.chunk(2)
             strengthened = unguided + guidance_scale * (logits - unguided)
             logits = torch.where((position >= 0)[:, None], strengthened, logits)
-        if codes_only:
+        narrow = codes_only and codes_do and not collect
+        if codes_only and not narrow:
             logits = F.pad(logits, (drawing.codes.start, vocab_size - drawing.codes.stop), value=float("-inf"))
         next_scores = (others if codes_only else logits_processor)(input_ids, logits)
 
-        choice, first = (next_scores[:, drawing.codes], drawing.codes.start) if codes_only else (next_scores, 0)
+        choice, first = next_scores, drawing.codes.start if codes_only else 0
+        if codes_only and not narrow:
+            choice = next_scores[:, drawing.codes]
         if generation_config.do_sample:
             tokens = first + draw_lots(F.softmax(choice, dim=-1))
         else:
