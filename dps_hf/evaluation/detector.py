@@ -80,7 +80,7 @@ def _box_sum(array: np.ndarray, radius: int) -> np.ndarray:
     for axis in (0, 1):
         size, margin = array.shape[axis], [(radius, radius) if i == axis else (0, 0) for i in range(array.ndim)]
         padded = np.moveaxis(np.pad(array, margin), axis, 0)
-        total = padded[:size].copy()
+        total = padded[:size].copy(order="K")
         for start in range(1, 2 * radius + 1):
             total += padded[start : start + size]
         array = np.moveaxis(total, 0, axis)
