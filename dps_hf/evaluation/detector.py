@@ -118,29 +118,42 @@ def _fit(coverage: np.ndarray) -> tuple[str, float, float, float]:
     Area and centre of gravity say where the box of each shape would have to be. Unlike the extreme pixels, they hardly
     change with noise and blur.
     """
-    area = coverage.sum()
-    y, x = np.mgrid[0 : coverage.shape[0], 0 : coverage.shape[1]] + 0.5
-    centre_x, centre_y = (coverage * x).sum() / area, (coverage * y).sum() / area
-    image = Image.fromarray(coverage.astype(np.float32))
-    fits = []
-    for shape, outline in _outlines().items():
-        side = float(np.sqrt(area / outline.sum()) * GRID)
-        left = centre_x - side / 2
-        upper = centre_y - (outline.sum(1) @ (np.arange(2 * GRID) + 0.5) / outline.sum() - GRID / 2) * side / GRID
-        scale = side / GRID
-        window = (scale, 0, left - side / 2, 0, scale, upper - side / 2)  # the box and as much again around it
-        patch = np.asarray(
-            image.transform((2 * GRID, 2 * GRID), Image.Transform.AFFINE, window, Image.Resampling.BILINEAR)
-        )
-        misfit = float(np.square(patch - outline).sum() / outline.sum())
-        fits.append((misfit, shape, side, left + side / 2, upper + side / 2))
-    misfit, shape, side, x, y = min(fits)
-    return shape if misfit < MISFIT else UNKNOWN, side, float(x), float(y)
+    outlines, areas, middles = _outlines()
+    area, rows, columns = coverage.sum(), coverage.sum(1), coverage.sum(0)
+    centre_x, centre_y = (line @ (np.arange(len(line)) + 0.5) / area for line in (columns, rows))
+    sides = np.sqrt(area / areas) * GRID
+    left, upper = centre_x - sides / 2, centre_y - middles * sides
+    patches = _resampled(coverage, upper - sides / 2, left - sides / 2, sides / GRID)
+    misfits = np.square(patches - outlines).sum((1, 2)) / areas
+    best = int(misfits.argmin())
+    shape, side = SHAPES[best] if misfits[best] < MISFIT else UNKNOWN, float(sides[best])
+    return shape, side, float(left[best]) + side / 2, float(upper[best]) + side / 2
+
+
+def _resampled(image: np.ndarray, upper: np.ndarray, left: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Windows of an image, each on a grid of its own, between pixels linearly; 0 outside of the image.
+
+    Shapes:
+        upper, left: `(windows,)`, a corner in pixels; scale: `(windows,)`, pixels a cell
+        returns: `(windows, 2 * GRID, 2 * GRID)`
+    """
+
+    def weights(start: np.ndarray, size: int) -> np.ndarray:
+        where = start[:, None] + (np.arange(2 * GRID) + 0.5) * scale[:, None]
+        nearest = (where - 0.5).clip(0, size - 1)
+        inside = (where >= 0) & (where < size)
+        return (1 - np.abs(nearest[..., None] - np.arange(size))).clip(0) * inside[..., None]
+
+    down, across = weights(upper, image.shape[0]), weights(left, image.shape[1])
+    return down @ image @ across.transpose(0, 2, 1)
 
 
 @lru_cache(maxsize=1)
-def _outlines() -> dict[str, np.ndarray]:
-    """Each shape as the formula of its outline, its box in the middle half: `(2 * GRID, 2 * GRID)` in [0, 1]."""
+def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The formula of each shape's outline, its box in the middle half: `(shapes, 2 * GRID, 2 * GRID)` in [0, 1].
+
+    Then the areas of the outlines, and how far below the upper side of its box each has its centre of gravity, in sides.
+    """
     fine = 4 * 2 * GRID
     y, x = (np.mgrid[0:fine, 0:fine] + 0.5) / fine * 4 - 2  # the box runs from -1 to 1, y downwards
     inside = {
@@ -155,7 +168,12 @@ def _outlines() -> dict[str, np.ndarray]:
     assert set(inside) == set(SHAPES)
     # A little soft, as the pictures to be read are: a sharp star is unlike a blurred one.
     soft = {name: _box_sum(mask.astype(np.float32), SOFTNESS * 2) for name, mask in inside.items()}
-    return {name: mask.reshape(2 * GRID, 4, 2 * GRID, 4).mean((1, 3)) / mask.max() for name, mask in soft.items()}
+    outlines = np.stack(
+        [soft[name].reshape(2 * GRID, 4, 2 * GRID, 4).mean((1, 3)) / soft[name].max() for name in SHAPES]
+    )
+    areas = outlines.sum((1, 2))
+    middles = outlines.sum(2) @ (np.arange(2 * GRID) + 0.5) / areas / GRID - 0.5
+    return outlines, areas, middles
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
