@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import threading
 import zlib
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -77,6 +78,12 @@ def run_script(script: Path, *arguments: str | Path) -> None:
 
 
 def _as_main(command: list[str]) -> None:
+    def end_with_parent() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)  # or a second try would find the first one still writing
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 
