@@ -10,7 +10,6 @@ checkpoint to the same losses.
 
 from dataclasses import dataclass
 
-from datasets import load_from_disk
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
 from dps_hf.adapters import (
@@ -20,6 +19,7 @@ from dps_hf.adapters import (
     lora_config,
     norm_optimizer,
 )
+from dps_hf.data.saved import read_saved
 from dps_hf.training import Curves, last_checkpoint
 
 
@@ -45,7 +45,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 
     # Dataset
-    pairs, held_out = load_from_disk(script.dataset), None
+    pairs, held_out = read_saved(script.dataset), None
     if training.eval_strategy != "no":
         # Pairs of one prompt stand together: unshuffled, they are on one side.
         split = pairs.train_test_split(script.evaluation_share, shuffle=False)

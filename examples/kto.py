@@ -9,7 +9,6 @@ example. Killed at any moment, the same command goes on from the last checkpoint
 
 from dataclasses import dataclass
 
-from datasets import load_from_disk
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.adapters import (
@@ -19,6 +18,7 @@ from dps_hf.adapters import (
     lora_config,
     norm_optimizer,
 )
+from dps_hf.data.saved import read_saved
 from dps_hf.training import Curves, last_checkpoint
 
 
@@ -45,7 +45,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
     # Dataset
     # Neighbours must be of different prompts: trl takes the response before each for one to another prompt.
-    responses = load_from_disk(script.dataset).shuffle(seed=training.seed)
+    responses = read_saved(script.dataset).shuffle(seed=training.seed)
     labels = responses["label"][:]
     good, bad = sum(labels), len(labels) - sum(labels)
     if not good or not bad:

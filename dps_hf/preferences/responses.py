@@ -8,12 +8,13 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from PIL import Image
 
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message, Record, validate
+from dps_hf.data.saved import read_saved
 from dps_hf.inference import MAX_NEW_TOKENS, encode
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Judge, Verdict, rewritten
@@ -129,7 +130,8 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
 
     Raises:
         FileNotFoundError: neither is there.
-        ValueError: no line has words, the folder has several splits, or a record is wrong; then its number is named.
+        ValueError: no line has words, the folder has several splits or no records, or a record is wrong; then its number is
+            named.
     """
     if not path.is_dir():
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -139,9 +141,7 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
             yield Prompt(line, draw=True, think=path.stem in think, task=path.stem)
         return
 
-    dataset = load_from_disk(path)
-    if not isinstance(dataset, Dataset):
-        raise ValueError(f"prompts must name a folder with one set of records; {path} has {', '.join(dataset)}.")
+    dataset = read_saved(path, "prompts")
     yield from prompts_of(_checked(dataset, path), think, path.name, patience=len(dataset))
 
 
