@@ -115,10 +115,10 @@ def test_votes_need_no_judge(script, tmp_path):
 
 
 def test_prompts_may_come_from_a_file_in_place_of_tasks(script, tmp_path):
-    mine = [f"star {i}" for i in range(5)]
+    mine = [f"star {i}" for i in range(20)]
     (tmp_path / "mine.txt").write_text("\n".join(mine))
     statistics = json.loads((script(prompts=tmp_path / "mine.txt") / "statistics.json").read_text())
-    assert statistics["counts"]["prompts"] == 5 and statistics["counts"]["responses"] == 15
+    assert statistics["counts"]["prompts"] == 20 and statistics["counts"]["responses"] == 60
     assert {row["prompt"][0]["content"] for row in rows(tmp_path / "out")} <= set(mine)
     assert {row["task"] for row in rows(tmp_path / "out")} == {"mine"}
 
