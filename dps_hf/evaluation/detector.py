@@ -77,14 +77,9 @@ def _colour_map(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 def _box_sum(array: np.ndarray, radius: int) -> np.ndarray:
     """Each value becomes the sum of the values up to `radius` away in both directions."""
-    for axis in (0, 1):
-        size, margin = array.shape[axis], [(radius, radius) if i == axis else (0, 0) for i in range(array.ndim)]
-        padded = np.moveaxis(np.pad(array, margin), axis, 0)
-        total = padded[:size].copy(order="K")
-        for start in range(1, 2 * radius + 1):
-            total += padded[start : start + size]
-        array = np.moveaxis(total, 0, axis)
-    return array
+    steps = range(-radius, radius + 1)
+    rows = np.sum([_shifted(array, dy, 0) for dy in steps], axis=0)
+    return np.sum([_shifted(rows, 0, dx) for dx in steps], axis=0)
 
 
 def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:

@@ -176,14 +176,15 @@ def drawing_sample(
             logits, unguided = logits.chunk(2)
             strengthened = unguided + guidance_scale * (logits - unguided)
             logits = torch.where((position >= 0)[:, None], strengthened, logits)
-        narrow = codes_only and codes_do and not collect
-        if codes_only and not narrow:
+        wide = codes_only and (collect or not codes_do)
+        if wide:
             logits = F.pad(logits, (drawing.codes.start, vocab_size - drawing.codes.stop), value=float("-inf"))
         next_scores = (others if codes_only else logits_processor)(input_ids, logits)
 
-        choice, first = next_scores, drawing.codes.start if codes_only else 0
-        if codes_only and not narrow:
-            choice = next_scores[:, drawing.codes]
+        choice, first = (
+            next_scores[:, drawing.codes] if wide else next_scores,
+            drawing.codes.start if codes_only else 0,
+        )
         if generation_config.do_sample:
             tokens = first + draw_lots(F.softmax(choice, dim=-1))
         else:
