@@ -1,10 +1,11 @@
-"""A model and its processor from parts that exist already."""
+"""A model and its processor from parts that exist already, or with another part."""
 
+import copy
 import os
 
 from transformers import AutoTokenizer
 
-from dps_hf.model.components_dps import Component
+from dps_hf.model.components_dps import Component, find_image_tokenizer, liken
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
@@ -34,3 +35,30 @@ def from_components(
             ) from error
     model = DPSForConditionalGeneration.from_components(text, vision, image_tokenizer, tokenizer, row_end)
     return model, DPSProcessor.from_components(tokenizer, model.config)
+
+
+def replace_image_tokenizer(
+    model: DPSForConditionalGeneration, processor: DPSProcessor, image_tokenizer: Component
+) -> DPSProcessor:
+    """Gives a model another image tokenizer, whose codes it has yet to learn; all else that it knows is left as it was.
+
+    Returns:
+        The processor that belongs to the model now.
+
+    Raises:
+        ValueError: an image tokenizer of another kind, or one with more or fewer codes, which the vocabulary would not hold.
+    """
+    found = find_image_tokenizer(image_tokenizer)
+    codes, config = model.config.codebook_size, copy.deepcopy(model.config)
+    config.image_tokenizer_config = found.config
+    if config.codebook_size != codes:
+        raise ValueError(
+            f"image_tokenizer must have as many codes as the one that it replaces, {codes}; got {config.codebook_size}. "
+            "Choose levels and colour_levels whose products add up to that."
+        )
+    model.config.image_tokenizer_config = found.config
+    old = model.model.image_tokenizer
+    model.model.image_tokenizer = found.to(device=old.device, dtype=old.dtype).requires_grad_(False)
+    for weight in {embedding.weight for embedding in (model.get_input_embeddings(), model.get_output_embeddings())}:
+        liken(weight, model.config.image_code_start_id, found)
+    return DPSProcessor.from_components(processor.tokenizer, model.config)

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, GenerationConfig, TrainingArguments, se
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
+from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
@@ -22,7 +23,7 @@ from dps_hf.training import Curves, KeepTraining, fastest_precision, last_checkp
 @dataclass
 class ScriptArguments:
     """
-    model: a DPS to go on from. Left out, one is made of the parts below.
+    model: a DPS to go on from, with another `image_tokenizer` where one is given. Left out, one is made of the parts below.
     text_config: fields of the decoder's config, `model_type` among them.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
@@ -63,6 +64,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if script.model:
         model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
         processor = DPSProcessor.from_pretrained(script.model)
+        if script.image_tokenizer:
+            processor = replace_image_tokenizer(model, processor, script.image_tokenizer)
     elif "model_type" not in script.text_config:
         raise ValueError(
             "Give model, a DPS to go on from, or text_config with model_type, such as llama: see the recipes."

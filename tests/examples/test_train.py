@@ -97,6 +97,17 @@ def test_training_saves_a_model_its_processor_and_its_curves(recipe, tmp_path):
     assert any("eval_scenes_t2i_shuffled_words_loss" in row for row in log)
 
 
+def test_training_goes_on_with_another_image_tokenizer(recipe, tmp_path):
+    run("train.py", recipe("run", max_steps=1))
+    codes = DPSImageTokenizerConfig(
+        image_size=64, patch_size=16, hidden_sizes=(8, 8), num_res_blocks=1, levels=(4, 2), colour_levels=(4, 2)
+    )
+    DPSImageTokenizer(codes).save_pretrained(tmp_path / "codes")
+    run("train.py", recipe("on", max_steps=1, model=str(tmp_path / "run")))
+    before, after = (json.loads((tmp_path / name / "processor_config.json").read_text()) for name in ("run", "on"))
+    assert (before["grid_size"], after["grid_size"], after["num_codes"]) == (2, 2, 8)
+
+
 def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
     command = ["make", "--always-make", "--dry-run", "--file=examples/nano.mk", f"python={sys.executable}"]
     planned = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout

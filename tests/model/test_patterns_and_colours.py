@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dps_hf.components import replace_image_tokenizer
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_processing_dps import DPSImageProcessor
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer, split_colours
@@ -171,3 +172,33 @@ def test_processors_are_saved_with_their_number_of_codes(two_codes, tiny_tokeniz
     assert DPSProcessor.from_pretrained(tmp_path).num_codes == 8
     with pytest.raises(ValueError, match="must be 8 for a grid of 2; got 4"):
         processor.drawing_text(range(4))
+
+
+@torch.no_grad()
+def test_an_image_tokenizer_takes_the_place_of_another_and_all_but_codes_is_as_it_was(
+    make_model, tokenizer, tiny_processor, pictures, text_ids, tmp_path
+):
+    model, other = make_model(), make_model()
+    processor = replace_image_tokenizer(model, tiny_processor, tokenizer)
+    assert (model.config.num_codes, processor.num_codes, tiny_processor.num_codes) == (8, 8, 4)
+    start = model.config.image_code_start_id
+    codes = slice(start, start + 16)
+    logits, expected = (one(input_ids=text_ids).logits for one in (model, other))
+    assert not logits[..., codes].isclose(expected[..., codes]).all()
+    logits[..., codes] = expected[..., codes]
+    assert logits.equal(expected)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.encode_image(pictures).equal(tokenizer.encode(pictures).image_tokens)
+    text = processor.drawing_text(again.encode_image(pictures)[0])
+    assert len(processor.tokenizer(text)["input_ids"]) == 8 + 2
+
+
+def test_an_image_tokenizer_with_more_codes_is_refused_and_the_model_stays_whole(
+    make_model, tokenizer, tiny_processor
+):
+    model = make_model()
+    more = DPSImageTokenizerConfig(**{**tokenizer.config.to_dict(), "levels": (4, 4)})
+    with pytest.raises(ValueError, match="as many codes as the one that it replaces, 16; got 24"):
+        replace_image_tokenizer(model, tiny_processor, DPSImageTokenizer(more))
+    assert model.config.codebook_size == 16 and model.model.image_tokenizer.config.levels == (4, 4)

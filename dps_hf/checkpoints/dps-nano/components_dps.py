@@ -35,8 +35,7 @@ def assemble(
     """See `DPSForConditionalGeneration.from_components`."""
     text = _load(text_source := text, AutoModelForCausalLM)
     vision = _find("vision", vision, ("siglip_vision_model", "siglip"), SiglipVisionModel)
-    types = (*IMAGE_TOKENIZERS, "janus")
-    image_tokenizer = _find("image_tokenizer", image_tokenizer, types, (DPSImageTokenizer, JanusVQVAE))
+    image_tokenizer = find_image_tokenizer(image_tokenizer)
     decoder, head = text.base_model, text.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
         raise ValueError(f"text must have a head without bias; {type(text).__name__} has one. Choose another decoder.")
@@ -91,7 +90,7 @@ def assemble(
     embeddings.weight = _grow(old_weight, num_known, vocab_size)
     new_codes = config.image_code_start_id >= num_known or isinstance(text_source, PreTrainedConfig)
     if new_codes:
-        _liken(embeddings.weight, config.image_code_start_id, image_tokenizer)
+        liken(embeddings.weight, config.image_code_start_id, image_tokenizer)
     embeddings.num_embeddings, embeddings.padding_idx = vocab_size, text_config.pad_token_id
     decoder.set_input_embeddings(embeddings)
     model.model.language_model = decoder
@@ -104,7 +103,7 @@ def assemble(
         if head is not None:
             model.lm_head.weight = _grow(head.weight, num_known, vocab_size)
         if new_codes:
-            _liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
+            liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
     model.tie_weights()
     return model.eval()
 
@@ -130,7 +129,7 @@ def _grow(weight: torch.Tensor, num_known: int, size: int) -> nn.Parameter:
 
 
 @torch.no_grad()
-def _liken(weight: nn.Parameter, start: int, image_tokenizer: PreTrainedModel) -> None:
+def liken(weight: nn.Parameter, start: int, image_tokenizer: PreTrainedModel) -> None:
     """Gives codes that stand for like patches like rows: what is learned of one then holds for its neighbours.
 
     The rows become random Fourier features of the codes' latents (Rahimi and Recht 2007, section 3): their similarity
@@ -149,6 +148,15 @@ def _liken(weight: nn.Parameter, start: int, image_tokenizer: PreTrainedModel) -
         features = (features - features.mean(0)) / features.std(0)
         weight[start : start + len(features)] = (features.to(known) * known.std(0) + known.mean(0)).to(weight)
         start += len(features)
+
+
+def find_image_tokenizer(component: Component) -> PreTrainedModel:
+    """
+    Raises:
+        ValueError: it is none.
+    """
+    types = (*IMAGE_TOKENIZERS, "janus")
+    return _find("image_tokenizer", component, types, (DPSImageTokenizer, JanusVQVAE))
 
 
 def _find(name: str, component: Component, model_types: tuple[str, ...], wanted) -> PreTrainedModel:
@@ -177,4 +185,4 @@ def _load(component: Component, model_class) -> PreTrainedModel:
     return model_class.from_pretrained(component, dtype="auto")
 
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "find_image_tokenizer", "liken"]
