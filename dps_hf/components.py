@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -64,7 +65,7 @@ def replace_image_tokenizer(
     model.model.image_tokenizer = found.to(device=old.device, dtype=old.dtype).requires_grad_(False)
     # One table where the two are tied.
     for weight in dict.fromkeys([model.get_input_embeddings().weight, model.get_output_embeddings().weight]):
-        liken(weight, model.config.image_code_start_id, found)
+        liken(weight, cast(int, model.config.image_code_start_id), found)
     changed = DPSProcessor.from_components(processor.tokenizer, model.config)
     changed.image_processor, changed.chat_template = processor.image_processor, processor.chat_template
     return changed
