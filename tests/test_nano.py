@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package."""
+"""The checkpoint that comes with the package, and the image tokenizer beside it."""
 
 from pathlib import Path
 
@@ -7,9 +7,13 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import dps_hf
+from dps_hf.data.mixture import Mixture
+from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
+from dps_hf.training import Pictures
 
 
 FOLDER = Path(dps_hf.NANO)
+TWO_CODES = Path(__file__).parents[1] / "examples/checkpoints/nano_two_codes_image_tokenizer"
 MODEL_CODE = Path(dps_hf.__file__).parent / "model"
 
 
@@ -49,3 +53,18 @@ def test_it_draws_and_answers(nano):
     answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
     assert answer[-1] == model.config.eos_token_id
     assert processor.decode(answer, skip_special_tokens=True).strip()
+
+
+def test_the_image_tokenizer_of_two_codes_rebuilds_emoji_that_it_never_saw_better_than_that_of_dps_nano(nano):
+    model, _ = nano
+    two_codes = DPSImageTokenizer.from_pretrained(TWO_CODES)
+    assert two_codes.config.codebook_size == model.config.codebook_size
+    unseen = Pictures(Mixture({"emoji_t2i": 1}, length=60, split="validation"))
+    pixels = torch.stack([unseen[i]["pixel_values"] for i in range(60)])
+
+    @torch.no_grad()
+    def decibels(tokenizer):
+        error = (tokenizer.eval()(pixels).reconstruction - pixels).square().mean((1, 2, 3))
+        return (10 * torch.log10(4 / error)).mean().item()
+
+    assert decibels(two_codes) > decibels(model.model.image_tokenizer) + 1.5
