@@ -7,6 +7,7 @@ from typing import cast
 from transformers import AutoTokenizer, PreTrainedModel
 
 from dps_hf.model.components_dps import Component, find_image_tokenizer, liken
+from dps_hf.model.image_tokenizer_dps import FiniteScalarQuantizer
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
@@ -52,7 +53,7 @@ def replace_image_tokenizer(
         ValueError: an image tokenizer of another kind, or one with more or fewer codes, which the vocabulary would not hold.
     """
     found, old = find_image_tokenizer(image_tokenizer), model.model.image_tokenizer
-    if type(found) is type(old) and _weights_equal(found, old):
+    if _equal(found, old):
         return processor
     codes, config = model.config.codebook_size, copy.deepcopy(model.config)
     config.image_tokenizer_config = found.config
@@ -71,12 +72,14 @@ def replace_image_tokenizer(
     return changed
 
 
-def _weights_equal(one: PreTrainedModel, other: PreTrainedModel) -> bool:
-    """Of what image tokenizers turn pixels into, levels included: those are in the config."""
+def _equal(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Whether two image tokenizers give the same codes, in whatever precision they were saved."""
     weights, others = one.state_dict(), other.state_dict()
-    same = [key for key in weights if key in others and weights[key].shape == others[key].shape]
+    levels, other_levels = (
+        [part.levels for part in model.modules() if isinstance(part, FiniteScalarQuantizer)] for model in (one, other)
+    )
     return (
-        len(same) == len(weights) == len(others)
-        and one.config.to_diff_dict() == other.config.to_diff_dict()
-        and all(weights[key].to(others[key]).equal(others[key]) for key in same)
+        levels == other_levels
+        and weights.keys() == others.keys()
+        and all(weight.to(others[key]).equal(others[key]) for key, weight in weights.items())
     )

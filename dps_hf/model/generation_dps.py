@@ -181,10 +181,8 @@ def drawing_sample(
             logits = F.pad(logits, (drawing.codes.start, vocab_size - drawing.codes.stop), value=float("-inf"))
         next_scores = (others if codes_only else logits_processor)(input_ids, logits)
 
-        choice, first = (
-            next_scores[:, drawing.codes] if wide else next_scores,
-            drawing.codes.start if codes_only else 0,
-        )
+        choice = next_scores[:, drawing.codes] if wide else next_scores
+        first = drawing.codes.start if codes_only else 0
         if generation_config.do_sample:
             tokens = first + draw_lots(F.softmax(choice, dim=-1))
         else:

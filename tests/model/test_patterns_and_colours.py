@@ -201,6 +201,17 @@ def test_its_own_image_tokenizer_leaves_a_model_as_it_was(make_model, tiny_proce
     assert all(weight.equal(other.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
+def test_codes_that_were_learned_stay_where_their_image_tokenizer_is_given_again(
+    make_model, tokenizer, tiny_processor, tmp_path
+):
+    tokenizer.to(torch.bfloat16).save_pretrained(tmp_path / "codes")
+    model = make_model()
+    replace_image_tokenizer(model, tiny_processor, tmp_path / "codes")
+    model.save_pretrained(tmp_path / "model")
+    again = type(model).from_pretrained(tmp_path / "model")
+    assert replace_image_tokenizer(again, tiny_processor, tmp_path / "codes") is tiny_processor
+
+
 def test_an_image_tokenizer_with_more_codes_is_refused_and_the_model_stays_whole(
     make_model, tokenizer, tiny_processor
 ):
