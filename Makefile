@@ -51,7 +51,7 @@ demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draw
 nano align: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
 
 .PHONY: nano
-nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in 2 to 3 hours on 2 cores, and score it
+nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in about 2 hours on 2 cores with AMX, and score it
 	$(MAKE) --jobs=2 --file=examples/nano.mk python=$(python)
 	$(python) examples/evaluate.py --model runs/nano --items 500 --temperature 0 --guidance 1.5 --output runs/nano/figures.json
 

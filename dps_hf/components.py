@@ -2,8 +2,9 @@
 
 import copy
 import os
+from typing import cast
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from dps_hf.model.components_dps import Component, find_image_tokenizer, liken
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -42,13 +43,17 @@ def replace_image_tokenizer(
 ) -> DPSProcessor:
     """Gives a model another image tokenizer, whose codes it has yet to learn; all else that it knows is left as it was.
 
+    An image tokenizer that is the model's own changes nothing.
+
     Returns:
-        The processor that belongs to the model now.
+        The processor that belongs to the model now; the same one if nothing changed.
 
     Raises:
         ValueError: an image tokenizer of another kind, or one with more or fewer codes, which the vocabulary would not hold.
     """
-    found = find_image_tokenizer(image_tokenizer)
+    found, old = find_image_tokenizer(image_tokenizer), model.model.image_tokenizer
+    if type(found) is type(old) and _weights_equal(found, old):
+        return processor
     codes, config = model.config.codebook_size, copy.deepcopy(model.config)
     config.image_tokenizer_config = found.config
     if config.codebook_size != codes:
@@ -57,8 +62,21 @@ def replace_image_tokenizer(
             "Choose levels and colour_levels whose products add up to that."
         )
     model.config.image_tokenizer_config = found.config
-    old = model.model.image_tokenizer
     model.model.image_tokenizer = found.to(device=old.device, dtype=old.dtype).requires_grad_(False)
-    for weight in {embedding.weight for embedding in (model.get_input_embeddings(), model.get_output_embeddings())}:
-        liken(weight, model.config.image_code_start_id, found)
-    return DPSProcessor.from_components(processor.tokenizer, model.config)
+    # One table where the two are tied.
+    for weight in dict.fromkeys([model.get_input_embeddings().weight, model.get_output_embeddings().weight]):
+        liken(weight, cast(int, model.config.image_code_start_id), found)
+    changed = DPSProcessor.from_components(processor.tokenizer, model.config)
+    changed.image_processor, changed.chat_template = processor.image_processor, processor.chat_template
+    return changed
+
+
+def _weights_equal(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Of what image tokenizers turn pixels into, levels included: those are in the config."""
+    weights, others = one.state_dict(), other.state_dict()
+    same = [key for key in weights if key in others and weights[key].shape == others[key].shape]
+    return (
+        len(same) == len(weights) == len(others)
+        and one.config.to_diff_dict() == other.config.to_diff_dict()
+        and all(weights[key].to(others[key]).equal(others[key]) for key in same)
+    )

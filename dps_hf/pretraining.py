@@ -1,6 +1,5 @@
 """What `examples/train.py` needs: records packed into rows without padding, and their loss."""
 
-import copy
 import math
 import zlib
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.training import encode_drawings, prompt_and_text
+from dps_hf.training import drawing_encoder, encode_drawings, prompt_and_text
 
 
 ROW = 256  # tokens; attention costs little up to here
@@ -94,9 +93,7 @@ class PackingCollator:
         code_dropout: float = 0.0,
     ):
         self.model, self.processor = model, processor
-        # A loader's workers encode drawings, and must not touch the accelerator that the model is moved to.
-        others = {id(part): None for name, part in model.model.named_children() if name != "image_tokenizer"}
-        self.encoder = copy.deepcopy(model.model, others).cpu().requires_grad_(False)
+        self.encoder = drawing_encoder(model)
         self.prompt_dropout, self.code_dropout = prompt_dropout, code_dropout
 
     def __call__(self, records: list[Record]) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """What the training scripts share: resuming, curves as a plot, records as batches."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import zlib
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -130,11 +132,11 @@ class KeepTraining(TrainerCallback):
         model.train()
 
 
-def keep_settings(folder: Path, settings: dict, part: str = "new") -> None:
+def keep_settings(folder: Path, settings: dict, field: str) -> None:
     """Writes down what `folder` was made with, so that what lies there is not taken for the work of other settings.
 
     Args:
-        part: of the work, where several processes write into the folder.
+        field: by which the folder was given.
 
     Raises:
         ValueError: the folder holds work of other settings, which are named.
@@ -143,19 +145,19 @@ def keep_settings(folder: Path, settings: dict, part: str = "new") -> None:
     path = folder / "settings.json"
     kept = json.loads(path.read_text()) if path.exists() else settings
     if changed := [name for name in settings if kept.get(name) != settings[name]]:
-        raise ValueError(f"{folder} holds work with other {', '.join(changed)}. Give another folder, or remove it.")
+        now = "; ".join(f"{name} was {kept.get(name)} and is {settings[name]}" for name in changed)
+        raise ValueError(
+            f"{field} must be a folder of its own: {folder} holds work with other {', '.join(changed)} ({now}). "
+            "Give another one, or remove it."
+        )
     if not path.exists():
-        write_whole(path, json.dumps(settings, indent=2) + "\n", part)
+        write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 
-def write_whole(path: Path, text: str, part: str = "new") -> None:
-    """Writes a file at once or not at all: neither a kill nor another machine that reads it finds a half.
-
-    Args:
-        part: of the work, where several processes may write this file.
-    """
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file at once or not at all: neither a kill nor another process or machine that reads it finds a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f"{path.name}.{part}")
+    own = path.with_name(f"{path.name}.{uuid4().hex}")
     own.write_text(text, encoding="utf-8")
     os.replace(own, path)
 
@@ -234,6 +236,12 @@ def encode_drawings(
     return encoded
 
 
+def drawing_encoder(model: DPSForConditionalGeneration) -> DPSModel:
+    """A copy of what turns drawings into codes, on the CPU: a loader's workers must not touch the accelerator of the model."""
+    others = {id(part): None for name, part in model.model.named_children() if name != "image_tokenizer"}
+    return copy.deepcopy(model.model, others).cpu().requires_grad_(False)
+
+
 def _pictures(record: Record) -> list[tuple[Image.Image, str]]:
     """The pictures of a record and the role of the message that each stands in."""
     roles = [m["role"] for m in record["messages"] for part in m["content"] if part["type"] == "image"]
@@ -261,10 +269,11 @@ class RecordCollator:
 
     def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor, prompt_dropout: float = 0.0):
         self.model, self.processor, self.prompt_dropout = model, processor, prompt_dropout
+        self.encoder = drawing_encoder(model)
 
     def __call__(self, records: list[Record]) -> dict:
         config = self.model.config
-        records = encode_drawings(records, self.model, self.processor)
+        records = encode_drawings(records, self.encoder, self.processor)
         prompts, texts = [], []
         for record in records:
             *question, answer = record["messages"]

@@ -4,7 +4,8 @@ python examples/align.py --config examples/recipes/nano_align.yaml
 python examples/align.py --config examples/recipes/nano_align.yaml --experiments capitals_dpo
 
 Each step is a script of its own, run with the fields that are written beside its output. Killed at any moment, the same
-command goes on: finished steps are not done again. What is measured was asked in no step.
+command goes on: finished steps are not done again. What is measured was asked in no step. Experiments may run side by side
+in one work folder, KTO excepted, which takes its drawings from the first round of `scenes_t2i_dpo`.
 """
 
 import json
@@ -59,7 +60,8 @@ class ScriptArguments:
     output: the figures; pictures go beside it.
     work: folder for everything on the way.
     seeds: each is a run from the beginning.
-    items: prompts of each category that are measured; of questions in `scenes_cot_dpo` ten times as many.
+    items: prompts of each category that are measured, but no more than there are (of pairs that never met 72); of
+        questions in `scenes_cot_dpo` ten times as many.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
     unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
@@ -112,7 +114,7 @@ def step(name: str, recipe: str | None, output: Path, done: str, fields: dict) -
     return output
 
 
-def aligned(script: ScriptArguments, model: str, dataset: Path, output: Path, seed: int, fields: dict) -> str:
+def aligned(model: str, dataset: Path, output: Path, seed: int, fields: dict) -> str:
     """DPO with LoRA from a model, and the merged result."""
     adapter = step(
         "dpo", "nano_dpo.yaml", output / "dpo", TRAINED,
@@ -264,7 +266,7 @@ def in_rounds(
         pairs = preferences(script, within / "preferences", seed, fields)
         if number and not (pairs / "paired").exists():
             break
-        model = aligned(script, model, paired(pairs), within, seed, dpo)
+        model = aligned(model, paired(pairs), within, seed, dpo)
     return model
 
 
@@ -388,7 +390,9 @@ def sheet(script: ScriptArguments, path: Path, seed: int, model: str) -> None:
     subjects = [subject(script, name, seed) for name in (script.model, model)]
     prompts = [prompt for name in CATEGORIES for prompt in subjects[0].held_out_prompts(name, 8)]
     items = [Item(pictures, [prompt]) for *pictures, prompt in zip(*(one.draw(prompts) for one in subjects), prompts)]
-    page([Section("Before and after", items, columns=4)]).save(path)
+    own = path.with_name(f"new-{path.name}")  # a kill leaves no half of a picture that counts as one
+    page([Section("Before and after", items, columns=4)]).save(own)
+    own.replace(path)
 
 
 def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
@@ -435,7 +439,7 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
         {"model": misled, "output": str(folder / "preferences"), "votes": str(folder / "votes.jsonl")}
         | {"selection": {"max_length_ratio": 20}},
     )  # fmt: skip
-    model = aligned(script, misled, paired(pairs), folder, seed, script.capitals)
+    model = aligned(misled, paired(pairs), folder, seed, script.capitals)
     at_first = figures(folder, "before", lambda: {**named(misled), **drawn(script, misled, seed)})
     at_last = figures(folder, "after", lambda: {**named(model), **drawn(script, model, seed)})
     for measured in (at_first, at_last):
@@ -512,9 +516,9 @@ def main(script: ScriptArguments) -> None:
     if unknown := set(script.experiments) - set(EXPERIMENTS):
         raise ValueError(f"experiments must be some of {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}.")
     weights = weights_digest(load(script.model)[0])
-    free = ("output", "experiments", "seeds")
+    free = ("output", "work", "experiments", "seeds")
     settings = {name: value for name, value in vars(script).items() if name not in free}
-    keep_settings(script.work, {**settings, "weights": weights})
+    keep_settings(script.work, {**settings, "weights": weights}, "work")
     script.output.parent.mkdir(parents=True, exist_ok=True)
     for name in script.experiments:
         runs = [EXPERIMENTS[name](script, seed) for seed in script.seeds]

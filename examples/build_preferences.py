@@ -100,7 +100,7 @@ def main(script: ScriptArguments) -> None:
         mine = [(prompt.key, prompt.answers, prompt.steps) for prompt in read_prompts(script.prompts, script.think)]
         settings["prompts"], num_prompts = sha256(repr(mine).encode()).hexdigest(), len(mine)
     model, processor = load(script.model)
-    keep_settings(script.output, {**settings, "weights": weights_digest(model)}, str(script.shard_index))
+    keep_settings(script.output, {**settings, "weights": weights_digest(model)}, "output")
     selection, parts = Selection(**script.selection), script.output / "parts"
 
     # Parts

@@ -137,7 +137,7 @@ def main(script: ScriptArguments) -> None:
         "parameters": [(100, w) for w in script.widths],
     }
     # Not which sizes and shares: more of them may join.
-    keep_settings(script.work, {name: getattr(script, name) for name in ("model", "items", "training")})
+    keep_settings(script.work, {name: getattr(script, name) for name in ("model", "items", "training")}, "work")
     parts(script)  # before several ask for them at once
     with ThreadPoolExecutor(script.jobs) as pool:
         each = dict.fromkeys([*asked["percent"], *asked["parameters"]])

@@ -53,6 +53,11 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
             f"{script.dataset} must hold good and bad responses; got {good} and {bad}. Judge more of them."
         )
     if script.balance:
+        if (training.desirable_weight, training.undesirable_weight) != (1.0, 1.0):
+            raise ValueError(
+                "balance sets desirable_weight and undesirable_weight, which are given, too: "
+                f"{training.desirable_weight} and {training.undesirable_weight}. Set balance to false, or leave them out."
+            )
         training.desirable_weight, training.undesirable_weight = max(1.0, bad / good), max(1.0, good / bad)
     training.max_length = None  # what is cut off might be a picture
 

@@ -82,7 +82,7 @@ def tuned(script: ScriptArguments, rows: Dataset, name: str, seen: bool) -> Path
 
 
 def main(script: ScriptArguments) -> None:
-    keep_settings(script.work, {name: getattr(script, name) for name in ("train", "dev", "sft")})
+    keep_settings(script.work, {name: getattr(script, name) for name in ("train", "dev", "sft")}, "work")
     dev, train = examples(script.dev), examples(script.train)
     first: dict[str, int] = {}  # row of each example: its other orders of boxes say nothing new
     for i, identifier in enumerate(dev["identifier"]):

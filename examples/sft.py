@@ -15,7 +15,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
 from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.data.saved import read_saved
+from dps_hf.data.saved import read_records
 from dps_hf.training import Curves, KeepTraining, RecordCollator, last_checkpoint
 
 
@@ -60,7 +60,7 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
     # Dataset
     held_out = None
     if script.dataset:
-        train = read_saved(script.dataset)
+        train = read_records(script.dataset)
     else:
         if training.max_steps < 1:
             raise ValueError(f"max_steps must be 1 or more, since tasks have no end; got {training.max_steps}.")

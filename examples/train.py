@@ -23,7 +23,8 @@ from dps_hf.training import Curves, KeepTraining, fastest_precision, last_checkp
 @dataclass
 class ScriptArguments:
     """
-    model: a DPS to go on from, with another `image_tokenizer` where one is given. Left out, one is made of the parts below.
+    model: a DPS to go on from, with another `image_tokenizer` where one is given. Left out, one is made of the parts below,
+        which with it are not used.
     text_config: fields of the decoder's config, `model_type` among them.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
     row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
@@ -65,11 +66,16 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
         processor = DPSProcessor.from_pretrained(script.model)
         if script.image_tokenizer:
-            processor = replace_image_tokenizer(model, processor, script.image_tokenizer)
-    elif "model_type" not in script.text_config:
+            known, processor = processor, replace_image_tokenizer(model, processor, script.image_tokenizer)
+            if processor is not known:
+                print(f"The image tokenizer is another one: {model.config.codebook_size} codes are learned anew.")
+    elif script.text_config.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(
-            "Give model, a DPS to go on from, or text_config with model_type, such as llama: see the recipes."
+            "Give model, a DPS to go on from, or text_config with a model_type that transformers knows, such as llama; "
+            f"text_config is {script.text_config}. See the recipes."
         )
+    elif missing := [name for name in ("vision_tower", "image_tokenizer") if not getattr(script, name)]:
+        raise ValueError(f"Give {' and '.join(missing)}, what the scripts before this one wrote, or model.")
     else:
         fields = dict(script.text_config)
         model, processor = from_components(

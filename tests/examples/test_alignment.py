@@ -158,6 +158,11 @@ def test_kto_does_not_take_responses_in_the_order_of_their_prompts(train, data, 
     assert seen[0] != stored and sorted(map(str, seen[0])) == sorted(map(str, stored))
 
 
+def test_kto_balances_labels_or_takes_weights_but_not_both(train, data):
+    with pytest.raises(ValueError, match=r"balance sets desirable_weight .* 2.0 and 1.0. Set balance to false"):
+        train("kto", script={"dataset": data["unpaired"]}, max_steps=1, desirable_weight=2.0)
+
+
 def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
     import dps_hf.judges.exact
 

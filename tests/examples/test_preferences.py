@@ -62,7 +62,7 @@ def test_parts_that_are_there_are_not_made_again(script, tmp_path):
 
 def test_data_of_other_settings_is_not_mixed_in(script):
     script()
-    with pytest.raises(ValueError, match="num_responses"):
+    with pytest.raises(ValueError, match=r"output must be a folder of its own: .*num_responses was 3 and is 4"):
         script(num_responses=4)
 
 

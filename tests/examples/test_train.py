@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments
 
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
@@ -106,6 +106,19 @@ def test_training_goes_on_with_another_image_tokenizer(recipe, tmp_path):
     run("train.py", recipe("on", max_steps=1, model=str(tmp_path / "run")))
     before, after = (json.loads((tmp_path / name / "processor_config.json").read_text()) for name in ("run", "on"))
     assert (before["grid_size"], after["grid_size"], after["num_codes"]) == (2, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text_config": {"model_type": "lama"}}, "model_type that transformers knows, such as llama; .*lama"),
+        ({"text_config": {"model_type": "llama"}, "vision_tower": "x"}, "Give image_tokenizer, what the scripts"),
+    ],
+)
+def test_what_a_model_cannot_be_made_of_is_named(example, tmp_path, fields, message):
+    train = example("train.py")
+    with pytest.raises(ValueError, match=message):
+        train.main(train.ScriptArguments(**fields), TrainingArguments(str(tmp_path), use_cpu=True))
 
 
 def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():

@@ -194,6 +194,13 @@ def test_an_image_tokenizer_takes_the_place_of_another_and_all_but_codes_is_as_i
     assert len(processor.tokenizer(text)["input_ids"]) == 8 + 2
 
 
+def test_its_own_image_tokenizer_leaves_a_model_as_it_was(make_model, tiny_processor, tmp_path):
+    model, other = make_model(), make_model()
+    model.model.image_tokenizer.save_pretrained(tmp_path)
+    assert replace_image_tokenizer(model, tiny_processor, tmp_path) is tiny_processor
+    assert all(weight.equal(other.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
 def test_an_image_tokenizer_with_more_codes_is_refused_and_the_model_stays_whole(
     make_model, tokenizer, tiny_processor
 ):
