@@ -31,9 +31,9 @@ CENTRES = {"small": (16, 32, 48), "big": (12, 28, 52)}  # pixels; boxes begin an
 
 
 def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
-    """A prompt and its drawing. Half of the prompts name no sizes, as people often don't; 6 in 10 are English."""
+    """A prompt and its drawing. Half of the prompts name no sizes, as people often don't; half of them are English."""
     form = pick(rng, ("things", "things", "counting", "position", "position"))
-    language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
+    language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
     sizes = bool(rng.random() < 0.5)
     scene, prompt = prompted(rng, split, form, language, sizes)
     if rng.random() < 0.4:

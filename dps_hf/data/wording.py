@@ -31,10 +31,27 @@ DESCRIBE = {
     "zh": ("描述这张图片。", "你看到了什么？", "图片里有什么？"),
 }
 DRAW = {
-    "en": ("{}", "Draw {}.", "A picture of {}.", "Please draw {}.", "Show me {}.", "A picture: {}."),
-    "de": ("{}", "Ein Bild: {}.", "Bitte zeichnen: {}.", "Zeig mir das: {}."),
-    "es": ("{}", "Dibuja {}.", "Una imagen de {}.", "Muéstrame {}."),
-    "zh": ("{}", "画{}。", "一张图片：{}。", "给我看{}。"),
+    "en": (
+        *(
+            "{}",
+            "Draw {}.",
+            "Draw me {}.",
+            "A picture of {}.",
+            "An image of {}.",
+            "Please draw {}.",
+            "Can you draw {}?",
+        ),
+        *("I want to see {}.", "Show me {}.", "A picture: {}."),
+    ),
+    "de": (
+        *("{}", "Ein Bild: {}.", "Bitte zeichnen: {}.", "Zeichne dies: {}.", "Ich möchte ein Bild: {}."),
+        *("Kannst du das zeichnen: {}?", "Das will ich sehen: {}.", "Zeig mir das: {}."),
+    ),
+    "es": (
+        *("{}", "Dibuja {}.", "Dibújame {}.", "Una imagen de {}.", "Por favor, dibuja {}.", "¿Puedes dibujar {}?"),
+        *("Quiero ver {}.", "Muéstrame {}."),
+    ),
+    "zh": (*("{}", "画{}。", "请画{}。", "帮我画{}。", "一张图片：{}。", "你能画{}吗？", "我想看{}。", "给我看{}。"),),
 }
 """Ways of asking; of these and of `DESCRIBE`, the last of each language never occurs in training."""
 
@@ -263,12 +280,15 @@ def asked_for(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Without surplus spaces, and without what ends a sentence."""
-    return " ".join(text.split()).rstrip(" .!。")
+    return " ".join(text.split()).rstrip(" .!?。！？")
 
 
 @cache
 def _asking() -> re.Pattern[str]:
-    ways = (_pattern(_plain(way)) for ways in DRAW.values() for way in ways if way != "{}")
+    # The longest first: "Draw me {}." begins as "Draw {}." does.
+    ways = sorted(
+        (_pattern(_plain(way)) for ways in DRAW.values() for way in ways if way != "{}"), key=len, reverse=True
+    )
     return re.compile("|".join(ways), re.IGNORECASE)
 
 

@@ -84,15 +84,16 @@ class Subject:
         return [sample_split(rng, "validation", count, unseen, grounds=HALF_WHITE) for _ in range(self.items)]
 
     def held_out_prompts(self, name: str, count: int | None = None) -> list[str]:
-        """English prompts for the figure `name` of `FORMS`, which training never hears, each of them once.
+        """Prompts for the figure `name` of `FORMS`, which training never hears, each of them once.
 
-        Half of them name sizes. Of the ways of asking, the last is held out, too. There are not always as many as asked
-        for: no more than 72 ask for a pair that never met.
+        Half of them are English, half of them name sizes. Of the ways of asking, the last is held out, too. There are not
+        always as many as asked for: no more than some 400 ask for a pair that never met.
         """
         rng, prompts, missed = self.rng(name), dict[str, None](), 0
         while len(prompts) < (count or self.items) and missed < 1000:
-            _, prompt = prompted(rng, "validation", sizes=bool(rng.random() < 0.5), **FORMS[name])
-            prompt = pick(rng, DRAW["en"]).format(prompt)
+            language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
+            _, prompt = prompted(rng, "validation", language=language, sizes=bool(rng.random() < 0.5), **FORMS[name])
+            prompt = pick(rng, DRAW[language]).format(prompt)
             missed = missed + 1 if prompt in prompts else 0
             prompts[prompt] = None
         return list(prompts)
