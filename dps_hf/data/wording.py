@@ -32,27 +32,19 @@ DESCRIBE = {
 }
 DRAW = {
     "en": (
-        *(
-            "{}",
-            "Draw {}.",
-            "Draw me {}.",
-            "A picture of {}.",
-            "An image of {}.",
-            "Please draw {}.",
-            "Can you draw {}?",
-        ),
-        *("I want to see {}.", "Show me {}.", "A picture: {}."),
+        "{}", "Draw {}.", "Draw me {}.", "A picture of {}.", "An image of {}.", "Please draw {}.", "Can you draw {}?",
+        "I want to see {}.", "Show me {}.", "A picture: {}.",
     ),
     "de": (
-        *("{}", "Ein Bild: {}.", "Bitte zeichnen: {}.", "Zeichne dies: {}.", "Ich möchte ein Bild: {}."),
-        *("Kannst du das zeichnen: {}?", "Das will ich sehen: {}.", "Zeig mir das: {}."),
+        "{}", "Ein Bild: {}.", "Bitte zeichnen: {}.", "Zeichne dies: {}.", "Ich möchte ein Bild: {}.",
+        "Kannst du das zeichnen: {}?", "Das will ich sehen: {}.", "Zeig mir das: {}.",
     ),
     "es": (
-        *("{}", "Dibuja {}.", "Dibújame {}.", "Una imagen de {}.", "Por favor, dibuja {}.", "¿Puedes dibujar {}?"),
-        *("Quiero ver {}.", "Muéstrame {}."),
+        "{}", "Dibuja {}.", "Dibújame {}.", "Una imagen de {}.", "Por favor, dibuja {}.", "¿Puedes dibujar {}?",
+        "Quiero ver {}.", "Muéstrame {}.",
     ),
-    "zh": (*("{}", "画{}。", "请画{}。", "帮我画{}。", "一张图片：{}。", "你能画{}吗？", "我想看{}。", "给我看{}。"),),
-}
+    "zh": ("{}", "画{}。", "请画{}。", "帮我画{}。", "一张图片：{}。", "你能画{}吗？", "我想看{}。", "给我看{}。"),
+}  # fmt: skip
 """Ways of asking; of these and of `DESCRIBE`, the last of each language never occurs in training."""
 
 _SHAPES = {
