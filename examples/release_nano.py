@@ -3,8 +3,8 @@
 python examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
 python examples/release_nano.py --output dps_hf/checkpoints/dps-nano    # the card, once the checkpoint is scored
 
-The weights are stored in float16, those of the image tokenizer apart, and loaded in float32: the file is half as large, and
-nothing computes in half precision on a CPU that cannot. `make evaluate` scores the checkpoint and fills its card.
+The weights are stored in float16, those of the image tokenizer in bfloat16 where they are such numbers anyhow and else as they
+are, and loaded in float32: the file is half as large, and nothing computes in half precision on a CPU that cannot. `make evaluate` scores the checkpoint and fills its card.
 """
 
 import json
@@ -55,6 +55,9 @@ def write_card(script: ScriptArguments) -> None:
 def main(script: ScriptArguments) -> None:
     if script.model:
         model = AutoModelForMultimodalLM.from_pretrained(script.model, dtype=torch.float16)
+        weights = model.model.image_tokenizer.state_dict().values()
+        if all(weight.equal(weight.bfloat16().to(weight)) for weight in weights):
+            model.model.image_tokenizer.bfloat16()
         model.save_pretrained(script.output)
         config = model.config
         for part in (config, config.text_config, config.vision_config, config.image_tokenizer_config):

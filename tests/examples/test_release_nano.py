@@ -3,6 +3,9 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForMultimodalLM
 
 from dps_hf import NANO
 
@@ -12,3 +15,25 @@ def test_figures_of_other_weights_are_not_written_into_the_card(example, tmp_pat
     results.write_text(json.dumps({"recipe": {"weights": "abc"}}))
     with pytest.raises(ValueError, match=r"is of weights abc, .* Score them first"):
         release.main(release.ScriptArguments(output=NANO, results=str(results)))
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_the_image_tokenizer_is_stored_in_bfloat16_only_where_nothing_is_lost(
+    example, make_model, tiny_processor, tmp_path, rounded
+):
+    model = make_model()
+    if rounded:
+        model.model.image_tokenizer.bfloat16().float()
+    model.save_pretrained(tmp_path / "trained")
+    tiny_processor.save_pretrained(tmp_path / "trained")
+    example("release_nano.py").main(
+        example("release_nano.py").ScriptArguments(
+            model=str(tmp_path / "trained"), output=str(tmp_path / "released"), results=str(tmp_path / "none.json")
+        )
+    )
+    stored = load_file(tmp_path / "released/model.safetensors")
+    dtypes = {weight.dtype for name, weight in stored.items() if ".image_tokenizer." in name}
+    assert dtypes == {torch.bfloat16 if rounded else torch.float32}
+    released = AutoModelForMultimodalLM.from_pretrained(tmp_path / "released")
+    for name, weight in model.model.image_tokenizer.state_dict().items():
+        torch.testing.assert_close(released.model.image_tokenizer.state_dict()[name], weight, rtol=0, atol=0)
