@@ -53,7 +53,7 @@ def replace_image_tokenizer(
         ValueError: an image tokenizer of another kind, or one with more or fewer codes, which the vocabulary would not hold.
     """
     found, old = find_image_tokenizer(image_tokenizer), model.model.image_tokenizer
-    if _equal(found, old):
+    if same_image_tokenizer(found, old):
         return processor
     codes, config = model.config.codebook_size, copy.deepcopy(model.config)
     config.image_tokenizer_config = found.config
@@ -72,7 +72,7 @@ def replace_image_tokenizer(
     return changed
 
 
-def _equal(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+def same_image_tokenizer(one: PreTrainedModel, other: PreTrainedModel) -> bool:
     """Whether two image tokenizers give the same codes, in whatever precision they were saved."""
     weights, others = one.state_dict(), other.state_dict()
     levels, other_levels = (

@@ -5,14 +5,19 @@ python examples/average_weights.py --models runs/mine dps_hf/checkpoints/dps-nan
 
 What training forgot comes back in part, and what each run learned stays in part (Model soups, arXiv 2203.05482; between
 a model and its fine-tuned self: WiSE-FT, arXiv 2109.01903). Models that were trained from nothing have no average.
+What goes on with another image tokenizer may be averaged with what it was before: image tokenizer and embeddings of codes are the
+first model's then.
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from trl import TrlParser
 
+from dps_hf.components import same_image_tokenizer
 from dps_hf.inference import load, weights_digest
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 
 
 @dataclass
@@ -42,15 +47,33 @@ def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.float().named_parameters())
 
 
+def keep_codes(weights: dict[str, torch.Tensor], own: DPSForConditionalGeneration) -> None:
+    """Puts a model's own image tokenizer and embeddings of codes in place of others, in which a code is another picture."""
+    start = cast(int, own.config.image_code_start_id)
+    codes = slice(start, start + own.config.codebook_size)
+    tables = {id(table.weight) for table in (own.get_input_embeddings(), own.get_output_embeddings())}
+    for name in [name for name in weights if ".image_tokenizer." in name]:
+        del weights[name]
+    for name, weight in tensors(own).items():
+        if ".image_tokenizer." in name:
+            weights[name] = weight
+        elif id(weight) in tables and weights[name].shape == weight.shape:
+            weights[name][codes] = weight[codes]
+
+
 @torch.no_grad()
 def main(script: ScriptArguments) -> None:
     first, *others = script.models
     model, processor = load(first)
     average, total = tensors(model), sum(script.shares)
+    own, _ = load(first)  # as it was
     for weight in average.values():
         weight.mul_(script.shares[0] / total)
     for path, share in zip(others, script.shares[1:]):
-        weights = tensors(load(path)[0])
+        other = load(path)[0]
+        weights = tensors(other)
+        if not same_image_tokenizer(own.model.image_tokenizer, other.model.image_tokenizer):
+            keep_codes(weights, own)
         shapes, expected = ({name: tuple(w.shape) for name, w in held.items()} for held in (weights, average))
         if shapes != expected:
             name = min(name for name, _ in shapes.items() ^ expected.items())

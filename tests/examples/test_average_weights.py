@@ -10,11 +10,12 @@ from dps_hf.inference import load
 def saved(make_model, make_text_config, tiny_processor, tmp_path):
     """Saves a random model, other than those of other seeds, and says where."""
 
-    def save(seed: int, **text_config) -> str:
+    def save(seed: int, image_tokenizer: int = 0, **text_config) -> str:
         model, folder = make_model(text_config=make_text_config(**text_config)), str(tmp_path / f"{seed}")
-        torch.manual_seed(seed)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter.data)
+        for part, number in ((model, seed), (model.model.image_tokenizer, image_tokenizer)):
+            torch.manual_seed(number)
+            for parameter in part.parameters():
+                torch.nn.init.normal_(parameter.data)
         model.save_pretrained(folder)
         tiny_processor.save_pretrained(folder)
         return folder
@@ -40,6 +41,24 @@ def test_shares_are_alike_if_none_are_given(example, saved, tmp_path):
         average.main(average.ScriptArguments(**fields))
     bare, alike = (load(tmp_path / name)[0].state_dict() for name in ("bare", "alike"))
     assert all(torch.equal(bare[name], alike[name]) for name in bare)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_codes_of_another_image_tokenizer_have_no_share(example, saved, tmp_path, tied):
+    average, output = example("average_weights.py"), str(tmp_path / "average")
+    models = [saved(0, tie_word_embeddings=tied), saved(1, image_tokenizer=1, tie_word_embeddings=tied)]
+    average.main(average.ScriptArguments(models=models, output=output))
+    mean, config = load(output)[0].state_dict(), load(output)[0].config
+    one, other = (load(path)[0].state_dict() for path in models)
+    codes = torch.zeros(config.vocab_size, dtype=torch.bool)
+    codes[config.image_code_start_id : config.image_code_start_id + config.codebook_size] = True
+    for name, weight in mean.items():
+        halves = (one[name] + other[name]) / 2
+        if ".image_tokenizer." in name:
+            halves = one[name]
+        elif name.endswith(("lm_head.weight", "embed_tokens.weight")):
+            halves = torch.where(codes[:, None], one[name], halves)
+        torch.testing.assert_close(weight, halves, msg=name)
 
 
 def test_models_of_two_architectures_have_no_average(example, saved, tmp_path):
