@@ -70,6 +70,13 @@ def test_models_of_two_architectures_have_no_average(example, saved, tmp_path):
         average.main(script)
 
 
+def test_another_image_tokenizer_does_not_hide_another_architecture(example, saved, tmp_path):
+    average = example("average_weights.py")
+    models = [saved(0, tie_word_embeddings=False), saved(1, image_tokenizer=1, tie_word_embeddings=True)]
+    with pytest.raises(ValueError, match=r"one architecture: lm_head"):
+        average.main(average.ScriptArguments(models=models, output=str(tmp_path / "average")))
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
