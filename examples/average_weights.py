@@ -57,7 +57,7 @@ def keep_codes(weights: dict[str, torch.Tensor], own: DPSForConditionalGeneratio
     for name, weight in tensors(own).items():
         if ".image_tokenizer." in name:
             weights[name] = weight
-        elif id(weight) in tables and weights[name].shape == weight.shape:
+        elif id(weight) in tables and name in weights and weights[name].shape == weight.shape:
             weights[name][codes] = weight[codes]
 
 
@@ -65,15 +65,13 @@ def keep_codes(weights: dict[str, torch.Tensor], own: DPSForConditionalGeneratio
 def main(script: ScriptArguments) -> None:
     first, *others = script.models
     model, processor = load(first)
-    average, total = tensors(model), sum(script.shares)
-    own, _ = load(first)  # as it was
-    for weight in average.values():
-        weight.mul_(script.shares[0] / total)
+    total = sum(script.shares)
+    average = {name: weight * (script.shares[0] / total) for name, weight in tensors(model).items()}
     for path, share in zip(others, script.shares[1:]):
         other = load(path)[0]
         weights = tensors(other)
-        if not same_image_tokenizer(own.model.image_tokenizer, other.model.image_tokenizer):
-            keep_codes(weights, own)
+        if not same_image_tokenizer(model.model.image_tokenizer, other.model.image_tokenizer):
+            keep_codes(weights, model)
         shapes, expected = ({name: tuple(w.shape) for name, w in held.items()} for held in (weights, average))
         if shapes != expected:
             name = min(name for name, _ in shapes.items() ^ expected.items())
@@ -83,6 +81,8 @@ def main(script: ScriptArguments) -> None:
             )
         for name, weight in average.items():
             weight.add_(weights[name], alpha=share / total)
+    for name, weight in tensors(model).items():
+        weight.copy_(average[name])
     model.save_pretrained(script.output)
     processor.save_pretrained(script.output)
     print(f"{len(script.models)} models, averaged to weights {weights_digest(model)} in {script.output}")

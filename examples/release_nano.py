@@ -4,7 +4,8 @@ python examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dp
 python examples/release_nano.py --output dps_hf/checkpoints/dps-nano    # the card, once the checkpoint is scored
 
 The weights are stored in float16, those of the image tokenizer in bfloat16 where they are such numbers anyhow and else as they
-are, and loaded in float32: the file is half as large, and nothing computes in half precision on a CPU that cannot. `make evaluate` scores the checkpoint and fills its card.
+are, and loaded in float32: the file is half as large, and nothing computes in half precision on a CPU that cannot.
+`make evaluate` scores the checkpoint and fills its card.
 """
 
 import json

@@ -10,8 +10,9 @@ from dps_hf.inference import load
 def saved(make_model, make_text_config, tiny_processor, tmp_path):
     """Saves a random model, other than those of other seeds, and says where."""
 
-    def save(seed: int, image_tokenizer: int = 0, **text_config) -> str:
-        model, folder = make_model(text_config=make_text_config(**text_config)), str(tmp_path / f"{seed}")
+    def save(seed: int, image_tokenizer: int = 0, tied: bool = True, **text_config) -> str:
+        model = make_model(text_config=make_text_config(**text_config), tie_word_embeddings=tied)
+        folder = str(tmp_path / f"{seed}")
         for part, number in ((model, seed), (model.model.image_tokenizer, image_tokenizer)):
             torch.manual_seed(number)
             for parameter in part.parameters():
@@ -25,11 +26,12 @@ def saved(make_model, make_text_config, tiny_processor, tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_each_weight_is_the_mean_of_those_of_the_models_by_their_shares(example, saved, tmp_path, tied):
-    models = [saved(seed, tie_word_embeddings=tied) for seed in (0, 1, 2)]
+    models = [saved(seed, tied=tied) for seed in (0, 1, 2)]
     average, output = example("average_weights.py"), str(tmp_path / "average")
     average.main(average.ScriptArguments(models=models, shares=[1, 0, 3], output=output))
     one, _, other, mean = (load(path)[0].state_dict() for path in (*models, output))
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+    assert torch.equal(one["lm_head.weight"], one["model.language_model.embed_tokens.weight"]) == tied
     for name, weight in mean.items():
         torch.testing.assert_close(weight, (one[name] + 3 * other[name]) / 4)
 
@@ -46,7 +48,7 @@ def test_shares_are_alike_if_none_are_given(example, saved, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_codes_of_another_image_tokenizer_have_no_share(example, saved, tmp_path, tied):
     average, output = example("average_weights.py"), str(tmp_path / "average")
-    models = [saved(0, tie_word_embeddings=tied), saved(1, image_tokenizer=1, tie_word_embeddings=tied)]
+    models = [saved(0, tied=tied), saved(1, image_tokenizer=1, tied=tied)]
     average.main(average.ScriptArguments(models=models, output=output))
     mean, config = load(output)[0].state_dict(), load(output)[0].config
     one, other = (load(path)[0].state_dict() for path in models)
@@ -68,6 +70,13 @@ def test_models_of_two_architectures_have_no_average(example, saved, tmp_path):
     )
     with pytest.raises(ValueError, match=r"one architecture: \S*mlp\S* is \(.*\) in .* and \(.*64.*\) in"):
         average.main(script)
+
+
+def test_another_image_tokenizer_does_not_hide_another_architecture(example, saved, tmp_path):
+    average = example("average_weights.py")
+    models = [saved(0, tied=False), saved(1, image_tokenizer=1)]
+    with pytest.raises(ValueError, match=r"one architecture: lm_head"):
+        average.main(average.ScriptArguments(models=models, output=str(tmp_path / "average")))
 
 
 @pytest.mark.parametrize(

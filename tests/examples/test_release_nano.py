@@ -21,16 +21,13 @@ def test_figures_of_other_weights_are_not_written_into_the_card(example, tmp_pat
 def test_the_image_tokenizer_is_stored_in_bfloat16_only_where_nothing_is_lost(
     example, make_model, tiny_processor, tmp_path, rounded
 ):
-    model = make_model()
+    model, release = make_model(), example("release_nano.py")
     if rounded:
         model.model.image_tokenizer.bfloat16().float()
     model.save_pretrained(tmp_path / "trained")
     tiny_processor.save_pretrained(tmp_path / "trained")
-    example("release_nano.py").main(
-        example("release_nano.py").ScriptArguments(
-            model=str(tmp_path / "trained"), output=str(tmp_path / "released"), results=str(tmp_path / "none.json")
-        )
-    )
+    paths = {name: str(tmp_path / path) for name, path in (("model", "trained"), ("output", "released"))}
+    release.main(release.ScriptArguments(**paths, results=str(tmp_path / "none.json")))
     stored = load_file(tmp_path / "released/model.safetensors")
     dtypes = {weight.dtype for name, weight in stored.items() if ".image_tokenizer." in name}
     assert dtypes == {torch.bfloat16 if rounded else torch.float32}
