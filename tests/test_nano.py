@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package, and the image tokenizer beside it."""
+"""The checkpoint that comes with the package."""
 
 from pathlib import Path
 
@@ -7,13 +7,11 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import dps_hf
-from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.mixture import Mixture
 from dps_hf.training import Pictures
 
 
 FOLDER = Path(dps_hf.NANO)
-TWO_CODES = Path(__file__).parents[1] / "examples/checkpoints/nano_two_codes_image_tokenizer"
 MODEL_CODE = Path(dps_hf.__file__).parent / "model"
 
 
@@ -63,8 +61,3 @@ def test_it_rebuilds_emoji_that_it_never_saw(nano):
     rebuilt = model.decode_image_tokens(model.encode_image(pixels))
     error = (rebuilt - pixels).square().mean((1, 2, 3))
     assert (10 * torch.log10(4 / error)).mean() > 23
-
-
-def test_the_image_tokenizer_that_its_recipe_takes_is_its_own(nano):
-    model, processor = nano
-    assert replace_image_tokenizer(model, processor, str(TWO_CODES)) is processor

@@ -37,13 +37,17 @@ DRAW = {
     ),
     "de": (
         "{}", "Ein Bild: {}.", "Bitte zeichnen: {}.", "Zeichne dies: {}.", "Ich möchte ein Bild: {}.",
-        "Kannst du das zeichnen: {}?", "Das will ich sehen: {}.", "Zeig mir das: {}.",
+        "Kannst du das zeichnen: {}?", "Das will ich sehen: {}.", "Mal mir das: {}.", "Mach mir ein Bild: {}.",
+        "Zeig mir das: {}.",
     ),
     "es": (
         "{}", "Dibuja {}.", "Dibújame {}.", "Una imagen de {}.", "Por favor, dibuja {}.", "¿Puedes dibujar {}?",
         "Quiero ver {}.", "Muéstrame {}.",
     ),
-    "zh": ("{}", "画{}。", "请画{}。", "帮我画{}。", "一张图片：{}。", "你能画{}吗？", "我想看{}。", "给我看{}。"),
+    "zh": (
+        "{}", "画{}。", "请画{}。", "帮我画{}。", "给我画{}。", "一张图片：{}。", "你能画{}吗？", "我想看{}。", "请给我{}。",
+        "给我看{}。",
+    ),
 }  # fmt: skip
 """Ways of asking; of these and of `DESCRIBE`, the last of each language never occurs in training."""
 
