@@ -371,6 +371,7 @@ def name_alignment_loss(
     ways = [rng.choice(len(languages), 2, replace=False) for _ in chosen]
     texts = [names[languages[way[side]]] for side in (0, 1) for names, way in zip(chosen, ways, strict=True)]
     inputs = processor(text=texts, padding=True, return_tensors="pt").to(model.device)
+    processor.tokenizer.backend_tokenizer.no_padding()  # or it would be saved as one that pads whatever it is given
     features = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
     one, other = F.normalize(features.float(), dim=-1).chunk(2)
     logits, target = one @ other.T / 0.05, torch.arange(count, device=model.device)

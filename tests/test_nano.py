@@ -68,3 +68,10 @@ def test_the_image_tokenizer_of_two_codes_rebuilds_emoji_that_it_never_saw_bette
         return (10 * torch.log10(4 / error)).mean().item()
 
     assert decibels(two_codes) > decibels(model.model.image_tokenizer) + 1.5
+
+
+def test_the_dps_nano_beside_that_image_tokenizer_holds_it():
+    folder = TWO_CODES.parent / "nano_two_codes"
+    model, processor = AutoModelForMultimodalLM.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    assert model.num_parameters() <= 12_000_000
+    assert replace_image_tokenizer(model, processor, str(TWO_CODES)) is processor

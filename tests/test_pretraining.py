@@ -280,6 +280,7 @@ def test_names_in_two_languages_are_drawn_together(make_model, tiny_processor):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
+    assert tiny_processor.tokenizer.backend_tokenizer.padding is None  # as it will be saved
 
 
 def test_row_ends_that_come_after_the_codes_are_text(make_model, tiny_processor):
