@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import dps_hf
+from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.mixture import Mixture
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
 from dps_hf.training import Pictures
