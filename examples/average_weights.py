@@ -65,8 +65,7 @@ def keep_codes(weights: dict[str, torch.Tensor], own: DPSForConditionalGeneratio
 def main(script: ScriptArguments) -> None:
     first, *others = script.models
     model, processor = load(first)
-    total = sum(script.shares)
-    average = {name: weight * (script.shares[0] / total) for name, weight in tensors(model).items()}
+    average, total = tensors(model), script.shares[0]
     for path, share in zip(others, script.shares[1:]):
         other = load(path)[0]
         weights = tensors(other)
@@ -79,10 +78,10 @@ def main(script: ScriptArguments) -> None:
                 f"Models must be of one architecture: {name} is {expected.get(name)} in {first} and {shapes.get(name)} "
                 f"in {path}."
             )
-        for name, weight in average.items():
-            weight.add_(weights[name], alpha=share / total)
-    for name, weight in tensors(model).items():
-        weight.copy_(average[name])
+        if share:
+            total += share
+            for name, weight in average.items():
+                weight.lerp_(weights[name], share / total)  # what all models have alike stays exactly as it is
     model.save_pretrained(script.output)
     processor.save_pretrained(script.output)
     print(f"{len(script.models)} models, averaged to weights {weights_digest(model)} in {script.output}")
