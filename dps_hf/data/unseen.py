@@ -23,7 +23,7 @@ def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[st
         else:
             form = pick(rng, ("things", "counting", "position"))
             number = int(rng.integers(2, 4)) if form == "things" else None
-            language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
+            language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
             _, prompt = prompted(rng, "validation", form, language, bool(rng.random() < 0.5), number, "pair")
             if rng.random() < 0.4:
                 prompt = pick(rng, DRAW[language][:-1]).format(prompt)
