@@ -35,7 +35,7 @@ from dps_hf.evaluation.tasks import FORMS, Subject, scenes_cot, scenes_t2i
 from dps_hf.inference import ask, decode, load, weights_digest
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case
-from dps_hf.pages import Item, Section, page
+from dps_hf.pages import Item, Section, page, plain
 from dps_hf.training import keep_settings, run_script, write_whole
 
 
@@ -388,7 +388,8 @@ def sheet(script: ScriptArguments, path: Path, seed: int, model: str) -> None:
     if path.exists():
         return
     subjects = [subject(script, name, seed) for name in (script.model, model)]
-    prompts = [prompt for name in CATEGORIES for prompt in subjects[0].held_out_prompts(name, 8)]
+    asked = (subjects[0].held_out_prompts(name, 24) for name in CATEGORIES)
+    prompts = [prompt for some in asked for prompt in [one for one in some if plain(one)][:8]]  # what a page can write
     items = [Item(pictures, [prompt]) for *pictures, prompt in zip(*(one.draw(prompts) for one in subjects), prompts)]
     own = path.with_name(f"new-{path.name}")  # a kill leaves no half of a picture that counts as one
     page([Section("Before and after", items, columns=4)]).save(own)

@@ -27,6 +27,7 @@ from dps_hf.judges.exact import exact_judge
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case, Judge
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
 from dps_hf.training import Curves, last_checkpoint
 
@@ -80,6 +81,17 @@ class JudgeReward:
         return [verdict and verdict.scores.get(self.aspect) for verdict in verdicts]
 
 
+def forbid_words(model: DPSForConditionalGeneration) -> None:
+    """To the loss, too, only image tokens come in drawings: what it takes from a code would go to words, which are never drawn."""
+    config, head = model.config, model.get_output_embeddings()
+    bias = torch.full((config.vocab_size,), -1e4).to(head.weight)
+    bias[config.image_code_start_id : config.image_code_start_id + config.codebook_size] = 0
+    bias[[config.boi_token_id, config.eoi_token_id, config.row_end_token_id or config.eoi_token_id]] = 0
+    own = head.bias
+    del head.bias
+    head.register_buffer("bias", bias if own is None else own.detach() + bias, persistent=False)  # in no checkpoint
+
+
 def as_dataset(prompts: list[Prompt]) -> Dataset:
     chat = List({"role": Value("string"), "content": Value("string")})
     texts = {"text": Value("string"), "answers": List(Value("string"))}
@@ -107,6 +119,8 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     if any(prompt.draw != draw for prompt in prompts):
         got = script.prompts or ", ".join(script.tasks)
         raise ValueError(f"tasks, or prompts, must all be of drawings or all of answers; got {got}.")
+    if draw:
+        forbid_words(model)
     # Unless it is asked for, no guidance: what is drawn must be what the model would draw by itself.
     mode = {"generation_mode": "image" if draw else "text", "guidance_scale": 1.0}
     training.generation_kwargs = {**mode, **(training.generation_kwargs or {})}

@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Image, List, Value, load_from_disk
 from PIL import Image as PIL
 from safetensors.torch import load_file
 from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from dps_hf.adapters import load_for_training
 from dps_hf.data.record import record
@@ -178,6 +179,24 @@ def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
     output = train("grpo", script=script, max_steps=12, per_device_train_batch_size=16, num_generations=8)
     rewards = losses(output, "reward")
     assert sum(rewards[-3:]) > sum(rewards[:3])
+
+
+def test_to_grpo_a_drawing_is_as_likely_as_to_generation_which_draws_no_words(example, make_model):
+    model = make_model()
+    config, ids = model.config, torch.tensor([[5, 6, 7, 8]])
+    codes = torch.arange(config.codebook_size) + config.image_code_start_id
+    image_tokens = torch.cat([codes, torch.tensor([config.boi_token_id, config.eoi_token_id])])
+    ids = torch.cat([ids, image_tokens[None]], 1)
+    freely = model(input_ids=ids).logits[:, 3:-1, image_tokens].log_softmax(-1)
+
+    example("grpo.py").forbid_words(model)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))  # as the trainer does
+    labels = ids.masked_fill(torch.arange(ids.shape[1]) < 4, -100)
+    scored = model(input_ids=ids, labels=labels, fused_lm_head=True)
+    expected = freely.gather(2, torch.arange(len(image_tokens))[None, :, None])[..., 0]
+    torch.testing.assert_close(scored.log_probs[:, 3:], expected)
+    torch.testing.assert_close(scored.entropy[:, 3:], -(freely.exp() * freely).sum(-1))
+    assert not [name for name in model.state_dict() if name.endswith("lm_head.bias")]
 
 
 def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
