@@ -60,7 +60,7 @@ class ScriptArguments:
     output: the figures; pictures go beside it.
     work: folder for everything on the way.
     seeds: each is a run from the beginning.
-    items: prompts of each category that are measured, but no more than there are (of pairs that never met some 400);
+    items: prompts of each category that are measured, but no more than there are (of pairs that never met 456);
         of questions in `scenes_cot_dpo` ten times as many.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
     unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.

@@ -87,7 +87,7 @@ class Subject:
         """Prompts for the figure `name` of `FORMS`, which training never hears, each of them once.
 
         Half of them are English, half of them name sizes. Of the ways of asking, the last is held out, too. There are not
-        always as many as asked for: no more than some 400 ask for a pair that never met.
+        always as many as asked for: no more than 456 ask for a pair that never met.
         """
         rng, prompts, missed = self.rng(name), dict[str, None](), 0
         while len(prompts) < (count or self.items) and missed < 1000:

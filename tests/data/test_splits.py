@@ -141,7 +141,7 @@ def test_no_prompt_counts_twice():
     subject = Witness(None, None, items=500, seed=0, sampling={})
     found = {name: subject.held_out_prompts(name) for name in tasks.FORMS}
     assert all(len(set(prompts)) == len(prompts) <= 500 for prompts in found.values())
-    assert len(found["unseen_pair"]) == 4 * 3 * len(DRAW["en"]) and len(found["position"]) == 500
+    assert len(found["unseen_pair"]) == 4 * 3 * sum(map(len, DRAW.values())) and len(found["position"]) == 500
 
 
 @pytest.mark.parametrize("task", ["scenes_i2t", "scenes_cot", "scenes_edit"])
