@@ -199,6 +199,20 @@ def test_to_grpo_a_drawing_is_as_likely_as_to_generation_which_draws_no_words(ex
     assert not [name for name in model.state_dict() if name.endswith("lm_head.bias")]
 
 
+@pytest.mark.parametrize("task, forbidden", [("scenes_t2i", True), ("facts", False)])
+def test_grpo_forbids_words_in_drawings_alone(train, monkeypatch, task, forbidden):
+    biases = []
+
+    class Watched(trl.GRPOTrainer):
+        def __init__(self, *args, model, **kwargs):
+            biases.append(model.get_output_embeddings().bias)
+            super().__init__(*args, model=model, **kwargs)
+
+    monkeypatch.setattr(trl, "GRPOTrainer", Watched)
+    train("grpo", script={"tasks": {task: 1}, "num_prompts": 4}, max_steps=1)
+    assert (biases[0] is not None) == forbidden
+
+
 def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
     import dps_hf.judges.exact
 
