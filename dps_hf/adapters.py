@@ -1,6 +1,6 @@
 """What trl's trainers need to be told of a DPS: which weights an adapter goes to, and which bits they may have."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -136,6 +136,24 @@ def lora_targets(model: DPSForConditionalGeneration, vision_tower: bool = False)
         if isinstance(module, (nn.Linear, Conv1D))
     }
     return rf"model\.({'|'.join(parts)})\.(.+\.)?({'|'.join(sorted(layers))})"
+
+
+def forbid_words(model: DPSForConditionalGeneration, but: Iterable[int] = ()) -> None:
+    """Where all completions are drawings: to the loss, as to generation, only image tokens can come in them.
+
+    Else what a loss takes from a code goes to words, which are never drawn: drawings show nothing of it, and the probability
+    of codes is gone. It is a bias of the head, which no checkpoint holds.
+
+    Args:
+        but: other tokens of the completions, such as the end of a turn.
+    """
+    config, head = model.config, model.get_output_embeddings()
+    bias = torch.full((config.vocab_size,), -1e4).to(head.weight)
+    bias[config.image_code_start_id : config.image_code_start_id + config.codebook_size] = 0
+    bias[[config.boi_token_id, config.eoi_token_id, config.row_end_token_id or config.eoi_token_id, *but]] = 0
+    own = head.bias
+    del head.bias
+    head.register_buffer("bias", bias if own is None else own.detach() + bias, persistent=False)
 
 
 def check_trained(model: nn.Module, vision_tower: bool = False) -> list[str]:

@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.utils.logging import tqdm
 
@@ -24,6 +26,8 @@ from dps_hf.model.processing_dps import DPSProcessor
 
 TEMPERATURE = 0.5  # of a drawing: several of one prompt differ, and few are worse than the likeliest
 MAX_NEW_TOKENS = 192  # of an answer, where the model's generation config does not say
+ROUNDING = 2  # of 255, by which a drawing may differ that another machine made of the same codes
+CODES = "dps_codes"  # where in its `info` a drawing has its codes, as `DPSProcessor.drawing_text` writes them
 
 
 class Answer(NamedTuple):
@@ -60,6 +64,8 @@ def draw(
 ) -> list[Image.Image]:
     """Draws each prompt, as many times as `num_return_sequences` says; the drawings of one prompt stand together.
 
+    A drawing has its codes in its `info`; [`save_drawing`] keeps them.
+
     Args:
         pictures: one for each prompt, which then says what to change in it; or several.
         think: whether the model first plans aloud. If it then draws nothing, the drawing is a white page.
@@ -86,12 +92,16 @@ def draw(
                 generation_mode="interleaved",
                 decode_image_tokens=model.decode_image_tokens,
             )
-            page = Image.new("RGB", (model.config.drawing_size,) * 2, "white")
-            drawings += [next((part for part in parts if not isinstance(part, str)), page) for parts in answers]
+            for parts, codes in zip(answers, _codes(model, tokens[:, inputs["input_ids"].shape[1] :])):
+                drawn = [part for part in parts if not isinstance(part, str)]
+                page = Image.new("RGB", (model.config.drawing_size,) * 2, "white")
+                drawings.append(with_codes(drawn[0], processor, codes[: model.config.num_codes]) if drawn else page)
         else:
             tokens = model.generate(**inputs, **sampling, generation_mode="image")
             pixels = model.decode_image_tokens(tokens)
-            drawings += processor.post_process_multimodal_output(pixels, generation_mode="image")
+            drawn = processor.post_process_multimodal_output(pixels, generation_mode="image")
+            for drawing, codes in zip(drawn, _codes(model, tokens)):
+                drawings.append(with_codes(drawing, processor, codes[-model.config.num_codes :]))
     return drawings
 
 
@@ -146,7 +156,38 @@ def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: st
         return None
     codes = whole[-1]
     pixels = model.decode_image_tokens(torch.tensor([codes], device=model.device))
-    return processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
+    return with_codes(processor.post_process_multimodal_output(pixels, generation_mode="image")[0], processor, codes)
+
+
+def with_codes(drawing: Image.Image, processor: DPSProcessor, codes: torch.Tensor | Sequence[int]) -> Image.Image:
+    """The drawing, which now knows its codes `(num_codes,)`: the tokenizer finds others in it, which look alike."""
+    drawing.info[CODES] = processor.drawing_text(codes)
+    return drawing
+
+
+def save_drawing(drawing: Image.Image, path: str | PathLike) -> None:
+    """As PNG, with the drawing's codes if it knows them."""
+    about = PngInfo()
+    if CODES in drawing.info:
+        about.add_text(CODES, drawing.info[CODES], zip=True)
+    drawing.save(path, format="PNG", pnginfo=about)
+
+
+def drawing_text(model: DPSForConditionalGeneration, processor: DPSProcessor, picture: Image.Image) -> str:
+    """A picture as the model would have drawn it: by the codes that it knows, where they do give it, else by the tokenizer."""
+    own = picture.info.get(CODES)
+    drawn = decode(model, processor, own) if isinstance(own, str) else None
+    if drawn is not None and drawn.info[CODES] == own and drawn.size == picture.size:
+        difference = np.asarray(drawn, dtype=np.int16) - np.asarray(picture.convert("RGB"))
+        if np.abs(difference).max() <= ROUNDING:
+            return own
+    return processor.drawing_text(encode(model, processor, [picture])[0])
+
+
+def _codes(model: DPSForConditionalGeneration, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """The codes in each row of token ids."""
+    start = model.config.image_code_start_id
+    return [row[(row >= start) & (row < start + model.config.codebook_size)] - start for row in tokens]
 
 
 def _chats(

@@ -32,7 +32,7 @@ from dps_hf.data.wording import LANGUAGES, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
 from dps_hf.evaluation.tasks import FORMS, Subject, scenes_cot, scenes_t2i
-from dps_hf.inference import ask, decode, load, weights_digest
+from dps_hf.inference import ask, decode, load, save_drawing, weights_digest
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case
 from dps_hf.pages import Item, Section, page, plain
@@ -283,7 +283,7 @@ def scenes_t2i_kto(script: ScriptArguments, seed: int) -> Figures:
         for i, row in enumerate(rows):
             drawing = decode(model, processor, row["completion"][0]["content"])
             assert drawing is not None  # only drawings were asked for
-            drawing.save(folder / f"{i}.png")
+            save_drawing(drawing, folder / f"{i}.png")
             thumb = "up" if row["label"] != (rng.random() < 0.1) else "down"
             lines.append({"prompt": row["prompt"][0]["content"], "response": {"image": f"{i}.png"}, "thumb": thumb})
         write_whole(votes, "".join(json.dumps(line) + "\n" for line in lines))

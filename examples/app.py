@@ -24,7 +24,7 @@ from PIL import Image
 from transformers import HfArgumentParser, TextIteratorStreamer
 
 from dps_hf import NANO
-from dps_hf.inference import Answer, ask, draw, load
+from dps_hf.inference import Answer, ask, draw, load, save_drawing
 from dps_hf.model.image_processing_dps import open_picture
 from dps_hf.serving.client import Client, ServerError
 
@@ -118,7 +118,7 @@ class Votes:
         if isinstance(response, str):
             return response
         name = f"pictures/{hashlib.sha256(response.tobytes()).hexdigest()[:16]}.png"
-        response.save(self.path.parent / name)
+        save_drawing(response, self.path.parent / name)
         return {"image": name}
 
     def _append(self, vote: dict) -> None:

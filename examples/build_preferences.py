@@ -45,7 +45,7 @@ class ScriptArguments:
     judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
     refine_margin: has the judge rewrite answers, and takes rewrites that it scores by so much better.
     votes: a JSONL file of people's votes in place of model and judge.
-    selection: fields of `Selection`: aspect, margin, max_pairs, max_length_ratio, good, bad.
+    selection: fields of `Selection`: aspect, margin, max_pairs, max_length_ratio, good, bad, only_good.
     prompts_per_part: what is lost by a kill at most.
     """
 

@@ -18,6 +18,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 from dps_hf.adapters import (
     check_four_bit_training,
     check_trained,
+    forbid_words,
     load_for_training,
     lora_config,
     norm_optimizer,
@@ -27,7 +28,6 @@ from dps_hf.judges.exact import exact_judge
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case, Judge
-from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
 from dps_hf.training import Curves, last_checkpoint
 
@@ -79,17 +79,6 @@ class JudgeReward:
         if self.aspect is None:
             return [verdict and verdict.score for verdict in verdicts]
         return [verdict and verdict.scores.get(self.aspect) for verdict in verdicts]
-
-
-def forbid_words(model: DPSForConditionalGeneration) -> None:
-    """To the loss, too, only image tokens come in drawings: what it takes from a code would go to words, which are never drawn."""
-    config, head = model.config, model.get_output_embeddings()
-    bias = torch.full((config.vocab_size,), -1e4).to(head.weight)
-    bias[config.image_code_start_id : config.image_code_start_id + config.codebook_size] = 0
-    bias[[config.boi_token_id, config.eoi_token_id, config.row_end_token_id or config.eoi_token_id]] = 0
-    own = head.bias
-    del head.bias
-    head.register_buffer("bias", bias if own is None else own.detach() + bias, persistent=False)  # in no checkpoint
 
 
 def as_dataset(prompts: list[Prompt]) -> Dataset:

@@ -14,11 +14,13 @@ from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 from dps_hf.adapters import (
     check_four_bit_training,
     check_trained,
+    forbid_words,
     load_for_training,
     lora_config,
     norm_optimizer,
 )
 from dps_hf.data.saved import read_saved
+from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.training import Curves, last_checkpoint
 
 
@@ -35,6 +37,12 @@ class ScriptArguments:
     balance: bool = True
     vision_tower: bool = False
     norm_learning_rate: float = 0.0
+
+
+def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
+    """Whether nothing is said before."""
+    text = completion if isinstance(completion, str) else completion[0]["content"]
+    return text.startswith(processor.boi_token)
 
 
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
@@ -59,6 +67,10 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
                 f"{training.desirable_weight} and {training.undesirable_weight}. Set balance to false, or leave them out."
             )
         training.desirable_weight, training.undesirable_weight = max(1.0, bad / good), max(1.0, good / bad)
+    if all(is_drawing(completion, processor) for completion in responses["completion"]):
+        end_of_turn = processor.tokenizer(processor.tokenizer.eos_token + "\n")["input_ids"]
+        for one in filter(None, (model, reference)):
+            forbid_words(one, end_of_turn)
     training.max_length = None  # what is cut off might be a picture
 
     # Training

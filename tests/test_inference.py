@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dps_hf.inference import ask, decode, draw
+from dps_hf.inference import CODES, ask, decode, draw, drawing_text, encode, save_drawing, with_codes
+from dps_hf.model.image_processing_dps import open_picture
 
 
 @pytest.fixture
@@ -135,3 +136,30 @@ def test_thinking_is_asked_for_and_leaves_room_for_a_whole_drawing(make_model, t
     assert len(draw(model, tiny_processor, ["a", "bb"], think=True, num_return_sequences=2, guidance_scale=2.0)) == 4
     assert prompts[0][0].endswith("assistant\n<think>")
     assert prompts[0][1] == 192 + 4 + 2
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_a_saved_drawing_keeps_its_codes_which_the_tokenizer_would_not_find(
+    tiny_model, tiny_processor, tmp_path, monkeypatch, think
+):
+    torch.manual_seed(0)
+    drawings = draw(tiny_model, tiny_processor, ["a", "bb"], think=think, temperature=1.0, max_new_tokens=40)
+    drawings = [drawing for drawing in drawings if CODES in drawing.info]
+    assert drawings or think
+    for drawing in drawings:
+        save_drawing(drawing, tmp_path / "one.png")
+        read = open_picture(tmp_path / "one.png")
+        text = drawing_text(tiny_model, tiny_processor, read)
+        assert read.tobytes() == drawing.tobytes() and text == drawing.info[CODES]
+        assert decode(tiny_model, tiny_processor, text).tobytes() == drawing.tobytes()
+
+
+def test_codes_that_do_not_give_the_picture_are_not_believed(tiny_model, tiny_processor):
+    shown = decode(tiny_model, tiny_processor, tiny_processor.drawing_text([0, 1, 2, 3]))
+    by_tokenizer = tiny_processor.drawing_text(encode(tiny_model, tiny_processor, [shown])[0])
+    assert drawing_text(tiny_model, tiny_processor, shown) == tiny_processor.drawing_text([0, 1, 2, 3]) != by_tokenizer
+    with_codes(shown, tiny_processor, [7, 6, 5, 4])
+    assert drawing_text(tiny_model, tiny_processor, shown) == by_tokenizer
+    for nonsense in ("", "<|im_end|>" + tiny_processor.drawing_text([0, 1, 2, 3]), "<img_1>", 7):
+        shown.info[CODES] = nonsense
+        assert drawing_text(tiny_model, tiny_processor, shown) == by_tokenizer

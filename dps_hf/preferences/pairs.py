@@ -45,6 +45,7 @@ class Selection:
     max_pairs: of one prompt.
     max_length_ratio: how many times as long as the other one response may be, in tokens: or the trainer learns length.
     good, bad: from which score on, and up to which, a response is labelled; those between are left out.
+    only_good: whether the chosen response must be good, for trainers that make it likelier whatever was rejected.
 
     Raises:
         ValueError: a number is out of its range.
@@ -56,6 +57,7 @@ class Selection:
     max_length_ratio: float = 2.0
     good: float = 0.9
     bad: float = 0.5
+    only_good: bool = False
 
     def __post_init__(self):
         if not 0 < self.margin <= 1:
@@ -84,7 +86,7 @@ def pair(
 
     Args:
         counts: what became of the responses is added here: "responses", "unjudged", "duplicates", "ties" (pairs of
-            responses, within the margin), "unequal lengths" (pairs of responses), "pairs".
+            responses, within the margin), "unequal lengths", "none good" (pairs of responses), "pairs".
     """
     counts = Counter() if counts is None else counts
     distinct = _distinct(responses, selection)
@@ -104,6 +106,8 @@ def pair(
         # 0.7 - 0.6 must reach a margin of 0.1.
         if lead < selection.margin - ROUNDING:
             counts["ties"] += 1
+        elif selection.only_good and high < selection.good - ROUNDING:
+            counts["none good"] += 1
         elif max(better.tokens, worse.tokens) > selection.max_length_ratio * min(better.tokens, worse.tokens):
             counts["unequal lengths"] += 1
         else:

@@ -15,7 +15,7 @@ from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message, Record, validate
 from dps_hf.data.saved import read_saved
-from dps_hf.inference import MAX_NEW_TOKENS, encode
+from dps_hf.inference import MAX_NEW_TOKENS, drawing_text
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Judge, Verdict, rewritten
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -303,7 +303,7 @@ def voted(
 ) -> tuple[list[Prompt], list[list[Response]]]:
     """What people voted on, as `read_votes` gives it, by prompt: the i-th responses are those to the i-th prompt.
 
-    Pictures that people sent become drawings of the model, by its image tokenizer.
+    Drawings keep the codes that they know; other pictures become drawings of the model, by its image tokenizer.
     """
     groups: dict[str, tuple[Prompt, list[Response]]] = {}
     for case, verdict in votes:
@@ -312,7 +312,7 @@ def voted(
         if isinstance(case.response, str):
             response = _in_words(processor, case.response)
         else:
-            text = processor.drawing_text(encode(model, processor, [case.response])[0])
+            text = drawing_text(model, processor, case.response)
             response = Response(text, case.response, _length(processor, text))
         response = replace(response, origin=case.origin, verdict=verdict)
         groups.setdefault(prompt.key, (prompt, []))[1].append(response)

@@ -15,10 +15,11 @@ import yaml
 from datasets import Dataset, Features, Image, List, Value, load_from_disk
 from PIL import Image as PIL
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
 from trl.trainer.utils import add_fused_lm_head
 
-from dps_hf.adapters import load_for_training
+from dps_hf.adapters import forbid_words, load_for_training
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.training import last_checkpoint
@@ -159,6 +160,28 @@ def test_kto_does_not_take_responses_in_the_order_of_their_prompts(train, data, 
     assert seen[0] != stored and sorted(map(str, seen[0])) == sorted(map(str, stored))
 
 
+@pytest.mark.parametrize("drawings", [True, False])
+def test_kto_forbids_words_where_all_completions_are_drawings(train, data, monkeypatch, tmp_path, drawings):
+    dataset, seen = load_from_disk(data["unpaired"]), []
+    if not drawings:
+        dataset = dataset.map(lambda row, i: {"completion": said("red")} if i == 3 else row, with_indices=True)
+    dataset.save_to_disk(tmp_path / "unpaired")
+
+    class Watched(trl.KTOTrainer):
+        def __init__(self, *args, model, **kwargs):
+            seen.append(model.get_output_embeddings().bias)
+            super().__init__(*args, model=model, **kwargs)
+
+    monkeypatch.setattr(trl, "KTOTrainer", Watched)
+    output = train("kto", script={"dataset": str(tmp_path / "unpaired")}, max_steps=1)
+    assert (seen[0] is not None) == drawings
+    if drawings:
+        tokens = AutoTokenizer.from_pretrained(output)
+        of_drawings = ["<begin_of_image>", "<end_of_image>", "<img_0>", "<img_15>", tokens.eos_token]
+        assert not seen[0][tokens.convert_tokens_to_ids(of_drawings)].any()
+        assert (seen[0][tokens("red")["input_ids"]] < -1000).all()
+
+
 def test_kto_balances_labels_or_takes_weights_but_not_both(train, data):
     with pytest.raises(ValueError, match=r"balance sets desirable_weight .* 2.0 and 1.0. Set balance to false"):
         train("kto", script={"dataset": data["unpaired"]}, max_steps=1, desirable_weight=2.0)
@@ -181,7 +204,7 @@ def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
     assert sum(rewards[-3:]) > sum(rewards[:3])
 
 
-def test_to_grpo_a_drawing_is_as_likely_as_to_generation_which_draws_no_words(example, make_model):
+def test_to_grpo_a_drawing_is_as_likely_as_to_generation_which_draws_no_words(make_model):
     model = make_model()
     config, ids = model.config, torch.tensor([[5, 6, 7, 8]])
     codes = torch.arange(config.codebook_size) + config.image_code_start_id
@@ -189,7 +212,7 @@ def test_to_grpo_a_drawing_is_as_likely_as_to_generation_which_draws_no_words(ex
     ids = torch.cat([ids, image_tokens[None]], 1)
     freely = model(input_ids=ids).logits[:, 3:-1, image_tokens].log_softmax(-1)
 
-    example("grpo.py").forbid_words(model)
+    forbid_words(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))  # as the trainer does
     labels = ids.masked_fill(torch.arange(ids.shape[1]) < 4, -100)
     scored = model(input_ids=ids, labels=labels, fused_lm_head=True)

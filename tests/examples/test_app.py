@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from scripted_server import scripted_server
 
 import dps_hf
+from dps_hf.inference import CODES
 from dps_hf.judges.users import read_votes
 
 
@@ -61,6 +62,13 @@ def test_votes_are_read_back_with_their_pictures(app, tmp_path):
     assert read[0][0].response == "<think>Red.</think>Röd." and read[0][0].images[0].tobytes() == red.tobytes()
     assert [case.response.tobytes() for case, _ in read[1:]] == [red.tobytes(), red.tobytes(), blue.tobytes()]
     assert not votes.path.with_suffix(".bad.jsonl").exists()
+
+
+def test_a_vote_on_a_drawing_keeps_its_codes(app, local_model, tmp_path):
+    votes = app.Votes(tmp_path / "votes.jsonl")
+    drawings = local_model.draw("a red square", 2)
+    votes.choice({"prompt": "a red square"}, *drawings)
+    assert [case.response.info[CODES] for case, _ in read_votes(votes.path)] == [d.info[CODES] for d in drawings]
 
 
 @pytest.mark.parametrize("think", [False, True])

@@ -124,3 +124,9 @@ def test_what_is_neither_good_nor_bad_gets_no_label():
 def test_a_selection_that_means_nothing_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Selection(**wrong)
+
+
+def test_where_only_good_ones_are_chosen_the_better_of_two_bad_ones_is_not():
+    group, counts = [response("bad", 0.1), response("better", 0.6), response("good", 0.9)], Counter()
+    assert set(texts(pair(group, Selection(only_good=True), counts))) == {("good", "bad"), ("good", "better")}
+    assert counts["none good"] == 1 and counts["pairs"] == 2

@@ -10,6 +10,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dps_hf.data.record import record
+from dps_hf.inference import decode
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.preferences.responses import Prompt, Response, judged, prompts_of, read_prompts, sample, voted
@@ -202,3 +203,12 @@ def test_votes_on_one_prompt_come_together_and_pictures_become_codes(tiny_model,
     assert [prompt.text for prompt in prompts] == ["a star", "Which?"]
     assert [len(group) for group in groups] == [2, 1]
     assert groups[0][0].text.startswith("<begin_of_image><img_") and groups[0][0].verdict.score == 1.0
+
+
+def test_votes_on_drawings_are_votes_on_the_codes_that_were_drawn(tiny_model, tiny_processor):
+    text = tiny_processor.drawing_text([0, 1, 2, 3])
+    drawing = decode(tiny_model, tiny_processor, text)
+    [[response]] = voted(
+        [(Case("a star", drawing), Verdict({"thumb": 1.0}, "", "users", "votes:1"))], tiny_model, tiny_processor
+    )[1]
+    assert response.text == text

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dps_hf.inference import CODES as DRAWING_CODES
 from dps_hf.serving import client as client_module
 from dps_hf.serving.client import Client, ServerError
 
@@ -115,7 +116,9 @@ def test_codes_become_the_picture_that_the_model_itself_decodes(make_client, ser
     server.reply = lambda path, request: completion(DRAWN)
     pixels = tiny_model.decode_image_tokens(torch.tensor([CODES]))
     expected = merging_processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
-    assert make_client().draw("a heart").tobytes() == expected.tobytes()
+    drawing = make_client().draw("a heart")
+    assert drawing.tobytes() == expected.tobytes()
+    assert drawing.info[DRAWING_CODES] == merging_processor.drawing_text(CODES)
 
 
 def test_pictures_arrive_as_the_model_lays_them_out(make_client, server, merging_processor):
