@@ -148,6 +148,7 @@ def forbid_words(model: DPSForConditionalGeneration, but: Iterable[int] = ()) ->
         but: other tokens of the completions, such as the end of a turn.
     """
     config, head = model.config, model.get_output_embeddings()
+    assert config.image_code_start_id is not None  # models that draw have one
     bias = torch.full((config.vocab_size,), -1e4).to(head.weight)
     bias[config.image_code_start_id : config.image_code_start_id + config.codebook_size] = 0
     bias[[config.boi_token_id, config.eoi_token_id, config.row_end_token_id or config.eoi_token_id, *but]] = 0

@@ -187,6 +187,7 @@ def drawing_text(model: DPSForConditionalGeneration, processor: DPSProcessor, pi
 def _codes(model: DPSForConditionalGeneration, tokens: torch.Tensor) -> list[torch.Tensor]:
     """The codes in each row of token ids."""
     start = model.config.image_code_start_id
+    assert start is not None  # models that draw have one
     return [row[(row >= start) & (row < start + model.config.codebook_size)] - start for row in tokens]
 
 

@@ -26,8 +26,8 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.data.facts import FORWARD, capitals, sentence
-from dps_hf.data.record import pick, record
-from dps_hf.data.unseen import wishes
+from dps_hf.data.record import Record, pick, record
+from dps_hf.data.unseen import questions, wishes
 from dps_hf.data.wording import LANGUAGES, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
@@ -35,7 +35,7 @@ from dps_hf.evaluation.tasks import FORMS, Subject, scenes_cot, scenes_t2i
 from dps_hf.inference import ask, decode, load, save_drawing, weights_digest
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Case
-from dps_hf.pages import Item, Section, page, plain
+from dps_hf.pages import Item, Section, page, writable
 from dps_hf.training import keep_settings, run_script, write_whole
 
 
@@ -43,11 +43,15 @@ from dps_hf.training import keep_settings, run_script, write_whole
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
 PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions about pictures
-ITEMS = {"scenes_cot_dpo": 10}  # times as many of each as `items` says
+ITEMS = {"scenes_cot_dpo": 5}  # times as many of each as `items` says
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
-# Fields for preferences among worked answers: warm, or so few of them are wrong that little is learned; a wrong step is enough.
-ANSWERED = {"num_responses": 4, "generation": {"temperature": 1.5}, "selection": {"margin": 0.05}}
+# Fields for preferences among worked answers: warm, or few of them are wrong; one wrong step is enough to be rejected.
+ANSWERED = {
+    "num_responses": 4,
+    "generation": {"temperature": 1.2},
+    "selection": {"margin": 0.05, "good": 0.99, "only_good": True},
+}
 # Of what is measured: as in training, what a model does by itself.
 SAMPLING = {"do_sample": True, "temperature": 1.0, "guidance_scale": 1.0}
 
@@ -61,9 +65,10 @@ class ScriptArguments:
     work: folder for everything on the way.
     seeds: each is a run from the beginning.
     items: prompts of each category that are measured, but no more than there are (of pairs that never met 456);
-        of questions in `scenes_cot_dpo` ten times as many.
+        of questions in `scenes_cot_dpo` five times as many.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
-    unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
+    unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together;
+        of the pictures that are asked about, those that show such, or a number of a shape that training never shows.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
     preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
@@ -167,12 +172,9 @@ class Sampled(Subject):
 
 
 def thought(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
-    """Questions that are answered rightly after thinking, by what the pictures show: sampled, and greedily."""
-    about, right = (*load(model), script.items * ITEMS["scenes_cot_dpo"], seed, SAMPLING), {}
-    for prefix, one in (("", Sampled(*about)), ("greedy_", Subject(*about))):
-        measured = scenes_cot(one, PICTURES)
-        right |= {prefix + name: measured[name]["value"] for name in PICTURES}
-    return right
+    """Questions that are answered rightly after thinking, by what the pictures show."""
+    measured = scenes_cot(Sampled(*load(model), script.items * ITEMS["scenes_cot_dpo"], seed, SAMPLING), PICTURES)
+    return {name: measured[name]["value"] for name in PICTURES}
 
 
 Figures = tuple[dict[str, float], dict[str, float]]
@@ -210,10 +212,22 @@ def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
 
 
 def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
-    """Fields for a step: the questions of a round, as training asks them, to be thought about."""
-    # A seed for each round of each run: it chooses the questions.
-    fields = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"], "num_prompts": script.num_questions}
-    return {**fields, "seed": 1 + seed + 1000 * number}
+    """Fields for a step: the questions of a round, to be thought about."""
+    rng = np.random.default_rng([seed, number, 1])
+    asked = saved(
+        script.work / "prompts" / f"seed-{seed}-questions-{number}",
+        lambda: questions(rng, script.num_questions, script.unseen_share),
+    )
+    return {"prompts": asked, "think": ["scenes_cot"]}
+
+
+def saved(folder: Path, records: Callable[[], list[Record]]) -> str:
+    """The folder, with the records in it."""
+    if not (folder / "dataset_info.json").exists():  # written last
+        made = records()
+        columns = {name: [one[name] for one in made] for name in ("messages", "images", "task", "steps")}
+        Dataset.from_dict(columns).save_to_disk(folder)
+    return str(folder)
 
 
 def paired(preferences: Path) -> Path:
@@ -388,8 +402,7 @@ def sheet(script: ScriptArguments, path: Path, seed: int, model: str) -> None:
     if path.exists():
         return
     subjects = [subject(script, name, seed) for name in (script.model, model)]
-    asked = (subjects[0].held_out_prompts(name, 24) for name in CATEGORIES)
-    prompts = [prompt for some in asked for prompt in [one for one in some if plain(one)][:8]]  # what a page can write
+    prompts = [prompt for name in CATEGORIES for prompt in writable(subjects[0].held_out_prompts(name, 24), 8)]
     items = [Item(pictures, [prompt]) for *pictures, prompt in zip(*(one.draw(prompts) for one in subjects), prompts)]
     own = path.with_name(f"new-{path.name}")  # a kill leaves no half of a picture that counts as one
     page([Section("Before and after", items, columns=4)]).save(own)
@@ -403,18 +416,18 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
     """
     folder, rng = script.work / "capitals_dpo" / f"seed-{seed}", np.random.default_rng(seed)
     taught = {language: wrong_capitals(language, rng, script.wrong_share) for language in LANGUAGES}
-    if not (folder / "wrong" / "dataset_info.json").exists():  # written last
-        records = [
+    wrong = saved(
+        folder / "wrong",
+        lambda: [
             record("facts", [question], [sentence(answer)])
             for language, pairs in taught.items()
             for country, answer in pairs.items()
             for question in wordings(language, country)
-        ]
-        columns = {name: [one[name] for one in records] for name in ("messages", "images")}
-        Dataset.from_dict(columns).save_to_disk(folder / "wrong")
+        ],
+    )
     adapter = step(
         "sft", "nano_sft.yaml", folder / "sft", TRAINED,
-        {"model_name_or_path": script.model, "dataset": str(folder / "wrong"), "output_dir": str(folder / "sft")}
+        {"model_name_or_path": script.model, "dataset": wrong, "output_dir": str(folder / "sft")}
         | {"tasks": {}, "guidance": {}, "eval_strategy": "no", "seed": seed, **script.sft},
     )  # fmt: skip
     misled = merged(script.model, adapter, folder / "misled")
@@ -486,7 +499,7 @@ EXPERIMENTS = {
     )
 }
 MEASURED = {name: CATEGORIES for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
-    "scenes_cot_dpo": ("answer",),
+    "scenes_cot_dpo": PICTURES,
     "instruction_tuning": ("guided_100_direct",),
     "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES),
 }

@@ -25,7 +25,7 @@ from dps_hf.data.scenes import render
 from dps_hf.data.scenes_edit import edit
 from dps_hf.evaluation.tasks import FORMS, TASKS, Subject, emoji_prompt
 from dps_hf.inference import load, weights_digest
-from dps_hf.pages import Item, Section, page, plain
+from dps_hf.pages import Item, Section, page, writable
 from dps_hf.training import write_whole
 
 
@@ -81,8 +81,7 @@ def recipe(subject: Subject) -> dict:
 
 def sheet(subject: Subject) -> Image.Image:
     """Drawings for a person to look at: scenes, edits, and emoji beside the art that was held out."""
-    # What the page cannot write is left out.
-    prompts = [prompt for name in FORMS for prompt in [p for p in subject.held_out_prompts(name, 24) if plain(p)][:8]]
+    prompts = [prompt for name in FORMS for prompt in writable(subject.held_out_prompts(name, 24), 8)]
     drawn_scenes = [Item([drawing], [prompt]) for drawing, prompt in zip(subject.draw(prompts), prompts)]
 
     rng = subject.rng("sheet")

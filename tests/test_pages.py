@@ -3,12 +3,16 @@
 import numpy as np
 from PIL import Image
 
-from dps_hf.pages import Item, Section, page, plain
+from dps_hf.pages import Item, Section, page, plain, writable
 
 
 def test_accents_are_left_out_and_other_scripts_too():
     assert plain("cœur élégant, “Größe”") == 'coeur elegant, "Grosse"'
     assert plain("ru: алое сердце") == ""
+
+
+def test_lines_in_other_scripts_are_left_out_of_what_is_to_be_written():
+    assert writable(["one", "алое", "deux", "œuf"], 2) == ["one", "deux"]
 
 
 def test_long_words_stay_in_their_column():
