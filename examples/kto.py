@@ -68,9 +68,8 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
             )
         training.desirable_weight, training.undesirable_weight = max(1.0, bad / good), max(1.0, good / bad)
     if all(is_drawing(completion, processor) for completion in responses["completion"]):
-        end_of_turn = processor.tokenizer(processor.tokenizer.eos_token + "\n")["input_ids"]
         for one in filter(None, (model, reference)):
-            forbid_words(one, end_of_turn)
+            forbid_words(one, [processor.tokenizer.eos_token_id])
     training.max_length = None  # what is cut off might be a picture
 
     # Training

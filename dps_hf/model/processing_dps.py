@@ -15,7 +15,8 @@ from .image_processing_dps import DPSImageProcessor
 
 
 # Text a message holds, and a bare placeholder for each picture, whatever its turn. A content may be a plain string.
-# Thinking is asked for by `enable_thinking=True`, which begins the answer with <think>.
+# Thinking is asked for by `enable_thinking=True`, which begins the answer with <think>. No line ends after the last answer:
+# generation has stopped, and trainers would teach it.
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
 {%- if content is string -%}{{ content }}
@@ -33,7 +34,7 @@ CHAT_TEMPLATE = """\
 {%- else -%}
 {{- render(message.content) + "<|im_end|>" -}}
 {%- endif -%}
-{{- "\\n" -}}
+{%- if add_generation_prompt or not (loop.last and message.role == "assistant") -%}{{- "\\n" -}}{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- "<|im_start|>assistant\\n" + ("<think>" if enable_thinking else "") -}}

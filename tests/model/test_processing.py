@@ -87,7 +87,20 @@ def test_parts_of_other_kinds_are_refused(tiny_processor):
 def test_message_without_content_is_an_empty_turn(tiny_processor):
     for content in ({}, {"content": None}, {"content": ""}, {"content": []}):
         rendered = tiny_processor.apply_chat_template([{"role": "assistant"} | content])
-        assert rendered == "<|im_start|>assistant\n<|im_end|>\n"
+        assert rendered == "<|im_start|>assistant\n<|im_end|>"
+
+
+def test_a_conversation_ends_where_generation_stops_or_goes_on(tiny_processor):
+    messages = [ask("Why?"), {"role": "assistant", "content": "So."}]
+    for think in (False, True):
+        asked = tiny_processor.apply_chat_template(messages[:1], add_generation_prompt=True, enable_thinking=think)
+        begun = "<think>" if think else ""
+        answered = [messages[0], {"role": "assistant", "content": begun + "So."}]
+        assert tiny_processor.apply_chat_template(answered) == asked + "So.<|im_end|>"
+    whole = tiny_processor.apply_chat_template(messages)
+    again = tiny_processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert again == whole + "\n<|im_start|>assistant\n"
+    assert tiny_processor.apply_chat_template([*messages, ask("And?")]).startswith(whole + "\n<|im_start|>user\n")
 
 
 # Pictures in chats
