@@ -26,8 +26,8 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.data.facts import FORWARD, capitals, sentence
-from dps_hf.data.record import Record, pick, record
-from dps_hf.data.unseen import questions, wishes
+from dps_hf.data.record import pick, record
+from dps_hf.data.unseen import wishes
 from dps_hf.data.wording import LANGUAGES, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils
 from dps_hf.evaluation.metrics import name_match
@@ -67,8 +67,7 @@ class ScriptArguments:
     items: prompts of each category that are measured, but no more than there are (of pairs that never met 456);
         of questions in `scenes_cot_dpo` five times as many.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
-    unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together;
-        of the pictures that are asked about, those that show such, or a number of a shape that training never shows.
+    unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
     preferences, dpo, kto, grpo, sft, capitals, questions: fields for the steps, on top of their recipes; `sft` and
         `capitals` are for the SFT and the DPO of `capitals_dpo`, `questions` for the SFT of `instruction_tuning`.
@@ -212,22 +211,10 @@ def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
 
 
 def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
-    """Fields for a step: the questions of a round, to be thought about."""
-    rng = np.random.default_rng([seed, number, 1])
-    asked = saved(
-        script.work / "prompts" / f"seed-{seed}-questions-{number}",
-        lambda: questions(rng, script.num_questions, script.unseen_share),
-    )
-    return {"prompts": asked, "think": ["scenes_cot"]}
-
-
-def saved(folder: Path, records: Callable[[], list[Record]]) -> str:
-    """The folder, with the records in it."""
-    if not (folder / "dataset_info.json").exists():  # written last
-        made = records()
-        columns = {name: [one[name] for one in made] for name in ("messages", "images", "task", "steps")}
-        Dataset.from_dict(columns).save_to_disk(folder)
-    return str(folder)
+    """Fields for a step: the questions of a round, as training asks them, to be thought about."""
+    # A seed for each round of each run: it chooses the questions.
+    fields = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"], "num_prompts": script.num_questions}
+    return {**fields, "seed": 1 + seed + 1000 * number}
 
 
 def paired(preferences: Path) -> Path:
@@ -416,18 +403,18 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
     """
     folder, rng = script.work / "capitals_dpo" / f"seed-{seed}", np.random.default_rng(seed)
     taught = {language: wrong_capitals(language, rng, script.wrong_share) for language in LANGUAGES}
-    wrong = saved(
-        folder / "wrong",
-        lambda: [
+    if not (folder / "wrong" / "dataset_info.json").exists():  # written last
+        records = [
             record("facts", [question], [sentence(answer)])
             for language, pairs in taught.items()
             for country, answer in pairs.items()
             for question in wordings(language, country)
-        ],
-    )
+        ]
+        columns = {name: [one[name] for one in records] for name in ("messages", "images")}
+        Dataset.from_dict(columns).save_to_disk(folder / "wrong")
     adapter = step(
         "sft", "nano_sft.yaml", folder / "sft", TRAINED,
-        {"model_name_or_path": script.model, "dataset": wrong, "output_dir": str(folder / "sft")}
+        {"model_name_or_path": script.model, "dataset": str(folder / "wrong"), "output_dir": str(folder / "sft")}
         | {"tasks": {}, "guidance": {}, "eval_strategy": "no", "seed": seed, **script.sft},
     )  # fmt: skip
     misled = merged(script.model, adapter, folder / "misled")
@@ -499,7 +486,7 @@ EXPERIMENTS = {
     )
 }
 MEASURED = {name: CATEGORIES for name in EXPERIMENTS if name.startswith("scenes_t2i")} | {
-    "scenes_cot_dpo": PICTURES,
+    "scenes_cot_dpo": ("answer",),
     "instruction_tuning": ("guided_100_direct",),
     "capitals_dpo": tuple(f"capitals_{language}" for language in LANGUAGES),
 }

@@ -6,17 +6,13 @@ import numpy as np
 
 from dps_hf.data.questions import ask
 from dps_hf.data.record import Record, record
-from dps_hf.data.scenes import HALF_WHITE, Scene, render, sample_split
+from dps_hf.data.scenes import HALF_WHITE, render, sample_split
 from dps_hf.data.wording import caption
 
 
 def scenes_cot(rng: np.random.Generator, split: str) -> Record:
-    """A question about a scene of a split; half of the grounds are white."""
-    return asked_about(rng, sample_split(rng, split, grounds=HALF_WHITE))
-
-
-def asked_about(rng: np.random.Generator, scene: Scene) -> Record:
-    """A question about the scene; the hint is what is seen."""
+    """A question about a scene of a split; half of the grounds are white. The hint is what is seen."""
+    scene = sample_split(rng, split, grounds=HALF_WHITE)
     asked = ask(rng, scene)
     if rng.random() < 0.3:  # how two things stand takes more practice than all else
         with suppress(ValueError):  # no two of them can be told apart

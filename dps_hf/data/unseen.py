@@ -1,16 +1,12 @@
-"""What to ask in alignment: much of it names or shows what training never shows together, as a green star.
+"""What to ask to be drawn in alignment: much of it names a colour and a shape that training never shows together.
 
-No right drawing or reading of these is given: a judge says which of the model's own are right. What evaluation asks is in
-none of it.
+No right drawing of these is given: a judge says which of the model's own are right. What evaluation asks is in none of it.
 """
 
 import numpy as np
 
-from dps_hf.data.record import Record, pick
-from dps_hf.data.scenes import HALF_WHITE, held_out, sample_scene, shows
-from dps_hf.data.scenes_cot import asked_about
+from dps_hf.data.record import pick
 from dps_hf.data.scenes_t2i import prompted, scenes_t2i
-from dps_hf.data.splits import UNSEEN
 from dps_hf.data.wording import DRAW, LANGUAGES
 
 
@@ -33,17 +29,3 @@ def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[st
                 prompt = pick(rng, DRAW[language][:-1]).format(prompt)
         prompts[prompt] = None
     return list(prompts)
-
-
-def questions(rng: np.random.Generator, count: int, unseen_share: float) -> list[Record]:
-    """Questions about pictures, with their steps; a share of the pictures shows an unseen pair or an unseen number.
-
-    No picture is of the scenes that are kept out, as all are that are measured, whatever they show.
-    """
-    records = []
-    for _ in range(count):
-        unseen = pick(rng, UNSEEN) if rng.random() < unseen_share else None
-        while held_out(scene := sample_scene(rng, grounds=HALF_WHITE)) or not shows(scene, unseen):
-            pass
-        records.append(asked_about(rng, scene))
-    return records

@@ -1,6 +1,8 @@
 """The main line of alignment: its steps, its figures, and the whole of it at a tiny size."""
 
 import json
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,11 @@ import pytest
 
 from dps_hf import NANO
 from dps_hf.data.facts import capitals
+from dps_hf.data.scenes import has_unseen_count, has_unseen_pair, held_out, render
+from dps_hf.data.splits import UNSEEN
 from dps_hf.data.wording import LANGUAGES
-from dps_hf.preferences.responses import read_prompts
+from dps_hf.evaluation.tasks import Subject
+from dps_hf.preferences.responses import task_prompts
 
 
 @pytest.fixture
@@ -51,14 +56,23 @@ def test_what_is_measured_is_asked_in_no_step(align):
         assert asked and align.FORWARD[language][0].format("France") not in asked
 
 
-def test_each_seed_and_round_has_questions_of_its_own_which_stay(align, tmp_path):
-    script, asked = align.ScriptArguments(work=tmp_path, num_questions=20, unseen_share=0.5), []
-    for seed, number in ((0, 0), (0, 1), (1, 0), (0, 0)):
+def test_worked_answers_are_asked_for_in_questions_of_each_seed_and_round_and_never_about_what_is_measured(
+    align, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(
+        import_module("dps_hf.data.scenes_cot"), "render", lambda scene: shown.append(scene) or render(scene)
+    )
+    script, asked = align.ScriptArguments(num_questions=60), []
+    for seed, number in ((0, 0), (0, 1), (1, 0)):
         fields = align.asked_to_answer(script, seed, number)
-        prompts = list(read_prompts(Path(fields["prompts"]), fields["think"]))
-        assert len(prompts) == 20 and all(p.think and p.images and p.answers and p.steps for p in prompts)
+        prompts = list(islice(task_prompts(fields["tasks"], fields["seed"], fields["think"]), fields["num_prompts"]))
+        assert len(prompts) == 60 and all(p.think and p.images and p.answers and p.steps for p in prompts)
         asked.append({prompt.key for prompt in prompts})
-    assert len(set().union(*asked)) == 60 and asked[0] == asked[3]
+    assert len(set().union(*asked)) == 180 <= len(shown)
+    assert not any(held_out(scene) or has_unseen_pair(scene) or has_unseen_count(scene) for scene in shown)
+    subject = Subject(None, None, 100, 0, {})
+    assert all(held_out(scene) for what in (None, *UNSEEN) for scene in subject.held_out_scenes(unseen=what))
 
 
 @pytest.fixture
