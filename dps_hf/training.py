@@ -253,7 +253,7 @@ def prompt_and_text(processor: DPSProcessor, question: list[Message], answer: Me
     thinks = (answer["content"][0]["text"] or "").startswith("<think>")
     chat = {"tokenize": False, "enable_thinking": thinks}
     prompt = processor.apply_chat_template(question, add_generation_prompt=True, **chat)
-    return prompt, processor.apply_chat_template([*question, answer], **chat).removesuffix("\n")
+    return prompt, processor.apply_chat_template([*question, answer], **chat)
 
 
 class RecordCollator:

@@ -42,8 +42,7 @@ from dps_hf.training import keep_settings, run_script, write_whole
 # Student's t for 95 %, by the number of seeds.
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 CATEGORIES = tuple(name for name in FORMS if name != "unseen_count")
-PICTURES = ("answer", "unseen_pair", "unseen_count")  # figures of questions about pictures
-ITEMS = {"scenes_cot_dpo": 5}  # times as many of each as `items` says
+ITEMS = {"scenes_cot_dpo": 10}  # times as many as `items` says
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
 # Fields for preferences among worked answers: warm, or few of them are wrong; one wrong step is enough to be rejected.
@@ -65,7 +64,7 @@ class ScriptArguments:
     work: folder for everything on the way.
     seeds: each is a run from the beginning.
     items: prompts of each category that are measured, but no more than there are (of pairs that never met 456);
-        of questions in `scenes_cot_dpo` five times as many.
+        of questions in `scenes_cot_dpo` ten times as many.
     rounds: of sampling, judging and DPO on drawings, each with the model that the one before it made.
     unseen_share: of the prompts for drawings, those that name a colour and a shape which training never shows together.
     wrong_share: of the capitals that the model is first taught wrongly, for `capitals_dpo`.
@@ -171,9 +170,9 @@ class Sampled(Subject):
 
 
 def thought(script: ScriptArguments, model: str, seed: int) -> dict[str, float]:
-    """Questions that are answered rightly after thinking, by what the pictures show."""
-    measured = scenes_cot(Sampled(*load(model), script.items * ITEMS["scenes_cot_dpo"], seed, SAMPLING), PICTURES)
-    return {name: measured[name]["value"] for name in PICTURES}
+    """Questions that are answered rightly after thinking: all, and by kind."""
+    measured = scenes_cot(Sampled(*load(model), script.items * ITEMS["scenes_cot_dpo"], seed, SAMPLING), ("answer",))
+    return {name: figure["value"] for name, figure in measured.items()}
 
 
 Figures = tuple[dict[str, float], dict[str, float]]
@@ -337,7 +336,7 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
 def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own worked answers, judged step by step."""
     folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
-    model = in_rounds(script, folder, script.model, seed, 2, asked_to_answer, script.answers, **ANSWERED)
+    model = in_rounds(script, folder, script.model, seed, 1, asked_to_answer, script.answers, **ANSWERED)
     return before_and_after(script, folder, model, seed, thought)
 
 
