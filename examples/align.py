@@ -336,7 +336,7 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
 def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
     """DPO on the model's own worked answers, judged step by step."""
     folder = script.work / "scenes_cot_dpo" / f"seed-{seed}"
-    model = in_rounds(script, folder, script.model, seed, 1, asked_to_answer, script.answers, **ANSWERED)
+    model = in_rounds(script, folder, script.model, seed, 2, asked_to_answer, script.answers, **ANSWERED)
     return before_and_after(script, folder, model, seed, thought)
 
 
