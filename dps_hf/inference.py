@@ -92,7 +92,7 @@ def draw(
                 generation_mode="interleaved",
                 decode_image_tokens=model.decode_image_tokens,
             )
-            for parts, codes in zip(answers, _codes(model, tokens[:, inputs["input_ids"].shape[1] :])):
+            for parts, codes in zip(answers, code_rows(model, tokens[:, inputs["input_ids"].shape[1] :])):
                 drawn = [part for part in parts if not isinstance(part, str)]
                 page = Image.new("RGB", (model.config.drawing_size,) * 2, "white")
                 drawings.append(with_codes(drawn[0], processor, codes[: model.config.num_codes]) if drawn else page)
@@ -100,7 +100,7 @@ def draw(
             tokens = model.generate(**inputs, **sampling, generation_mode="image")
             pixels = model.decode_image_tokens(tokens)
             drawn = processor.post_process_multimodal_output(pixels, generation_mode="image")
-            for drawing, codes in zip(drawn, _codes(model, tokens)):
+            for drawing, codes in zip(drawn, code_rows(model, tokens)):
                 drawings.append(with_codes(drawing, processor, codes[-model.config.num_codes :]))
     return drawings
 
@@ -184,11 +184,12 @@ def drawing_text(model: DPSForConditionalGeneration, processor: DPSProcessor, pi
     return processor.drawing_text(encode(model, processor, [picture])[0])
 
 
-def _codes(model: DPSForConditionalGeneration, tokens: torch.Tensor) -> list[torch.Tensor]:
+def code_rows(model: DPSForConditionalGeneration, tokens: torch.Tensor) -> list[torch.Tensor]:
     """The codes in each row of token ids."""
     start = model.config.image_code_start_id
     assert start is not None  # models that draw have one
-    return [row[(row >= start) & (row < start + model.config.codebook_size)] - start for row in tokens]
+    rows = tokens.cpu()  # once, not code by code
+    return [row[(row >= start) & (row < start + model.config.codebook_size)] - start for row in rows]
 
 
 def _chats(

@@ -15,7 +15,7 @@ from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message, Record, validate
 from dps_hf.data.saved import read_saved
-from dps_hf.inference import MAX_NEW_TOKENS, drawing_text
+from dps_hf.inference import MAX_NEW_TOKENS, code_rows, drawing_text
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Judge, Verdict, rewritten
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -236,14 +236,13 @@ def _content(prompt: Prompt) -> list[dict]:
 
 def _codes(tokens: torch.Tensor, model) -> list[torch.Tensor | None]:
     """The last drawing of each row, `(num_codes,)`; None where there is no whole one."""
-    config = model.config
-    start, count = config.image_code_start_id, config.num_codes
-    found = [row[(row >= start) & (row < start + config.codebook_size)] - start for row in tokens]
-    return [row[-count:] if len(row) >= count else None for row in found]
+    count = model.config.num_codes
+    return [row[-count:] if len(row) >= count else None for row in code_rows(model, tokens)]
 
 
 def _pictures(model, processor, codes: torch.Tensor) -> list[Image.Image]:
-    return processor.post_process_multimodal_output(model.decode_image_tokens(codes), generation_mode="image")
+    pixels = model.decode_image_tokens(codes.to(model.device))
+    return processor.post_process_multimodal_output(pixels, generation_mode="image")
 
 
 def _length(processor, text: str) -> int:
