@@ -1,5 +1,6 @@
 """What trl's trainers need to be told of a DPS: which weights an adapter goes to, and which bits they may have."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
 
+_LAST_NORM = re.compile(r"\.language_model\.\w+\.modules_to_save\.\w+\.weight$")
 FOUR_BIT_BLOCK = 64  # bitsandbytes 0.50 gives wrong weights, silently, where a dimension is no multiple of it
 
 
@@ -89,7 +91,7 @@ def lora_config(
                 f"norm_learning_rate needs a decoder that ends in a norm; got {type(model.model.language_model).__name__}. "
                 "Leave it out."
             )
-        config.modules_to_save = [f"language_model.{name}" for name in norms]
+        config.modules_to_save = [*(config.modules_to_save or ()), *(f"language_model.{name}" for name in norms)]
     return config
 
 
@@ -103,16 +105,17 @@ def norm_optimizer(training: TrainingArguments, learning_rate: float) -> tuple[C
     optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
 
     def build(model: nn.Module, **fields) -> torch.optim.Optimizer:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        matrices, norms = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim == 1]
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        norms = [p for name, p in trained.items() if _LAST_NORM.search(name) and p.ndim == 1]
+        others = [p for p in trained.values() if not any(p is norm for norm in norms)]
         groups = [
-            {"params": matrices, "weight_decay": training.weight_decay},
+            {"params": others, "weight_decay": training.weight_decay},  # first: its rate is the one that is logged
             {"params": norms, "weight_decay": 0.0, "lr": learning_rate},
         ]
         optimizer = optimizer_class(groups, **fields)
 
-        def together(*_) -> None:
-            for norm in norms:
+        def together(optimizer: torch.optim.Optimizer, *_) -> None:
+            for norm in optimizer.param_groups[1]["params"]:  # FSDP2 has put its own ones there meanwhile
                 if norm.grad is not None:
                     norm.grad.copy_(norm.grad.mean().expand_as(norm.grad))
 

@@ -15,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -104,14 +105,22 @@ class ScriptArguments:
 
 
 def step(name: str, recipe: str | None, output: Path, done: str, fields: dict) -> Path:
-    """Runs `examples/NAME.py` with a recipe and some fields, unless `done` is in the output already."""
-    if (output / done).exists():
-        return output
+    """Runs `examples/NAME.py` with a recipe and some fields, unless `done` is in the output already.
+
+    Raises:
+        ValueError: what is there was made with other fields.
+    """
     here = Path(__file__).parent
     base = yaml.safe_load((here / "recipes" / recipe).read_text()) if recipe else {}
     output.parent.mkdir(parents=True, exist_ok=True)
-    config = output.with_name(output.name + ".yaml")
-    config.write_text(yaml.safe_dump({**base, **fields}))
+    config, text = output.with_name(output.name + ".yaml"), yaml.safe_dump({**base, **fields})
+    if (output / done).exists():
+        if config.read_text() != text:
+            raise ValueError(
+                f"{output} was made with other fields, those in {config}. Remove it, or give another work."
+            )
+        return output
+    config.write_text(text)
     print(f"\n{output}: {name}")
     run_script(here / f"{name}.py", "--config", config)
     return output
@@ -131,9 +140,14 @@ def merged(model: str, adapter: Path, output: Path) -> str:
     return str(step("merge_adapter", None, output, "processor_config.json", paths))
 
 
-def figures(folder: Path, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What was measured, by category; kept in the folder."""
-    path = folder / f"{name}.json"
+@cache
+def digest(model: str) -> str:
+    return weights_digest(load(model)[0])
+
+
+def figures(folder: Path, name: str, model: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What was measured of a model, by category; kept in the folder."""
+    path = folder / f"{name}-{digest(model)}.json"
     if not path.exists():
         measured = measure()
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,12 +198,12 @@ Measure = Callable[[ScriptArguments, str, int], dict[str, float]]
 def before(script: ScriptArguments, seed: int, measure: Measure) -> dict[str, float]:
     """What the model does that is aligned; measured once for all experiments."""
     folder = script.work / "before" / f"seed-{seed}"
-    return figures(folder, measure.__name__, lambda: measure(script, script.model, seed))
+    return figures(folder, measure.__name__, script.model, lambda: measure(script, script.model, seed))
 
 
 def before_and_after(script: ScriptArguments, folder: Path, model: str, seed: int, measure: Measure) -> Figures:
     """The same, and what the trained model does."""
-    return before(script, seed, measure), figures(folder, "after", lambda: measure(script, model, seed))
+    return before(script, seed, measure), figures(folder, "after", model, lambda: measure(script, model, seed))
 
 
 # Experiments
@@ -330,7 +344,9 @@ def scenes_t2i_best_of_4(script: ScriptArguments, seed: int) -> Figures:
         return right
 
     folder = script.work / "scenes_t2i_best_of_4" / f"seed-{seed}"
-    return before(script, seed, drawn), figures(folder, "after", lambda: chosen(script, script.model, seed))
+    return before(script, seed, drawn), figures(
+        folder, "after", script.model, lambda: chosen(script, script.model, seed)
+    )
 
 
 def scenes_cot_dpo(script: ScriptArguments, seed: int) -> Figures:
@@ -440,8 +456,8 @@ def capitals_dpo(script: ScriptArguments, seed: int) -> Figures:
         | {"selection": {"max_length_ratio": 20}},
     )  # fmt: skip
     model = aligned(misled, paired(pairs), folder, seed, script.capitals)
-    at_first = figures(folder, "before", lambda: {**named(misled), **drawn(script, misled, seed)})
-    at_last = figures(folder, "after", lambda: {**named(model), **drawn(script, model, seed)})
+    at_first = figures(folder, "before", misled, lambda: {**named(misled), **drawn(script, misled, seed)})
+    at_last = figures(folder, "after", model, lambda: {**named(model), **drawn(script, model, seed)})
     for measured in (at_first, at_last):
         measured["scenes"] = statistics.fmean(measured[name] for name in CATEGORIES)
     return at_first, at_last
@@ -515,7 +531,7 @@ def summary(runs: list[tuple[dict[str, float], dict[str, float]]], measured: tup
 def main(script: ScriptArguments) -> None:
     if unknown := set(script.experiments) - set(EXPERIMENTS):
         raise ValueError(f"experiments must be some of {', '.join(EXPERIMENTS)}; got {', '.join(unknown)}.")
-    weights = weights_digest(load(script.model)[0])
+    weights = digest(script.model)
     free = ("output", "work", "experiments", "seeds")
     settings = {name: value for name, value in vars(script).items() if name not in free}
     keep_settings(script.work, {**settings, "weights": weights}, "work")

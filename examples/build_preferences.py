@@ -24,8 +24,8 @@ from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.users import read_votes
 from dps_hf.judges.verdict import Judge
 from dps_hf.preferences.pairs import Selection
-from dps_hf.preferences.parts import is_written, join_parts, sheet, write_part
-from dps_hf.preferences.responses import judged, read_prompts, sample, task_prompts, voted
+from dps_hf.preferences.parts import NO_REPLY, is_finished, is_written, join_parts, sheet, write_part
+from dps_hf.preferences.responses import compared, judged, read_prompts, sample, task_prompts, voted
 from dps_hf.training import keep_settings
 
 
@@ -43,6 +43,8 @@ class ScriptArguments:
     generation: what `generate` takes, for example temperature and guidance_scale.
     judge: "exact", "self" or "openai".
     judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
+    pairwise: has it compare each two responses to a prompt, in both orders, in place of scoring each by itself; a response's
+        score is the share that it wins. Eight responses are 56 calls.
     refine_margin: has the judge rewrite answers, and takes rewrites that it scores by so much better.
     votes: a JSONL file of people's votes in place of model and judge.
     selection: fields of `Selection`: aspect, margin, max_pairs, max_length_ratio, good, bad, only_good.
@@ -59,6 +61,7 @@ class ScriptArguments:
     generation: dict = field(default_factory=dict)
     judge: str = field(default="exact", metadata={"choices": ["exact", "self", "openai"]})
     judge_options: dict = field(default_factory=dict)
+    pairwise: bool = False
     refine_margin: float | None = None
     votes: Path | None = None
     selection: dict = field(default_factory=dict)
@@ -82,15 +85,26 @@ def make_judge(script: ScriptArguments, model, processor) -> Judge:
     return OpenAIJudge(**{**caches, **script.judge_options})
 
 
+def no_replies(judge: Judge) -> int:
+    """How often it has been asked in vain so far."""
+    return judge.counts[NO_REPLY] if isinstance(judge, OpenAIJudge) else 0
+
+
 def main(script: ScriptArguments) -> None:
     if not 0 <= script.shard_index < script.num_shards:
         raise ValueError(
             f"shard_index must be from 0 to num_shards - 1; got {script.shard_index} and {script.num_shards}."
         )
-    free = ("output", "shard_index", "num_shards")  # what a part holds does not depend on these
-    settings = {name: value for name, value in vars(script).items() if name not in free}
     if script.refine_margin is not None and script.judge != "openai":
         raise ValueError(f"refine_margin needs a judge that rewrites, openai; got {script.judge}. Leave it out.")
+    if script.pairwise and (script.judge != "openai" or script.refine_margin is not None):
+        raise ValueError(
+            "pairwise needs the judge openai, and no refine_margin: what is rewritten is scored by itself."
+        )
+    free = ("output", "shard_index", "num_shards")  # what a part holds does not depend on these
+    settings = {name: value for name, value in vars(script).items() if name not in free}
+    # Nor on budget and pace of a judge: who raises them goes on.
+    settings["judge_options"] = {name: script.judge_options.get(name) for name in ("model", "rubric", "base_url")}
     if script.votes and script.prompts:
         raise ValueError(
             f"votes bring their own prompts; got prompts {script.prompts}, too. Leave one of the two out."
@@ -106,6 +120,10 @@ def main(script: ScriptArguments) -> None:
     # Parts
     if script.votes:
         prompts, responses = voted(read_votes(script.votes), model, processor)
+        if not prompts:
+            raise ValueError(
+                f"votes must hold one usable line at least; {script.votes} has none. See the warning above."
+            )
         num_parts = 1
         write_part(parts, 0, zip(prompts, responses), selection)
     else:
@@ -117,20 +135,31 @@ def main(script: ScriptArguments) -> None:
             prompts = islice(task_prompts(script.tasks, script.seed, script.think), num_prompts)
         for part in tqdm(range(num_parts), desc="parts"):
             asked = list(islice(prompts, script.prompts_per_part))
-            if part % script.num_shards != script.shard_index or is_written(parts, part):
+            if part % script.num_shards != script.shard_index or is_finished(parts, part):
                 continue
             # Whichever machine makes it, and whatever was made before, a part is the same.
             seed = (script.seed * num_parts + part) * script.prompts_per_part
             answers = sample(
                 model, processor, asked, script.num_responses, seed, script.batch_size, **script.generation
             )
-            answers = judged(judge, asked, answers, script.refine_margin)
-            write_part(parts, part, zip(asked, answers), selection)
+            lost = {"no drawing": len(asked) * script.num_responses - sum(map(len, answers))}
+            before = no_replies(judge)
+            if script.pairwise:
+                answers = compared(judge, asked, answers)
+            else:
+                answers = judged(judge, asked, answers, script.refine_margin)
+            lost[NO_REPLY] = no_replies(judge) - before
+            if lost[NO_REPLY] and not any(answer.verdict for group in answers for answer in group):
+                print("The judge answers no more, as the warning above says. The same command goes on from here.")
+                break  # what else were sampled could not be judged either
+            write_part(parts, part, zip(asked, answers), selection, lost)
 
     # Datasets
-    if missing := [part for part in range(num_parts) if not is_written(parts, part)]:
-        print(f"{len(missing)} of {num_parts} parts are still to be written by other shards.")
-        return
+    missing = [part for part in range(num_parts) if not is_written(parts, part)]
+    if missing:
+        print(f"{len(missing)} of {num_parts} parts are still to be written.")
+    if len(missing) == num_parts or any(part % script.num_shards != script.shard_index for part in missing):
+        return  # other machines write theirs, and whoever finds all joins them
     statistics = join_parts(parts, num_parts, script.output)
     for name, number in statistics["counts"].items():
         print(f"{name:24}{number:8}")
@@ -138,6 +167,8 @@ def main(script: ScriptArguments) -> None:
         print("means of pairs:", statistics["paired"]["means"])
         page = sheet(script.output / "paired", lambda text: decode(model, processor, text))
         page.save(script.output / "pairs.png")
+    elif statistics["counts"].get(NO_REPLY):
+        print("No pairs: the judge did not reply. The same command asks again.")
     elif statistics["counts"]["unjudged"] == statistics["counts"]["responses"]:
         print(f"No pairs: the judge has no verdict on any response. Take another one than {script.judge!r}.")
     else:

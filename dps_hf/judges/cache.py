@@ -24,6 +24,8 @@ class ReplyCache:
         self._replies: dict[str, str] = {}
         self._lock = Lock()
         for other in others:
+            if Path(other).resolve() == self.path.resolve():
+                continue  # is read below
             with Path(other).open("rb") as file:
                 for line in file:
                     self._read(line)

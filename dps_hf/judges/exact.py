@@ -34,7 +34,7 @@ def exact_judge(cases: Sequence[Case]) -> list[Verdict | None]:
     "NAME, STYLE style", with "exact" where no emoji of the style is nearer to the drawing, and "likeness", the share of
     them that is further away. Texts: "exact", by the case's `answers`, or by the list of facts; where the right answer is
     the caption of a scene, the answer is scored as a drawing is. Reasoning is judged where the case has `steps`: "steps" is
-    how much of it is said (F1 of the sentences), for a right answer may be an accident of wrong steps (Lightman et al. 2023,
+    how much of it is said (F1 of the sentences) after `<think>`, for a right answer may be an accident of wrong steps (Lightman et al. 2023,
     https://huggingface.co/papers/2305.20050).
 
     Raises:
@@ -47,7 +47,8 @@ def _verdict(case: Case) -> Verdict | None:
     if isinstance(case.response, str):
         thinking, answer = DPSProcessor.split_thinking(case.response)
         found = _judge_text(case, answer)
-        if found and thinking and case.steps:
+        # Whoever begins to think and says nothing has no step right; else no steps would beat one mistaken step.
+        if found and case.steps and (thinking or case.response.lstrip().startswith("<think>")):
             found[0]["steps"] = steps_right(thinking, case.steps)
     else:
         found = _judge_drawing(case.prompt, case.response)

@@ -42,8 +42,9 @@ class OpenAIJudge:
     """Scores, compares and refines, a rubric and a cache of replies in hand.
 
     A reply that was paid for is never asked for again, in this run or a later one, even if it could not be read: its
-    verdict is None. Faults of the server or the network are retried; a case on which all retries failed is None too,
-    and asked again by the next run. `counts` says how many calls and tokens there were, and how many of each fault.
+    verdict is None, as is that of a case which the server refuses. Faults of the server or the network are retried; a
+    case on which all retries failed is None too, counted as "no reply", and asked again by the next run. `counts` says how
+    many calls and tokens there were, and how many of each fault.
 
     Args:
         model: its name on the server, and the name of the judge.
@@ -95,6 +96,10 @@ class OpenAIJudge:
         self.name = model
         self.rubric = Rubric(rubric)
         self.cache = ReplyCache(cache, other_caches)
+        if self.cache.broken_lines:
+            logger.warning(
+                "%d lines of %s cannot be read; what they held is asked again", self.cache.broken_lines, cache
+            )
         self.counts: Counter[str] = Counter()
         self._client = openai.OpenAI(
             api_key=_key(key_variable, needed=base_url is None),
@@ -176,16 +181,15 @@ class OpenAIJudge:
         verdicts = self(cases)
         asked = [i for i, v in enumerate(verdicts) if v is not None and isinstance(cases[i].response, str)]
         replies = self._ask([self.rubric.question("refine", self.name, cases[i]) for i in asked])
-        drafts = {
-            i: replace(verdict, rationale=reply.rationale, rewrite=not_inert(reply.rewrite).strip())
-            for i, reply in zip(asked, replies)
-            if reply is not None and (verdict := verdicts[i]) is not None
-        }
+        drafts = {}
+        for i, reply in zip(asked, replies):
+            verdict, text = verdicts[i], "" if reply is None else not_inert(reply.rewrite).strip()
+            if verdict is not None and text and not control_token(text):
+                drafts[i] = replace(verdict, rationale=reply.rationale, rewrite=text)
         again = self([rewritten(cases[i], draft) for i, draft in drafts.items()])
         for (i, draft), verdict in zip(drafts.items(), again):
             # Scores are sums of decimals: 0.7 - 0.6 must reach a margin of 0.1.
-            better = verdict is not None and verdict.score - draft.score >= margin - 1e-9
-            if better and draft.rewrite and not control_token(draft.rewrite):
+            if verdict is not None and verdict.score - draft.score >= margin - 1e-9:
                 verdicts[i] = draft
         return verdicts
 
@@ -236,7 +240,8 @@ class OpenAIJudge:
                 if error.status_code in NO_USE or error.code == "insufficient_quota":
                     refusal = self._refusal(error.status_code, error.message)
                 elif error.status_code < 500 and error.status_code not in TRANSIENT:
-                    break
+                    self._count("refused")
+                    return
                 elif (seconds := retry_after(error.response.headers)) is not None:
                     self._hold(seconds)
             except openai.APITimeoutError:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from dps_hf.preferences.responses import Prompt, Response
 
 
 KINDS: dict[str, Features] = {"paired": PAIRED, "unpaired": UNPAIRED}
+NO_REPLY = "no reply"  # what a judge counts so may yet come
 ROWS_AT_A_TIME = 1000  # rows in memory while files are copied
 
 
@@ -28,13 +29,26 @@ def is_written(folder: Path, part: int) -> bool:
     return _path(folder, part, "json").exists()
 
 
+def is_finished(folder: Path, part: int) -> bool:
+    """Whether a part is written, and no judge owes it a reply."""
+    return is_written(folder, part) and not json.loads(_path(folder, part, "json").read_text()).get(NO_REPLY)
+
+
 def write_part(
-    folder: Path, part: int, judged: Iterable[tuple[Prompt, list[Response]]], selection: Selection
+    folder: Path,
+    part: int,
+    judged: Iterable[tuple[Prompt, list[Response]]],
+    selection: Selection,
+    lost: Mapping[str, int] | None = None,
 ) -> Counter[str]:
-    """Writes the rows of some prompts and counts them. A part counts as written once all of it is."""
+    """Writes the rows of some prompts and counts them. A part counts as written once all of it is.
+
+    Args:
+        lost: further counts, of what is in no row; with any of `NO_REPLY` the part is not finished.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict]] = {kind: [] for kind in KINDS}
-    counts: Counter[str] = Counter()
+    counts = +Counter(lost or {})
     for prompt, responses in judged:
         counts["prompts"] += 1
         counts["prompts with pictures"] += bool(prompt.images)
@@ -57,10 +71,10 @@ def write_part(
 def join_parts(folder: Path, num_parts: int, output: Path) -> dict:
     """Makes `output/paired` and `output/unpaired` of all parts, and returns the statistics, which it also saves.
 
-    A dataset without rows is left out, and so is the column `images` where no prompt has any: trl takes a dataset that
+    Parts that are not written yet are left out. A dataset without rows is left out, and so is the column `images` where no prompt has any: trl takes a dataset that
     has it for one of pictures. Of several machines that find all parts, the first joins them, the others wait for it.
     """
-    parts = [_path(folder, part, "json") for part in range(num_parts)]
+    parts = [_path(folder, part, "json") for part in range(num_parts) if is_written(folder, part)]
     with FileLock(folder / "join.lock"):
         joined = output / "statistics.json"
         if not joined.exists() or joined.stat().st_mtime_ns < max(part.stat().st_mtime_ns for part in parts):

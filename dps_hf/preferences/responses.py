@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from datasets import Dataset
@@ -18,6 +20,7 @@ from dps_hf.data.saved import read_saved
 from dps_hf.inference import MAX_NEW_TOKENS, code_rows, drawing_text
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Judge, Verdict, rewritten
+from dps_hf.model.image_processing_dps import to_rgb
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
@@ -44,7 +47,7 @@ class Prompt:
     @property
     def key(self) -> str:
         """Of what the model is shown, 64 hex digits."""
-        pixels = b"".join(repr(image.size).encode() + image.convert("RGB").tobytes() for image in self.images)
+        pixels = b"".join(repr(image.size).encode() + to_rgb(image).tobytes() for image in self.images)
         return sha256(repr((self.text, self.draw, self.think)).encode() + pixels).hexdigest()
 
     @cached_property
@@ -53,7 +56,7 @@ class Prompt:
         encoded = []
         for image in self.images:
             buffer = BytesIO()
-            image.save(buffer, format="PNG")
+            to_rgb(image).save(buffer, format="PNG")  # PNG has no CMYK
             encoded.append({"bytes": buffer.getvalue(), "path": None})
         return encoded
 
@@ -92,16 +95,17 @@ def prompts_of(
             *before, question, answer = record["messages"]
         words = [part["text"] for part in question["content"] if part["type"] == "text"]
         texts = [part["text"] for part in answer["content"] if part["type"] == "text"]
+        worked = [DPSProcessor.split_thinking(text) for text in texts]
         start, shown = _pictures_in(*before), _pictures_in(question)
         name = record.get("task") or task
         prompt = Prompt(
             text="".join(words),
             images=tuple(record["images"][start : start + shown]),
-            answers=tuple(texts),
+            answers=tuple(right for _, right in worked),
             draw=_pictures_in(answer) > 0,
             think=name in think,
             task=name,
-            steps=record.get("steps") or "",
+            steps=record.get("steps") or next((steps for steps, _ in worked if steps), ""),
         )
         known = known + 1 if prompt.key in seen else 0
         if known == patience:
@@ -291,6 +295,39 @@ def judged(
                 results.append(Response(case.response, case.response, length, -1, case.origin, next(scored)))
         groups.append(results)
     return groups
+
+
+def compared(
+    judge: OpenAIJudge, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]
+) -> list[list[Response]]:
+    """The responses with the share of comparisons that each wins among those to its prompt, a tie being half a win.
+
+    Every two different ones are compared in both orders, equal ones once. Where no comparison of a response came to a
+    verdict, it has none.
+    """
+    distinct = [list({response.text: response for response in group}.values()) for group in responses]
+    couples = [
+        (_case(prompt, a), _case(prompt, b))
+        for prompt, group in zip(prompts, distinct)
+        for a, b in combinations(group, 2)
+    ]
+    outcomes = iter(judge.compare([a for a, _ in couples], [b for _, b in couples]))
+    groups = []
+    for group, different in zip(responses, distinct):
+        verdicts: dict[str, list[Verdict]] = {response.text: [] for response in different}
+        for a, b in combinations(different, 2):
+            if (outcome := next(outcomes)) is not None:
+                verdicts[a.text].append(outcome[0])
+                verdicts[b.text].append(outcome[1])
+        groups.append([replace(response, verdict=_mean(verdicts[response.text])) for response in group])
+    return groups
+
+
+def _mean(verdicts: Sequence[Verdict]) -> Verdict | None:
+    if not verdicts:
+        return None
+    scores = {aspect: fmean(verdict.scores[aspect] for verdict in verdicts) for aspect in verdicts[0].scores}
+    return replace(verdicts[0], scores=scores, rationale="\n".join(verdict.rationale for verdict in verdicts))
 
 
 def _case(prompt: Prompt, response: Response) -> Case:

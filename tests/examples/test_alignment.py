@@ -26,6 +26,7 @@ from dps_hf.training import last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]
+NORM = "base_model.model.model.language_model.norm.weight"  # in an adapter
 CONFIGS = {"sft": SFTConfig, "dpo": DPOConfig, "kto": KTOConfig, "grpo": GRPOConfig}
 TRAINING = {
     "max_steps": 2,
@@ -121,6 +122,21 @@ def test_the_last_norm_is_trained_at_its_own_rate_and_merged(train, data, saved_
     assert 0.01 < surer.abs().mean() < 0.3
     assert surer.std() < 1e-6, "or other tokens would become the likeliest"
     assert max(change.abs().max() for change in moved.values()) < 1e-4
+
+
+def test_what_else_an_adapter_trains_keeps_its_rate(train, data, saved_model):
+    lora = {**LORA, "use_dora": True, "lora_modules_to_save": ["connector"]}
+    script = {"dataset": data["mixed"], "norm_learning_rate": 0.1}
+    output = train("dpo", lora=lora, script=script, learning_rate=1e-6, lr_scheduler_type="constant")
+    trained, before = (
+        load_file(Path(folder) / f"{name}model.safetensors")
+        for folder, name in ((output, "adapter_"), (saved_model, ""))
+    )
+    assert (trained[NORM] - before["model.language_model.norm.weight"]).abs().mean() > 0.01
+    connector = [name for name in trained if ".connector." in name]
+    assert connector and any("magnitude" in name for name in trained)
+    for name in connector:
+        assert (trained[name] - before[name.removeprefix("base_model.model.")]).abs().max() < 1e-4
 
 
 def test_a_rate_for_the_norm_without_an_adapter_is_an_error(train, data):
@@ -467,7 +483,7 @@ def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path
     fields = {**FIELDS[name], "model_name_or_path": saved_model, "max_steps": 5, "per_device_train_batch_size": 2}
     if name == "dpo":
         # What one process accumulates, two see at once: the order must be the same.
-        fields |= {"dataset": data["pairs"], "train_sampling_strategy": "sequential"}
+        fields |= {"dataset": data["pairs"], "train_sampling_strategy": "sequential", "norm_learning_rate": 0.05}
     script = str(ROOT / "examples" / f"{name}.py")
     run([sys.executable, script, "--config", str(recipe(tmp_path, "one", **fields, gradient_accumulation_steps=2))])
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
@@ -482,3 +498,6 @@ def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert set(one) == set(other)
     assert max((one[name] - other[name]).abs().max() for name in one) < 1e-2
+    if name == "dpo":
+        moved = other[NORM] - load_file(Path(saved_model) / "model.safetensors")["model.language_model.norm.weight"]
+        assert moved.abs().mean() > 0.01 and moved.std() < 1e-6

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,13 @@ from dps_hf.preferences.parts import is_written
 
 
 @pytest.fixture
-def script(example, saved_model, tmp_path, monkeypatch):
+def build(example):
+    return example("build_preferences.py")
+
+
+@pytest.fixture
+def script(build, saved_model, tmp_path, monkeypatch):
     """The script as a function of its arguments; its judge takes some responses for better than others."""
-    build = example("build_preferences.py")
 
     def judge(cases):
         def number(response):
@@ -159,8 +164,107 @@ def test_a_file_of_prompts_that_is_not_there_spoils_no_folder(script, tmp_path):
     script(prompts=tmp_path / "right.txt")
 
 
-def test_a_judge_without_any_verdict_is_named(example, saved_model, tmp_path, capsys):
+def test_a_judge_without_any_verdict_is_named(build, saved_model, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("a cat on a sofa")
-    build = example("build_preferences.py")
     build.main(build.ScriptArguments(output=tmp_path / "out", model=saved_model, prompts=tmp_path / "mine.txt"))
     assert "no verdict on any response. Take another one than 'exact'" in capsys.readouterr().out
+
+
+class Server:
+    """In place of an `OpenAIJudge`: gives as many verdicts as it is told to in all, and counts what it owes."""
+
+    will_answer, asked = 0, 0
+
+    def __init__(self, **options):
+        self.options, self.counts = options, Counter()
+        Server.made = self
+
+    def __call__(self, cases):
+        return [self.verdict(case, len(case.response)) for case in cases]
+
+    def verdict(self, case, value):
+        Server.asked += 1
+        if Server.asked > Server.will_answer:
+            self.counts["no reply"] += 1
+            return None
+        return Verdict({"a": value % 5 / 4}, "", "server", case.origin)
+
+    def compare(self, first, second):
+        Server.asked += 2 * len(first)
+        return [
+            tuple(Verdict({"a": score}, "", "server", "model") for score in ((1, 0) if a.response > b.response else (0, 1)))
+            for a, b in zip(first, second)
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def served(script, build, monkeypatch):
+    """The script with that judge, on questions that are answered in words: six prompts in three parts, three answers each."""
+    monkeypatch.setattr(build, "OpenAIJudge", Server)
+    Server.will_answer = Server.asked = 0
+    options = {"model": "judge-1", "rubric": "answer"}
+
+    def run(**arguments):
+        fields = {
+            "judge": "openai",
+            "judge_options": options,
+            "tasks": {"scenes_cot": 1},
+            "selection": {"max_length_ratio": 99},
+        }
+        return script(**{**fields, "generation": {"max_new_tokens": 8}, **arguments})  # fmt: skip
+
+    return run
+
+
+def test_what_a_judge_did_not_reply_to_is_asked_again_and_nothing_else_is(served, tmp_path, capsys):
+    Server.will_answer = 8
+    output = served()
+    counts = json.loads((output / "statistics.json").read_text())["counts"]
+    assert (counts["prompts"], counts["responses"], counts["no reply"]) == (4, 12, 4), "two parts, the second in part"
+    assert Server.asked == 18, "where there is no reply at all nothing more is sampled"
+    printed = capsys.readouterr().out
+    assert "The judge answers no more" in printed and "1 of 3 parts are still to be written" in printed
+    Server.will_answer = 99
+    served()
+    assert Server.asked == 18 + 12
+    counts = json.loads((output / "statistics.json").read_text())["counts"]
+    assert counts["prompts"] == 6 and "no reply" not in counts
+    whole = served(output=tmp_path / "whole")
+    assert rows(output) == rows(whole)
+
+
+def test_a_judge_may_be_given_more_to_spend_but_not_another_name(served):
+    Server.will_answer = 99
+    options = {"model": "judge-1", "rubric": "answer"}
+    served(judge_options={**options, "max_calls": 10})
+    served(judge_options={**options, "max_calls": 20, "concurrency": 2})
+    assert Server.made.options["max_calls"] == 20
+    with pytest.raises(ValueError, match="other judge_options"):
+        served(judge_options={**options, "model": "judge-2"})
+
+
+def test_a_key_among_the_options_is_written_nowhere(served):
+    output = served(judge_options={"model": "judge-1", "rubric": "answer", "api_key": "sk-secret"})
+    assert not any(b"sk-secret" in path.read_bytes() for path in output.rglob("*") if path.is_file())
+
+
+def test_responses_may_be_compared_in_place_of_scored(served):
+    output = served(pairwise=True)
+    for row in rows(output):
+        assert row["chosen"][0]["content"] > row["rejected"][0]["content"]
+        assert row["score_chosen"] > row["score_rejected"] and row["judge"] == "server"
+    with pytest.raises(ValueError, match="pairwise needs the judge openai"):
+        served(pairwise=True, judge="exact")
+
+
+def test_drawings_that_the_model_did_not_come_to_are_counted(script, build, monkeypatch):
+    whole = build.sample
+    monkeypatch.setattr(build, "sample", lambda *args, **options: [group[1:] for group in whole(*args, **options)])
+    counts = json.loads((script() / "statistics.json").read_text())["counts"]
+    assert (counts["responses"], counts["no drawing"]) == (12, 6)
+
+
+def test_votes_without_a_usable_line_are_an_error_that_names_the_file(script, tmp_path):
+    (tmp_path / "votes.jsonl").write_text("nonsense\n")
+    with pytest.raises(ValueError, match=r"votes must hold one usable line at least; .*votes.jsonl has none"):
+        script(votes=tmp_path / "votes.jsonl")

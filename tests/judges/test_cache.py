@@ -45,6 +45,12 @@ def test_lines_of_something_else_are_skipped_and_counted(tmp_path):
     assert cache.broken_lines == len(broken) and cache["b"] == "fine" and "a" not in cache
 
 
+def test_a_cache_among_the_others_is_read_once(tmp_path):
+    path = tmp_path / "cache.jsonl"
+    path.write_bytes(b"?\n")
+    assert ReplyCache(path, others=[path]).broken_lines == 1
+
+
 def test_files_of_other_processes_are_read_and_never_written(tmp_path):
     other = ReplyCache(tmp_path / "other.jsonl")
     other.add("a", "theirs")

@@ -90,13 +90,16 @@ STEPS = "a big red star: star? star, yes. 1. I count 1."  # four sentences
 
 @pytest.mark.parametrize(
     ("thinking", "score"),
-    [(STEPS, 1), ("a big red star: star? star, yes.", 4 / 6), ("", None), ("I count 1. I count 1.", 2 / 6), ("?", 0)],
+    [(STEPS, 1), ("a big red star: star? star, yes.", 4 / 6), ("", 0), ("I count 1. I count 1.", 2 / 6), ("?", 0)],
 )
 def test_steps_are_judged_where_they_are_known(thinking, score):
-    response = f"<think>{thinking}</think>1" if thinking else "1"
-    (verdict,) = exact_judge([Case("How many stars?", response, answers=("1",), steps=STEPS)])
-    assert verdict.scores["exact"] == 1
-    assert verdict.scores.get("steps") == (score if score is None else pytest.approx(score))
+    (verdict,) = exact_judge([Case("How many stars?", f"<think>{thinking}</think>1", answers=("1",), steps=STEPS)])
+    assert verdict.scores == {"exact": 1, "steps": pytest.approx(score)}
+
+
+def test_who_was_not_asked_to_think_owes_no_steps():
+    (verdict,) = exact_judge([Case("How many stars?", "1", answers=("1",), steps=STEPS)])
+    assert verdict.scores == {"exact": 1}
 
 
 def test_steps_are_not_judged_where_none_are_known():

@@ -216,8 +216,10 @@ def test_a_case_that_the_server_refuses_costs_the_others_nothing(server, make_ju
         return Reply(status=400, body=b"{}") if "1 and 1" in request.text else scores(7, 7, 7)
 
     server.script = script
-    verdicts = make_judge(concurrency=1)(cases(4))
+    judge = make_judge(concurrency=1)
+    verdicts = judge(cases(4))
     assert [verdict is None for verdict in verdicts] == [False, True, False, False]
+    assert judge.counts["refused"] == 1 and not judge.counts["no reply"]
     assert sum("response_format" in request.payload for request in server.requests) == 4
 
 
@@ -539,6 +541,7 @@ def test_a_rewrite_with_a_token_that_stands_for_a_picture_is_none(server, make_j
     server.script = script
     [verdict] = make_judge().refine([Case("Why?", "Because.")])
     assert verdict.rewrite is None and verdict.score < 0.2
+    assert len(server.requests) == 2, "what cannot be taken need not be judged"
 
 
 def test_the_margin_must_be_one(make_judge):

@@ -13,7 +13,7 @@ from dps_hf.data.record import record
 from dps_hf.inference import decode
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Verdict
-from dps_hf.preferences.responses import Prompt, Response, judged, prompts_of, read_prompts, sample, voted
+from dps_hf.preferences.responses import Prompt, Response, compared, judged, prompts_of, read_prompts, sample, voted
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -72,6 +72,25 @@ def test_a_folder_of_records_asks_each_question_once_and_knows_the_answers(tmp_p
     assert (star.text, star.images, star.answers, star.draw) == ("a star", (), (), True)
     with_tasks = read_prompts(save(records, tmp_path / "more", ("messages", "images", "task", "steps")), think=["i2t"])
     assert [(p.task, p.think, p.steps) for p in with_tasks] == [("i2t", True, "I see."), ("t2i", False, "")]
+
+
+def test_steps_that_stand_in_an_answer_are_steps_and_no_part_of_it(tmp_path):
+    worked = record("i2t", [RED, "What?"], ["<think>I see red.</think>red"])
+    (prompt,) = read_prompts(save([worked], tmp_path / "mine"))
+    assert (prompt.answers, prompt.steps) == (("red",), "I see red.")
+    (prompt,) = read_prompts(
+        save([{**worked, "steps": "Better."}], tmp_path / "more", ("messages", "images", "steps"))
+    )
+    assert (prompt.answers, prompt.steps) == (("red",), "Better.")
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F", "LA", "P", "I;16"])
+def test_pictures_of_any_mode_come_to_the_trainer_in_colours(mode):
+    picture = Image.new(mode, (8, 8))
+    prompt = Prompt("What?", (picture,))
+    assert len(prompt.key) == 64
+    (encoded,) = prompt.encoded_images
+    assert Image.open(BytesIO(encoded["bytes"])).mode == "RGB"
 
 
 def test_a_question_whose_answer_nobody_knows_is_asked_too(tmp_path):
@@ -192,6 +211,34 @@ def test_a_rewrite_that_proved_better_becomes_a_response_with_its_origin():
 def test_only_a_judge_that_rewrites_can_refine():
     with pytest.raises(TypeError, match="OpenAIJudge"):
         judged(lambda cases: [None] * len(cases), [Prompt("one")], [[Response("a", "a", 1)]], 0.1)
+
+
+class Comparer(OpenAIJudge):
+    """Likes the longer one, with no server behind it; has nothing to say of "?"."""
+
+    def __init__(self):
+        self.name, self.pairs = "comparer", []
+
+    def compare(self, first, second):
+        def verdicts(a, b):
+            self.pairs.append((a.response, b.response))
+            if "?" in (a.response, b.response):
+                return None
+            won = (len(a.response) > len(b.response)) + 0.5 * (len(a.response) == len(b.response))
+            return tuple(Verdict({"a": s}, "why", self.name, c.origin) for s, c in ((won, a), (1 - won, b)))
+
+        return [verdicts(a, b) for a, b in zip(first, second, strict=True)]
+
+
+def test_compared_responses_are_scored_by_the_share_that_they_win():
+    groups = [["a", "bbb", "cc", "dd", "a"], ["x", "?"], ["y", "y"]]
+    answers = [[Response(text, text, 1) for text in group] for group in groups]
+    judge = Comparer()
+    first, *others = compared(judge, [Prompt(str(i)) for i in range(3)], answers)
+    assert [answer.text for answer in first] == groups[0]
+    assert [answer.verdict.score for answer in first] == pytest.approx([0, 1, 0.5, 0.5, 0])
+    assert [answer.verdict for group in others for answer in group] == [None] * 4
+    assert len(judge.pairs) == 6 + 1, "equal ones are one"
 
 
 def test_votes_on_one_prompt_come_together_and_pictures_become_codes(tiny_model, tiny_processor):
