@@ -96,33 +96,62 @@ def lora_config(
 
 
 def norm_optimizer(training: TrainingArguments, learning_rate: float) -> tuple[Callable, dict[str, Any]]:
-    """`optimizer_cls_and_kwargs` of a [`~transformers.Trainer`]: its own optimizer, with a learning rate for norms.
+    """`optimizer_cls_and_kwargs` of a [`~transformers.Trainer`]: its own optimizer, and the scale of the last norm.
 
-    How sure a decoder is of its tokens is set by the weights of its last norm: whatever an adapter adds before it, the
-    norm scales back. They are far larger than an adapter's, and move as far only with a rate of their own. They move
-    together: surer, and hardly another token becomes the likeliest.
+    How sure a decoder is of its tokens is set by the scale of its last norm: whatever an adapter adds before it, the norm
+    scales back. So all that the norm multiplies by is multiplied by one factor: surer, and no other token becomes the
+    likeliest. To add the same to each weight would not do: some are near 0, and keep out what is a hundred times as large.
+
+    Args:
+        learning_rate: of the logarithm of that scale: with Adam, a step changes it by this share at most.
     """
     optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
 
     def build(model: nn.Module, **fields) -> torch.optim.Optimizer:
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        norms = [p for name, p in trained.items() if _LAST_NORM.search(name) and p.ndim == 1]
-        others = [p for p in trained.values() if not any(p is norm for norm in norms)]
+        norms, offsets, others = [], [], []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and _LAST_NORM.search(name) and parameter.ndim == 1:
+                norms.append(parameter)
+                offsets.append(_offset(model.get_submodule(name.rpartition(".")[0])))
+            elif parameter.requires_grad:
+                others.append(parameter)
         groups = [
             {"params": others, "weight_decay": training.weight_decay},  # first: its rate is the one that is logged
             {"params": norms, "weight_decay": 0.0, "lr": learning_rate},
         ]
         optimizer = optimizer_class(groups, **fields)
+        before: list[torch.Tensor] = []
 
-        def together(optimizer: torch.optim.Optimizer, *_) -> None:
-            for norm in optimizer.param_groups[1]["params"]:  # FSDP2 has put its own ones there meanwhile
+        @torch.no_grad()
+        def share(optimizer: torch.optim.Optimizer, *_) -> None:
+            """Gives all weights of a norm one gradient, that of the logarithm of its scale: the optimizer moves them alike."""
+            before.clear()
+            for norm, offset in zip(optimizer.param_groups[1]["params"], offsets):  # FSDP2 has put its own ones there
+                before.append(norm.detach().clone())
                 if norm.grad is not None:
-                    norm.grad.copy_(norm.grad.mean().expand_as(norm.grad))
+                    norm.grad.copy_((norm.grad * (norm + offset)).sum().expand_as(norm.grad))
 
-        optimizer.register_step_pre_hook(together)
+        @torch.no_grad()
+        def scale(optimizer: torch.optim.Optimizer, *_) -> None:
+            """Makes a factor of what the optimizer has added."""
+            for norm, old, offset in zip(optimizer.param_groups[1]["params"], before, offsets):
+                norm.copy_((old + offset) * (norm - old).mean().exp() - offset)
+
+        optimizer.register_step_pre_hook(share)
+        optimizer.register_step_post_hook(scale)
         return optimizer
 
     return lambda: build, arguments
+
+
+def _offset(norm: Any) -> float:
+    """What a norm adds to its weights before it multiplies by them: 1 in Gemma, 0 in most."""
+    weight = norm.weight.detach()
+    probe = torch.ones_like(weight)
+    probe[::2] = -1  # its mean is 0, its variance 1: any norm leaves it alone
+    with torch.no_grad():
+        gain = (norm(probe) - norm(-probe)) / 2 * probe
+    return round((gain - weight).float().mean().item(), 2)
 
 
 def lora_targets(model: DPSForConditionalGeneration, vision_tower: bool = False) -> str:

@@ -224,5 +224,7 @@ def _inputs(processor: DPSProcessor, chats: list, **template):
 
 
 def _batches(items: list, size: int, progress: str | None):
+    if size < 1:
+        raise ValueError(f"batch_size must be 1 or more; got {size}.")
     starts = tqdm(range(0, len(items), size), desc=progress, unit="batch", disable=progress is None)
     return (items[start : start + size] for start in starts)

@@ -8,7 +8,7 @@ Killed at any moment, the same command goes on with the part that is missing. Ma
 their parts; whoever finds all parts there joins them: `paired` for DPO, `unpaired` for KTO, figures, a page of pairs.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,9 @@ from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.parts import NO_REPLY, is_finished, is_written, join_parts, sheet, write_part
 from dps_hf.preferences.responses import compared, judged, read_prompts, sample, task_prompts, voted
 from dps_hf.training import keep_settings
+
+
+JUDGES = ("exact", "self", "openai")
 
 
 @dataclass
@@ -59,7 +62,7 @@ class ScriptArguments:
     num_prompts: int = 1000
     num_responses: int = 8
     generation: dict = field(default_factory=dict)
-    judge: str = field(default="exact", metadata={"choices": ["exact", "self", "openai"]})
+    judge: str = field(default="exact", metadata={"choices": JUDGES})
     judge_options: dict = field(default_factory=dict)
     pairwise: bool = False
     refine_margin: float | None = None
@@ -70,6 +73,30 @@ class ScriptArguments:
     seed: int = 0
     shard_index: int = 0
     num_shards: int = 1
+
+    def __post_init__(self):
+        if self.judge not in JUDGES:  # of what comes from a file no choices are checked
+            raise ValueError(f"judge must be one of {', '.join(JUDGES)}; got {self.judge!r}.")
+        for name in ("num_prompts", "num_responses", "prompts_per_part", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
+        if not 0 <= self.shard_index < self.num_shards:
+            raise ValueError(
+                f"shard_index must be from 0 to num_shards - 1; got {self.shard_index} and {self.num_shards}."
+            )
+        if self.refine_margin is not None and self.judge != "openai":
+            raise ValueError(f"refine_margin needs a judge that rewrites, openai; got {self.judge}. Leave it out.")
+        if self.pairwise and (self.judge != "openai" or self.refine_margin is not None):
+            raise ValueError(
+                "pairwise needs the judge openai, and no refine_margin: what is rewritten is scored by itself."
+            )
+        if self.votes and self.prompts:
+            raise ValueError(
+                f"votes bring their own prompts; got prompts {self.prompts}, too. Leave one of the two out."
+            )
+        known = [one.name for one in fields(Selection)]
+        if unknown := set(self.selection) - set(known):
+            raise ValueError(f"selection must have only {', '.join(known)}; got {', '.join(sorted(unknown))}.")
 
 
 def make_judge(script: ScriptArguments, model, processor) -> Judge:
@@ -91,48 +118,37 @@ def no_replies(judge: Judge) -> int:
 
 
 def main(script: ScriptArguments) -> None:
-    if not 0 <= script.shard_index < script.num_shards:
-        raise ValueError(
-            f"shard_index must be from 0 to num_shards - 1; got {script.shard_index} and {script.num_shards}."
-        )
-    if script.refine_margin is not None and script.judge != "openai":
-        raise ValueError(f"refine_margin needs a judge that rewrites, openai; got {script.judge}. Leave it out.")
-    if script.pairwise and (script.judge != "openai" or script.refine_margin is not None):
-        raise ValueError(
-            "pairwise needs the judge openai, and no refine_margin: what is rewritten is scored by itself."
-        )
+    # All that can be wrong is found before the folder is taken.
+    selection, parts, num_prompts = Selection(**script.selection), script.output / "parts", script.num_prompts
+    votes = read_votes(script.votes) if script.votes else []
+    if script.votes and not votes:
+        raise ValueError(f"votes must hold one usable line at least; {script.votes} has none. See the warning above.")
     free = ("output", "shard_index", "num_shards")  # what a part holds does not depend on these
     settings = {name: value for name, value in vars(script).items() if name not in free}
     # Nor on budget and pace of a judge: who raises them goes on.
     settings["judge_options"] = {name: script.judge_options.get(name) for name in ("model", "rubric", "base_url")}
-    if script.votes and script.prompts:
-        raise ValueError(
-            f"votes bring their own prompts; got prompts {script.prompts}, too. Leave one of the two out."
-        )
-    num_prompts = script.num_prompts
-    if script.prompts:  # what it says counts: it may change, and lie elsewhere on another machine
-        mine = [(prompt.key, prompt.answers, prompt.steps) for prompt in read_prompts(script.prompts, script.think)]
-        settings["prompts"], num_prompts = sha256(repr(mine).encode()).hexdigest(), len(mine)
+    if script.votes:
+        settings["votes"], known = script.votes.resolve(), set(script.think)
+    elif script.prompts:  # what it says counts: it may change, and lie elsewhere on another machine
+        mine = [(p.key, p.answers, p.steps, p.task) for p in read_prompts(script.prompts, script.think)]
+        num_prompts, known = len(mine), {task for *_, task in mine}
+        settings["prompts"] = sha256(repr([one[:-1] for one in mine]).encode()).hexdigest()
+        prompts = read_prompts(script.prompts, script.think)
+    else:
+        prompts, known = task_prompts(script.tasks, script.seed, script.think), set(script.tasks)
+    if idle := set(script.think) - known:
+        raise ValueError(f"think must name tasks that are asked, {', '.join(sorted(known))}; got {', '.join(idle)}.")
     model, processor = load(script.model)
+    if not script.votes:
+        judge = make_judge(script, model, processor)
     keep_settings(script.output, {**settings, "weights": weights_digest(model)}, "output")
-    selection, parts = Selection(**script.selection), script.output / "parts"
 
     # Parts
     if script.votes:
-        prompts, responses = voted(read_votes(script.votes), model, processor)
-        if not prompts:
-            raise ValueError(
-                f"votes must hold one usable line at least; {script.votes} has none. See the warning above."
-            )
         num_parts = 1
-        write_part(parts, 0, zip(prompts, responses), selection)
+        write_part(parts, 0, zip(*voted(votes, model, processor)), selection)
     else:
-        judge = make_judge(script, model, processor)
-        num_parts = -(-num_prompts // script.prompts_per_part)
-        if script.prompts:
-            prompts = read_prompts(script.prompts, script.think)
-        else:
-            prompts = islice(task_prompts(script.tasks, script.seed, script.think), num_prompts)
+        num_parts, prompts = -(-num_prompts // script.prompts_per_part), islice(prompts, num_prompts)
         for part in tqdm(range(num_parts), desc="parts"):
             asked = list(islice(prompts, script.prompts_per_part))
             if part % script.num_shards != script.shard_index or is_finished(parts, part):
@@ -170,7 +186,8 @@ def main(script: ScriptArguments) -> None:
     elif statistics["counts"].get(NO_REPLY):
         print("No pairs: the judge did not reply. The same command asks again.")
     elif statistics["counts"]["unjudged"] == statistics["counts"]["responses"]:
-        print(f"No pairs: the judge has no verdict on any response. Take another one than {script.judge!r}.")
+        lacking = f"no score for the aspect {selection.aspect!r}" if selection.aspect else "no verdict"
+        print(f"No pairs: the judge has {lacking} on any response. Take another one than {script.judge!r}.")
     else:
         print("No pairs: no two responses to one prompt differ by the margin. Sample more, or lower the margin.")
     print(f"Preference data: {script.output}")

@@ -32,6 +32,9 @@ from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
 from dps_hf.training import Curves, last_checkpoint
 
 
+JUDGES = ("exact", "self", "openai")
+
+
 @dataclass
 class ScriptArguments:
     """
@@ -50,11 +53,15 @@ class ScriptArguments:
     tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})
     prompts: Path | None = None
     num_prompts: int = 1000
-    judge: str = field(default="exact", metadata={"choices": ["exact", "self", "openai"]})
+    judge: str = field(default="exact", metadata={"choices": JUDGES})
     judge_options: dict = field(default_factory=dict)
     aspect: str | None = None
     vision_tower: bool = False
     norm_learning_rate: float = 0.0
+
+    def __post_init__(self):
+        if self.judge not in JUDGES:  # of what comes from a file no choices are checked
+            raise ValueError(f"judge must be one of {', '.join(JUDGES)}; got {self.judge!r}.")
 
 
 class JudgeReward:

@@ -25,6 +25,12 @@ def test_drawings_of_one_prompt_stand_together(tiny_model, tiny_processor):
     assert len(draw(tiny_model, tiny_processor, ["a", "b", "c"], batch_size=2, num_return_sequences=2)) == 6
 
 
+def test_batches_of_nothing_are_refused(tiny_model, tiny_processor):
+    for call in (draw, ask):
+        with pytest.raises(ValueError, match="batch_size must be 1 or more; got 0"):
+            call(tiny_model, tiny_processor, ["a"], batch_size=0)
+
+
 def test_answers_keep_the_order_of_the_questions(tiny_model, tiny_processor, colours):
     questions = ["What?", "What is this?", "?"]
     together = ask(tiny_model, tiny_processor, questions, colours, max_new_tokens=5)

@@ -45,6 +45,8 @@ class Mixture:
         guidance: Mapping[str, Schedule] | None = None,
         num_records: int | None = None,
     ) -> None:
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"weights must give each task a number, such as {{'scenes_t2i': 1}}; got {weights!r}.")
         if unknown := sorted(set(weights) - set(TASKS)):
             raise ValueError(f"weights name unknown task(s) {', '.join(unknown)}. Choose from {', '.join(TASKS)}.")
         if idle := sorted(set(guidance or {}) - set(weights)):

@@ -41,7 +41,13 @@ class DrawingState:
         """How many tokens of a drawing each row has so far, `(batch,)`; -1 outside of drawings."""
         last_begin = self.last_begin(input_ids)
         position = input_ids.shape[1] - 1 - last_begin
-        return torch.where((last_begin >= 0) & (position <= self.num_tokens), position, -1)
+        # Who writes begin-of-image among words has begun none.
+        drawn = (input_ids >= self.codes.start) & (input_ids < self.codes.stop)
+        if self.row_end is not None:
+            drawn |= input_ids == self.row_end
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+        whole = (drawn | (columns <= last_begin[:, None])).all(dim=1)
+        return torch.where((last_begin >= 0) & (position <= self.num_tokens) & whole, position, -1)
 
     def ends_row(self, position: torch.Tensor) -> torch.Tensor:
         """Whether a row-end token is due."""

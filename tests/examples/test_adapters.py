@@ -1,13 +1,16 @@
 """Where adapters go, and where they must not."""
 
+import math
 import re
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import TrainingArguments
 from trl import ModelConfig
 
-from dps_hf.adapters import check_trained, load_for_training, lora_config, lora_targets
+from dps_hf.adapters import check_trained, load_for_training, lora_config, lora_targets, norm_optimizer
 
 
 def matched(model, pattern: str) -> set[str]:
@@ -45,6 +48,30 @@ def test_the_last_norm_is_found_in_any_decoder_that_ends_in_one(make_model, make
     delattr(model.model.language_model, norm)
     with pytest.raises(ValueError, match="norm_learning_rate"):
         lora_config(model, arguments, last_norm=True)
+
+
+@pytest.mark.parametrize("decoder, norm", [("gpt2", "ln_f"), ("qwen2", "norm"), ("gemma2", "norm")])
+def test_all_that_the_last_norm_multiplies_by_is_multiplied_by_one_factor(
+    make_model, make_decoder_config, decoder, norm, tmp_path
+):
+    model = make_model(text_config=make_decoder_config(decoder))
+    torch.nn.init.normal_(model.get_submodule(f"model.language_model.{norm}").weight)
+    arguments = ModelConfig(use_peft=True, lora_r=2)
+    adapted = get_peft_model(model, lora_config(model, arguments, last_norm=True))
+    build, options = norm_optimizer(TrainingArguments(str(tmp_path), use_cpu=True, weight_decay=0.1), 0.1)
+    optimizer = build()(adapted, **options)
+    last = adapted.get_submodule(f"base_model.model.model.language_model.{norm}")
+    x = torch.randn(5, last.weight.shape[0])
+
+    def scaled() -> torch.Tensor:  # what LayerNorm adds afterwards left out
+        return (last(x) - last(-x)).detach() / 2
+
+    before = scaled()
+    for _ in range(2):
+        optimizer.zero_grad()
+        (-last(x).square().sum()).backward()  # falls where the scale grows
+        optimizer.step()
+    assert (scaled() / before).flatten().tolist() == pytest.approx([math.exp(0.2)] * before.numel(), rel=1e-4)
 
 
 def test_what_an_adapter_trains_has_these_names(make_model):

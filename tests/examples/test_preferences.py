@@ -268,3 +268,29 @@ def test_votes_without_a_usable_line_are_an_error_that_names_the_file(script, tm
     (tmp_path / "votes.jsonl").write_text("nonsense\n")
     with pytest.raises(ValueError, match=r"votes must hold one usable line at least; .*votes.jsonl has none"):
         script(votes=tmp_path / "votes.jsonl")
+
+
+@pytest.mark.parametrize(
+    "wrong, complaint",
+    [
+        ({"judge": "exat"}, "judge must be one of exact, self, openai; got 'exat'"),
+        ({"selection": {"margn": 0.2}}, "selection must have only aspect, margin, .*; got margn"),
+        ({"selection": {"margin": 2}}, "margin must be above 0"),
+        ({"num_prompts": 0}, "num_prompts must be 1 or more; got 0"),
+        ({"num_responses": 0}, "num_responses must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"tasks": {"scene_t2i": 1}}, "unknown task"),
+        ({"tasks": ["scenes_t2i"]}, "weights must give each task a number"),
+        ({"think": ["scene_t2i"]}, "think must name tasks that are asked, scenes_t2i; got scene_t2i"),
+        ({"votes": Path("nowhere.jsonl")}, "nowhere.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_named_before_the_folder_is_taken(script, tmp_path, wrong, complaint):
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        script(**wrong)
+    assert rows(script())
+
+
+def test_an_aspect_that_no_verdict_has_is_named(build, script, capsys):
+    script(selection={"aspect": "shape"})
+    assert "no score for the aspect 'shape' on any response" in capsys.readouterr().out

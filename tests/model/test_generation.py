@@ -287,6 +287,16 @@ def test_a_drawing_that_the_prompt_has_begun_must_fit(tiny_model, text_ids):
     assert all(is_drawing(row[text_ids.shape[1] + 1 :]) for row in generated)
 
 
+def test_begin_of_image_among_words_begins_no_drawing(tiny_model, text_ids):
+    for words in ([[BOI, 5]], [[BOI, CODES.start, 5]], [[BOI, CODES.start, EOI]]):
+        prompt = torch.cat([text_ids, torch.tensor(words * len(text_ids))], dim=1)
+        generated = tiny_model.generate(
+            prompt, generation_mode="interleaved", logits_processor=[Prefer(BOI)], max_new_tokens=6
+        )
+        for row in generated[:, prompt.shape[1] :]:
+            assert row[0] == BOI and is_drawing(row[1:])
+
+
 def test_interleaved_mode_has_room_for_a_drawing_by_default(tiny_model, text_ids):
     generated = tiny_model.generate(text_ids[:1, :2], generation_mode="interleaved", logits_processor=[Prefer(BOI)])
     assert generated.shape == (1, 2 + 256 + 4) and (generated == EOI).sum() == (256 + 4) // 6

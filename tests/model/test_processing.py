@@ -362,6 +362,16 @@ def test_image_mode_gives_pictures(tiny_processor, tiny_model, pictures):
     assert half[0].size == (16, 16)
 
 
+def test_tokens_in_place_of_pixels_are_refused_with_the_remedy(tiny_processor):
+    with pytest.raises(ValueError, match=r"needs pixels .* got the shape \(1, 4\). Pass model.decode_image_tokens"):
+        tiny_processor.post_process_multimodal_output(torch.zeros(1, 4, dtype=torch.long), generation_mode="image")
+
+
+def test_the_tokenizer_knows_how_long_a_text_may_be(tiny_processor, tiny_model):
+    processor = DPSProcessor.from_components(tiny_processor.tokenizer, tiny_model.config)
+    assert processor.tokenizer.model_max_length == tiny_model.config.text_config.max_position_embeddings
+
+
 def test_interleaved_mode_gives_text_and_pictures_in_reading_order(tiny_processor, tiny_model):
     drawing, other = (tiny_processor.drawing_text(codes) for codes in ([1, 2, 3, 4], [5, 6, 7, 8]))
     texts = [f"Before {drawing} between {other} after<|im_end|>", "Only text<|im_end|>", f"{drawing}{drawing}"]

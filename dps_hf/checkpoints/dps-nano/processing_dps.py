@@ -101,6 +101,7 @@ class DPSProcessor(ProcessorMixin):
             ValueError: the tokenizer gives the codes or the special tokens other ids than the config does.
         """
         tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.model_max_length = config.text_config.max_position_embeddings  # it warns of texts that are longer
         row_end = config.row_end_token_id is not None
         add_tokens(tokenizer, config.codebook_size, row_end)
         size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
@@ -214,7 +215,7 @@ class DPSProcessor(ProcessorMixin):
             A list of strings, of PIL images, or of lists of both in reading order.
 
         Raises:
-            ValueError: an unknown mode, or `"interleaved"` without `decode_image_tokens`.
+            ValueError: an unknown mode, tokens in place of pixels, or `"interleaved"` without `decode_image_tokens`.
         """
         if generation_mode in (None, "text"):
             return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
@@ -229,6 +230,11 @@ class DPSProcessor(ProcessorMixin):
         raise ValueError(f"generation_mode must be one of text, image, interleaved; got {generation_mode!r}.")
 
     def _to_pictures(self, pixels: torch.Tensor) -> list[Image.Image]:
+        if pixels.ndim != 4:
+            raise ValueError(
+                "generation_mode='image' needs pixels (batch, 3, size, size); "
+                f"got the shape {tuple(pixels.shape)}. Pass model.decode_image_tokens(tokens)."
+            )
         images = list(pixels.detach().float().cpu())
         return self.image_processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
 
