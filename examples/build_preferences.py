@@ -117,6 +117,22 @@ def no_replies(judge: Judge) -> int:
     return judge.counts[NO_REPLY] if isinstance(judge, OpenAIJudge) else 0
 
 
+def report(script: ScriptArguments, statistics: dict) -> None:
+    counts, aspect = statistics["counts"], script.selection.get("aspect")
+    for name, number in counts.items():
+        print(f"{name:24}{number:8}")
+    if "paired" in statistics:
+        print("means of pairs:", statistics["paired"]["means"])
+    elif counts.get(NO_REPLY):
+        print("No pairs: the judge did not reply. The same command asks again.")
+    elif counts["unjudged"] == counts["responses"]:
+        lacking = f"no score for the aspect {aspect!r}" if aspect else "no verdict"
+        print(f"No pairs: the judge has {lacking} on any response. Take another one than {script.judge!r}.")
+    else:
+        print("No pairs: no two responses to one prompt differ by the margin. Sample more, or lower the margin.")
+    print(f"Preference data: {script.output}")
+
+
 def main(script: ScriptArguments) -> None:
     # All that can be wrong is found before the folder is taken.
     selection, parts, num_prompts = Selection(**script.selection), script.output / "parts", script.num_prompts
@@ -177,20 +193,10 @@ def main(script: ScriptArguments) -> None:
     if len(missing) == num_parts or any(part % script.num_shards != script.shard_index for part in missing):
         return  # other machines write theirs, and whoever finds all joins them
     statistics = join_parts(parts, num_parts, script.output)
-    for name, number in statistics["counts"].items():
-        print(f"{name:24}{number:8}")
     if "paired" in statistics:
-        print("means of pairs:", statistics["paired"]["means"])
         page = sheet(script.output / "paired", lambda text: decode(model, processor, text))
         page.save(script.output / "pairs.png")
-    elif statistics["counts"].get(NO_REPLY):
-        print("No pairs: the judge did not reply. The same command asks again.")
-    elif statistics["counts"]["unjudged"] == statistics["counts"]["responses"]:
-        lacking = f"no score for the aspect {selection.aspect!r}" if selection.aspect else "no verdict"
-        print(f"No pairs: the judge has {lacking} on any response. Take another one than {script.judge!r}.")
-    else:
-        print("No pairs: no two responses to one prompt differ by the margin. Sample more, or lower the margin.")
-    print(f"Preference data: {script.output}")
+    report(script, statistics)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ class ScriptArguments:
     dataset: a folder that `datasets` saved, with `prompt`, `chosen`, `rejected`, and `images` where prompts have some.
     evaluation_share: of the pairs, for the loss curves.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: of the decoder's last norm, whose scale is how sure the model is of its tokens; 0 leaves it alone.
+    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which is how sure the model is of its tokens; 0 leaves
+        it alone.
     """
 
     dataset: str

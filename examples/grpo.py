@@ -47,7 +47,8 @@ class ScriptArguments:
     judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
     aspect: the score that is the reward; left out, the mean of all.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: of the decoder's last norm, whose scale is how sure the model is of its tokens; 0 leaves it alone.
+    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which is how sure the model is of its tokens; 0 leaves
+        it alone.
     """
 
     tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})

@@ -30,7 +30,8 @@ class ScriptArguments:
     dataset: a folder that `datasets` saved, with `prompt`, `completion`, `label`, and `images` where prompts have some.
     balance: weighs the rarer label up, so that good and bad responses count alike in all.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: of the decoder's last norm, whose scale is how sure the model is of its tokens; 0 leaves it alone.
+    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which is how sure the model is of its tokens; 0 leaves
+        it alone.
     """
 
     dataset: str
