@@ -505,4 +505,4 @@ def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path
     assert max((one[name] - other[name]).abs().max() for name in one) < 1e-2
     if name == "dpo":
         surer = other[NORM] / load_file(Path(saved_model) / "model.safetensors")["model.language_model.norm.weight"]
-        assert (surer.mean() - 1).abs() > 0.01 and surer.std() < 1e-5
+        assert (surer.mean() - 1).abs() > 1e-4 and surer.std() < 1e-5
