@@ -18,18 +18,14 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.inference import decode, load, weights_digest
-from dps_hf.judges.exact import exact_judge
+from dps_hf.judges.named import JUDGES, check_judge, named_judge
 from dps_hf.judges.openai import OpenAIJudge
-from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.users import read_votes
 from dps_hf.judges.verdict import Judge
 from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.parts import NO_REPLY, is_finished, is_written, join_parts, sheet, write_part
 from dps_hf.preferences.responses import compared, judged, read_prompts, sample, task_prompts, voted
 from dps_hf.training import keep_settings
-
-
-JUDGES = ("exact", "self", "openai")
 
 
 @dataclass
@@ -75,8 +71,7 @@ class ScriptArguments:
     num_shards: int = 1
 
     def __post_init__(self):
-        if self.judge not in JUDGES:  # of what comes from a file no choices are checked
-            raise ValueError(f"judge must be one of {', '.join(JUDGES)}; got {self.judge!r}.")
+        check_judge(self.judge, self.judge_options)  # of what comes from a file no choices are checked
         for name in ("num_prompts", "num_responses", "prompts_per_part", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}.")
@@ -100,16 +95,12 @@ class ScriptArguments:
 
 
 def make_judge(script: ScriptArguments, model, processor) -> Judge:
-    if script.judge == "exact":
-        return exact_judge
-    if script.judge == "self":
-        return SelfJudge(model, processor)
     # What any machine was answered is asked by none again, whichever way the work was shared before.
     caches = {
         "cache": script.output / f"replies-{script.shard_index}.jsonl",
         "other_caches": sorted(script.output.glob("replies-*.jsonl")),
     }
-    return OpenAIJudge(**{**caches, **script.judge_options})
+    return named_judge(script.judge, {**caches, **script.judge_options}, lambda: (model, processor))
 
 
 def no_replies(judge: Judge) -> int:

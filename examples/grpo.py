@@ -24,15 +24,10 @@ from dps_hf.adapters import (
     norm_optimizer,
 )
 from dps_hf.inference import load
-from dps_hf.judges.exact import exact_judge
-from dps_hf.judges.openai import OpenAIJudge
-from dps_hf.judges.self_judge import SelfJudge
+from dps_hf.judges.named import JUDGES, check_judge, named_judge
 from dps_hf.judges.verdict import Case, Judge
 from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
 from dps_hf.training import Curves, last_checkpoint
-
-
-JUDGES = ("exact", "self", "openai")
 
 
 @dataclass
@@ -61,8 +56,7 @@ class ScriptArguments:
     norm_learning_rate: float = 0.0
 
     def __post_init__(self):
-        if self.judge not in JUDGES:  # of what comes from a file no choices are checked
-            raise ValueError(f"judge must be one of {', '.join(JUDGES)}; got {self.judge!r}.")
+        check_judge(self.judge, self.judge_options)  # of what comes from a file no choices are checked
 
 
 class JudgeReward:
@@ -123,12 +117,8 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     training.generation_kwargs = {**mode, **(training.generation_kwargs or {})}
 
     # Judge
-    if script.judge == "self":
-        judge: Judge = SelfJudge(*load(model.name_or_path, arguments.model_revision))
-    elif script.judge == "openai":
-        judge = OpenAIJudge(**{"cache": Path(training.output_dir) / "replies.jsonl", **script.judge_options})
-    else:
-        judge = exact_judge
+    replies = {"cache": Path(training.output_dir) / "replies.jsonl", **script.judge_options}
+    judge = named_judge(script.judge, replies, lambda: load(model.name_or_path, arguments.model_revision))
 
     # Training
     trainer = GRPOTrainer(

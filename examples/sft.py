@@ -13,7 +13,7 @@ from datasets import Dataset
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
 
 from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
-from dps_hf.data.guidance import Schedule
+from dps_hf.data.guidance import schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.saved import read_records
 from dps_hf.training import Curves, KeepTraining, RecordCollator, last_checkpoint
@@ -66,7 +66,7 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
             raise ValueError(f"max_steps must be 1 or more, since tasks have no end; got {training.max_steps}.")
         batch_size = training.train_batch_size
         length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
-        guidance = {task: Schedule(**shares) for task, shares in script.guidance.items()}
+        guidance = schedules(script.guidance)
         mixture = Mixture(
             script.tasks, training.seed, length, "train", batch_size, guidance, num_records=script.num_records
         )

@@ -14,7 +14,7 @@ from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.components import replace_image_tokenizer
-from dps_hf.data.guidance import Schedule
+from dps_hf.data.guidance import Schedule, schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
 from dps_hf.training import Curves, KeepTraining, fastest_precision, last_checkpoint
@@ -99,7 +99,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         raise ValueError(f"max_steps must be 1 or more, since the mixture has no end; got {training.max_steps}.")
     batch_size = training.train_batch_size
     length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
-    guidance = {task: Schedule(**levels) for task, levels in script.guidance.items()}
+    guidance = schedules(script.guidance)
     train = Mixture(script.tasks, training.seed, length, guidance=guidance, num_records=script.num_records)
     held_out = {
         task: Mixture({task: 1}, length=script.evaluation_records, split="validation") for task in script.tasks

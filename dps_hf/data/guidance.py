@@ -47,6 +47,21 @@ class Schedule:
         return str(rng.choice(LEVELS, p=first + (last - first) * min(max(progress, 0.0), 1.0)))
 
 
+def schedules(guidance: Mapping[str, Mapping]) -> dict[str, Schedule]:
+    """Tasks and their schedules as recipes write them, `{"scenes_cot": {"start": {"steps": 2, "hint": 1}, "end": {"none": 1}}}`.
+
+    Raises:
+        ValueError: something other than `start` and `end` is given for a task, or a schedule is wrong.
+    """
+    for task, shares in guidance.items():
+        if not isinstance(shares, Mapping) or not set(shares) <= {"start", "end"}:
+            raise ValueError(
+                f"guidance[{task!r}] must have start, and end where it changes, such as {{'start': {{'steps': 1}}}}; "
+                f"got {shares!r}."
+            )
+    return {task: Schedule(**shares) for task, shares in guidance.items()}
+
+
 def guide(example: Record, level: str, rng: np.random.Generator) -> Record:
     """The record with this much guidance; unchanged where it has none of this kind to give.
 

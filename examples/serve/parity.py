@@ -20,7 +20,6 @@ hundredths are a near tie.
 """
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ from dps_hf.data import emoji, questions
 from dps_hf.data.scenes import render, sample_split
 from dps_hf.data.scenes_t2i import prompted
 from dps_hf.evaluation.tasks import FORMS
-from dps_hf.inference import MAX_NEW_TOKENS, load
+from dps_hf.inference import MAX_NEW_TOKENS, load, weights_digest
 from dps_hf.serving.client import TRANSFORMERS, Client
 
 
@@ -173,13 +172,6 @@ def compare(client: Client, model, processor, items: int, guided: int, concurren
     return figures
 
 
-def weights_hash(model) -> str:
-    digest = hashlib.sha256()
-    for _, tensor in sorted(model.state_dict().items()):
-        digest.update(tensor.contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("servers", nargs="+", metavar="NAME=URL", help="such as vllm=http://127.0.0.1:8000/v1")
@@ -201,10 +193,10 @@ def main() -> None:
         if arguments.think:
             asked = puzzles(arguments.items)
             figures = compare_texts(client, model, processor, asked, True, arguments.concurrency)
-            figures = results.get(name, {}) | {"worked": figures | {"weights": weights_hash(model)}}
+            figures = results.get(name, {}) | {"worked": figures | {"weights": weights_digest(model)}}
         else:
             figures = compare(client, model, processor, arguments.items, arguments.guided, arguments.concurrency)
-            figures |= {"weights": weights_hash(model)} | ({"note": arguments.note} if arguments.note else {})
+            figures |= {"weights": weights_digest(model)} | ({"note": arguments.note} if arguments.note else {})
         arguments.output.write_text(json.dumps(results | {name: figures}, indent=2, ensure_ascii=False) + "\n")
         print(name, json.dumps({key: value for key, value in figures.items() if key != "divergences"}, indent=2))
         for one in (figures["worked"] if arguments.think else figures)["divergences"]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dps_hf.data.guidance import LEVELS, Schedule, guide, misspelt
+from dps_hf.data.guidance import LEVELS, Schedule, guide, misspelt, schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import record, validate
 
@@ -105,3 +105,14 @@ def test_a_mixture_anneals_its_guidance_over_its_length():
     mixture = Mixture({"scenes_cot": 1}, length=300, guidance={"scenes_cot": Schedule({"steps": 1}, {"none": 1})})
     thought = ["<think>" in texts(mixture[i])[1] for i in range(300)]
     assert sum(thought[:75]) > 50 and sum(thought[-75:]) < 25
+
+
+def test_a_schedule_is_read_as_recipes_write_it():
+    read = schedules({"facts": {"start": {"hint": 1}, "end": {"none": 1}}, "scenes_cot": {}})
+    assert read == {"facts": Schedule({"hint": 1}, {"none": 1}), "scenes_cot": Schedule()}
+
+
+@pytest.mark.parametrize("wrong", [{"hint": 1}, "hint", None])
+def test_a_schedule_that_is_none_is_named_with_its_task(wrong):
+    with pytest.raises(ValueError, match=r"guidance\['facts'\] must have start, and end where it changes"):
+        schedules({"facts": wrong})

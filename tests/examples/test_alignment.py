@@ -204,7 +204,7 @@ def test_kto_balances_labels_or_takes_weights_but_not_both(train, data):
 
 
 def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
-    import dps_hf.judges.exact
+    import dps_hf.judges.named
 
     def likes_bright(cases: list[Case]) -> list[Verdict]:
         def brightness(picture):  # stretched: the random image tokenizer draws grey in grey
@@ -213,7 +213,7 @@ def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
 
         return [Verdict({"bright": brightness(case.response)}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.exact, "exact_judge", likes_bright)
+    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", likes_bright)
     script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 8, "aspect": "bright"}
     output = train("grpo", script=script, max_steps=12, per_device_train_batch_size=16, num_generations=8)
     rewards = losses(output, "reward")
@@ -255,10 +255,14 @@ def test_grpo_forbids_words_in_drawings_alone(train, monkeypatch, task, forbidde
 def test_grpo_knows_its_judges(example):
     with pytest.raises(ValueError, match="judge must be one of exact, self, openai; got 'exat'"):
         example("grpo.py").ScriptArguments(judge="exat")
+    with pytest.raises(
+        ValueError, match="judge_options must have model and rubric for the judge openai; rubric missing"
+    ):
+        example("grpo.py").ScriptArguments(judge="openai", judge_options={"model": "m"})
 
 
 def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
-    import dps_hf.judges.exact
+    import dps_hf.judges.named
 
     asked = set()
 
@@ -266,7 +270,7 @@ def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
         asked.update(case.prompt for case in cases)
         return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.exact, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", judge)
     (tmp_path / "mine.txt").write_text("a star\na heart\n")
     train("grpo", script={"prompts": tmp_path / "mine.txt"}, max_steps=2)
     assert asked == {"a star", "a heart"}
@@ -275,7 +279,7 @@ def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
 def test_grpo_asks_the_questions_of_a_folder_of_records_and_its_judge_knows_their_answers(
     train, monkeypatch, tmp_path
 ):
-    import dps_hf.judges.exact
+    import dps_hf.judges.named
 
     asked = set()
 
@@ -283,7 +287,7 @@ def test_grpo_asks_the_questions_of_a_folder_of_records_and_its_judge_knows_thei
         asked.update((case.prompt, case.images[0].getpixel((0, 0)), case.answers) for case in cases)
         return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.exact, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", judge)
     pictures = {colour: PIL.new("RGB", (64, 64), colour) for colour in ("red", "blue")}
     records = [record("mine", [picture, "Which?"], [colour]) for colour, picture in pictures.items()]
     columns = {name: [one[name] for one in records] for name in ("messages", "images")}
@@ -316,11 +320,7 @@ def test_sft_anneals_its_guidance(train, example, monkeypatch):
     script = {"guidance": {"scenes_cot": {"start": {"steps": 1}, "end": {"none": 1}}}, "tasks": {"scenes_cot": 1}}
     seen = []
     sft = example("sft.py")
-    lazily = sft.lazily(
-        sft.Mixture(
-            {"scenes_cot": 1}, 0, 40, guidance={"scenes_cot": sft.Schedule(**script["guidance"]["scenes_cot"])}
-        )
-    )
+    lazily = sft.lazily(sft.Mixture({"scenes_cot": 1}, 0, 40, guidance=sft.schedules(script["guidance"])))
     seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in lazily]
     assert sum(seen[:10]) > 6 > 4 > sum(seen[-10:])
     curve = losses(train("sft", script=script, max_steps=12, learning_rate=0.02))

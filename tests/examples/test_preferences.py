@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from datasets import Dataset, load_from_disk
 from PIL import Image
 
+import dps_hf.judges.named
 from dps_hf.data.record import record
+from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Verdict
 from dps_hf.preferences.parts import is_written
 
@@ -31,7 +34,7 @@ def script(build, saved_model, tmp_path, monkeypatch):
 
         return [Verdict({"exact": number(case.response) % 5 / 4}, "", "parity", case.origin) for case in cases]
 
-    monkeypatch.setattr(build, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", judge)
 
     def run(**arguments):
         fields = {"output": tmp_path / "out", "model": saved_model, "num_prompts": 6, "num_responses": 3}
@@ -175,6 +178,8 @@ class Server:
 
     will_answer, asked = 0, 0
 
+    __signature__ = signature(OpenAIJudge)
+
     def __init__(self, **options):
         self.options, self.counts = options, Counter()
         Server.made = self
@@ -200,7 +205,8 @@ class Server:
 @pytest.fixture
 def served(script, build, monkeypatch):
     """The script with that judge, on questions that are answered in words: six prompts in three parts, three answers each."""
-    monkeypatch.setattr(build, "OpenAIJudge", Server)
+    for module in (build, dps_hf.judges.named):
+        monkeypatch.setattr(module, "OpenAIJudge", Server)
     Server.will_answer = Server.asked = 0
     options = {"model": "judge-1", "rubric": "answer"}
 
@@ -243,9 +249,11 @@ def test_a_judge_may_be_given_more_to_spend_but_not_another_name(served):
         served(judge_options={**options, "model": "judge-2"})
 
 
-def test_a_key_among_the_options_is_written_nowhere(served):
-    output = served(judge_options={"model": "judge-1", "rubric": "answer", "api_key": "sk-secret"})
-    assert not any(b"sk-secret" in path.read_bytes() for path in output.rglob("*") if path.is_file())
+def test_a_key_among_the_options_is_refused_and_shown_nowhere(served, tmp_path):
+    with pytest.raises(ValueError, match=r"judge_options must have only .*key_variable.*; got api_key") as refused:
+        served(judge_options={"model": "judge-1", "rubric": "answer", "api_key": "sk-secret"})
+    assert "sk-secret" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_responses_may_be_compared_in_place_of_scored(served):
@@ -274,6 +282,10 @@ def test_votes_without_a_usable_line_are_an_error_that_names_the_file(script, tm
     "wrong, complaint",
     [
         ({"judge": "exat"}, "judge must be one of exact, self, openai; got 'exat'"),
+        (
+            {"judge": "openai", "judge_options": {"model": "m", "rubric": "answer", "urll": "x"}},
+            "judge_options must have only model, rubric, .*base_url.*; got urll",
+        ),
         ({"selection": {"margn": 0.2}}, "selection must have only aspect, margin, .*; got margn"),
         ({"selection": {"margin": 2}}, "margin must be above 0"),
         ({"num_prompts": 0}, "num_prompts must be 1 or more; got 0"),
