@@ -15,9 +15,9 @@ if [ ! -e outputs/venv-vllm/.ready ]; then
     touch outputs/venv-vllm/.ready
 fi
 
-# Start.
+# Start. Unless told otherwise it wants 0.92 of the machine's memory (on a CPU, too), and fails if other programs use some of that.
 outputs/venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model "$checkpoint" --trust-remote-code \
-    --host 127.0.0.1 --port 8000 &
+    --gpu-memory-utilization 0.3 --host 127.0.0.1 --port 8000 &
 server=$!
 trap 'kill $server' EXIT
 until curl --silent --fail http://127.0.0.1:8000/health > outputs/health.json; do kill -0 $server || exit 1; sleep 1; done
