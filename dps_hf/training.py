@@ -8,9 +8,10 @@ import runpy
 import sys
 import threading
 import zlib
+from dataclasses import fields
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -21,10 +22,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dps_hf.data import Record
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message
+from dps_hf.data.saved import read_saved
 from dps_hf.inference import encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
 
+
+SETTINGS = "settings.json"  # what the work in a folder was made with
 
 # The files that `Trainer` writes into a checkpoint, under the names they may have: an adapter's, FSDP's. The state comes
 # last, so that a kill leaves them incomplete.
@@ -35,18 +39,46 @@ CHECKPOINT_FILES = (
     ("trainer_state.json",),
 )
 
+# Of the trainer's arguments, what makes another run of it. Batches may be cut otherwise on another machine, and more be logged.
+LEARNING = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
+    "optim", "adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "seed",
+    "loss_type", "loss_weights", "beta", "label_smoothing", "num_generations", "generation_kwargs",
+)  # fmt: skip
+
+
+def resumed(training: TrainingArguments, *others: Any) -> str | None:
+    """The checkpoint to go on from, `None` at first; writes down which training this is.
+
+    Args:
+        others: the script's and the model's arguments; budget and pace of a judge may change.
+
+    Raises:
+        ValueError: `output_dir` holds a training of other settings or data, which are named: its model would be taken for the new
+            one.
+    """
+    settings = {name: getattr(training, name) for name in LEARNING if hasattr(training, name)}
+    settings |= {field.name: getattr(one, field.name) for one in others for field in fields(one)}
+    options = settings.pop("judge_options", {})
+    settings["judge_options"] = {name: options.get(name) for name in ("model", "rubric", "base_url")}
+    if settings.get("dataset"):  # which may be another one under the same name
+        settings["fingerprint of the dataset"] = read_saved(settings["dataset"])._fingerprint
+    checkpoint, folder = last_checkpoint(training.output_dir), Path(training.output_dir)
+    if training.process_index == 0:
+        if checkpoint is None:  # what failed before its first one binds nobody
+            (folder / SETTINGS).unlink(missing_ok=True)
+        keep_settings(folder, settings, "output_dir")
+    return checkpoint
+
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest complete checkpoint of a run, or `None`. One that a kill left half written is passed over.
-
-    Says which one it is, or who comes again with other data or settings would take the old model for a new one.
-    """
+    """The newest complete checkpoint of a run, or `None`. One that a kill left half written is passed over."""
     steps = {path: path.name.removeprefix("checkpoint-") for path in Path(output_dir).glob("checkpoint-*")}
     found = [path for path, step in steps.items() if step.isdecimal() and _is_complete(path)]
     if not found:
         return None
     newest = max(found, key=lambda path: int(steps[path]))
-    print(f"Going on from {newest}. To train anew, give another output_dir, or remove this one.")
+    print(f"Going on from {newest}.")
     return str(newest)
 
 
@@ -142,7 +174,7 @@ def keep_settings(folder: Path, settings: dict, field: str) -> None:
         ValueError: the folder holds work of other settings, which are named.
     """
     settings = {name: str(value) for name, value in settings.items()}
-    path = folder / "settings.json"
+    path = folder / SETTINGS
     kept = json.loads(path.read_text()) if path.exists() else settings
     if changed := [name for name in settings if kept.get(name) != settings[name]]:
         now = "; ".join(f"{name} was {kept.get(name)} and is {settings[name]}" for name in changed)

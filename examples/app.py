@@ -24,7 +24,7 @@ from PIL import Image
 from transformers import HfArgumentParser, TextIteratorStreamer
 
 from dps_hf import NANO
-from dps_hf.inference import Answer, ask, draw, load, save_drawing
+from dps_hf.inference import CODES, Answer, ask, draw, load, save_drawing
 from dps_hf.model.image_processing_dps import open_picture
 from dps_hf.serving.client import Client, ServerError
 
@@ -117,7 +117,8 @@ class Votes:
     def _kept(self, response: str | Image.Image) -> str | dict[str, str]:
         if isinstance(response, str):
             return response
-        name = f"pictures/{hashlib.sha256(response.tobytes()).hexdigest()[:16]}.png"
+        codes = response.info.get(CODES, "")  # other ones may look the same
+        name = f"pictures/{hashlib.sha256(response.tobytes() + codes.encode()).hexdigest()[:16]}.png"
         save_drawing(response, self.path.parent / name)
         return {"image": name}
 

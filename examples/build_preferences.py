@@ -18,12 +18,12 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.inference import decode, load, weights_digest
-from dps_hf.judges.named import JUDGES, check_judge, named_judge
-from dps_hf.judges.openai import OpenAIJudge
+from dps_hf.judges.named import JUDGES, check_judge, named_judge, no_replies
+from dps_hf.judges.openai import NO_REPLY
 from dps_hf.judges.users import read_votes
 from dps_hf.judges.verdict import Judge
 from dps_hf.preferences.pairs import Selection
-from dps_hf.preferences.parts import NO_REPLY, is_finished, is_written, join_parts, sheet, write_part
+from dps_hf.preferences.parts import is_finished, is_written, join_parts, sheet, write_part
 from dps_hf.preferences.responses import compared, judged, read_prompts, sample, task_prompts, voted
 from dps_hf.training import keep_settings
 
@@ -103,11 +103,6 @@ def make_judge(script: ScriptArguments, model, processor) -> Judge:
     return named_judge(script.judge, {**caches, **script.judge_options}, lambda: (model, processor))
 
 
-def no_replies(judge: Judge) -> int:
-    """How often it has been asked in vain so far."""
-    return judge.counts[NO_REPLY] if isinstance(judge, OpenAIJudge) else 0
-
-
 def report(script: ScriptArguments, statistics: dict) -> None:
     counts, aspect = statistics["counts"], script.selection.get("aspect")
     for name, number in counts.items():
@@ -120,7 +115,14 @@ def report(script: ScriptArguments, statistics: dict) -> None:
         lacking = f"no score for the aspect {aspect!r}" if aspect else "no verdict"
         print(f"No pairs: the judge has {lacking} on any response. Take another one than {script.judge!r}.")
     else:
-        print("No pairs: no two responses to one prompt differ by the margin. Sample more, or lower the margin.")
+        print(
+            "No pairs: no two responses to one prompt differ by the margin. Sample more into another output, or with a lower margin."
+        )
+        if script.judge == "openai" and not script.votes:
+            replies = script.judge_options.get("cache", script.output / f"replies-{script.shard_index}.jsonl")
+            print(
+                f"What was replied need not be paid again: judge_options: {{cache: {replies}}} takes the same answers from there."
+            )
     print(f"Preference data: {script.output}")
 
 

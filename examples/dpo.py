@@ -20,7 +20,7 @@ from dps_hf.adapters import (
     norm_optimizer,
 )
 from dps_hf.data.saved import read_saved
-from dps_hf.training import Curves, last_checkpoint
+from dps_hf.training import Curves, resumed
 
 
 @dataclass
@@ -67,7 +67,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
-    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=resumed(training, script, arguments))
     trainer.save_model()
     trainer.save_state()
 

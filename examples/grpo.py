@@ -24,10 +24,10 @@ from dps_hf.adapters import (
     norm_optimizer,
 )
 from dps_hf.inference import load
-from dps_hf.judges.named import JUDGES, check_judge, named_judge
+from dps_hf.judges.named import JUDGES, check_judge, named_judge, no_replies
 from dps_hf.judges.verdict import Case, Judge
 from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
-from dps_hf.training import Curves, last_checkpoint
+from dps_hf.training import Curves, resumed
 
 
 @dataclass
@@ -60,11 +60,17 @@ class ScriptArguments:
 
 
 class JudgeReward:
-    """A judge as a reward function of trl: a score from 0 to 1, None where there is none."""
+    """A judge as a reward function of trl: a score from 0 to 1, None where there is none.
+
+    Raises:
+        RuntimeError: a judge behind a server replies no more, or its budget is spent: nothing would be learned from here on.
+        ValueError: no response of the first batch has a reward.
+    """
 
     def __init__(self, judge: Judge, model, processor, draw: bool, aspect: str | None = None):
         self.__name__ = "reward"
         self.judge, self.model, self.processor, self.draw, self.aspect = judge, model, processor, draw, aspect
+        self.rewarded = False
 
     def __call__(self, prompts, completions, completion_ids, answers, text, images=None, **kwargs):
         responses = [completion[0]["content"] for completion in completions]
@@ -77,10 +83,27 @@ class JudgeReward:
             Case(words, response, tuple(pictures or ()), tuple(right))
             for words, response, pictures, right in zip(text, responses, shown, answers, strict=True)
         ]
+        before = no_replies(self.judge)
         verdicts = self.judge(cases)
-        if self.aspect is None:
-            return [verdict and verdict.score for verdict in verdicts]
-        return [verdict and verdict.scores.get(self.aspect) for verdict in verdicts]
+        if not any(verdicts) and no_replies(self.judge) > before:
+            raise RuntimeError(
+                "The judge answers no more, as the warning above says: it is out of reach, or max_calls or max_tokens are spent. "
+                "The same command goes on from the last checkpoint; both may be larger then."
+            )
+        rewards = [
+            verdict and (verdict.scores.get(self.aspect) if self.aspect else verdict.score) for verdict in verdicts
+        ]
+        self.rewarded |= any(reward is not None for reward in rewards)
+        if not self.rewarded:
+            aspects = sorted({aspect for verdict in verdicts if verdict for aspect in verdict.scores})
+            if aspects:
+                raise ValueError(
+                    f"aspect must be one of those that the judge scores, {', '.join(aspects)}; got {self.aspect!r}."
+                )
+            raise ValueError(
+                "judge has no verdict on any response of the first batch. Take another one, or other prompts."
+            )
+        return rewards
 
 
 def as_dataset(prompts: list[Prompt]) -> Dataset:
@@ -133,7 +156,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
-    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=resumed(training, script, arguments))
     trainer.save_model()
     trainer.save_state()
 

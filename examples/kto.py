@@ -21,7 +21,7 @@ from dps_hf.adapters import (
 )
 from dps_hf.data.saved import read_saved
 from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.training import Curves, last_checkpoint
+from dps_hf.training import Curves, resumed
 
 
 @dataclass
@@ -68,9 +68,15 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
                 f"{training.desirable_weight} and {training.undesirable_weight}. Set balance to false, or leave them out."
             )
         training.desirable_weight, training.undesirable_weight = max(1.0, bad / good), max(1.0, good / bad)
-    if all(is_drawing(completion, processor) for completion in responses["completion"]):
+    drawings = sum(is_drawing(completion, processor) for completion in responses["completion"])
+    if drawings == len(responses):
         for one in filter(None, (model, reference)):
             forbid_words(one, [processor.tokenizer.eos_token_id])
+    elif drawings:
+        print(
+            f"{drawings} of {len(responses)} responses are drawings. Among answers in words their codes are counted among "
+            "all tokens; in a set of drawings alone, among codes, as they are sampled."
+        )
     training.max_length = None  # what is cut off might be a picture
 
     # Training
@@ -86,7 +92,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained; {good} good, {bad} bad")
-    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=resumed(training, script, arguments))
     trainer.save_model()
     trainer.save_state()
 

@@ -16,7 +16,7 @@ from dps_hf.adapters import check_four_bit_training, check_trained, load_for_tra
 from dps_hf.data.guidance import schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.saved import read_records
-from dps_hf.training import Curves, KeepTraining, RecordCollator, last_checkpoint
+from dps_hf.training import Curves, KeepTraining, RecordCollator, resumed
 
 
 @dataclass
@@ -95,7 +95,7 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
     # Each batch is of one task and counts alike: the many tokens of a drawing must not drown a short answer.
     trainer.model_accepts_loss_kwargs = False
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
-    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=resumed(training, script, arguments))
     trainer.save_model()
     trainer.save_state()
 

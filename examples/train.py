@@ -17,7 +17,7 @@ from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.guidance import Schedule, schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
-from dps_hf.training import Curves, KeepTraining, fastest_precision, last_checkpoint
+from dps_hf.training import Curves, KeepTraining, fastest_precision, resumed
 
 
 @dataclass
@@ -126,7 +126,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         alignment_steps=script.alignment_steps,
         code_smoothing=script.code_smoothing,
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=resumed(training, script))
     trainer.save_model()
     trainer.save_state()
 

@@ -16,7 +16,7 @@ from trl import TrlParser
 from dps_hf.data.mixture import Mixture
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.training import Curves, Pictures, fastest_precision, last_checkpoint
+from dps_hf.training import Curves, Pictures, fastest_precision, resumed
 
 
 @dataclass
@@ -67,7 +67,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         compute_metrics=psnr,
         callbacks=[Curves()],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=resumed(training, script))
     trainer.save_model()
     trainer.save_state()
     print(trainer.evaluate())

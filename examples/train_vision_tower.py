@@ -23,7 +23,7 @@ from transformers import EvalPrediction, SiglipVisionConfig, SiglipVisionModel, 
 from trl import TrlParser
 
 from dps_hf.data import emoji, scenes
-from dps_hf.training import Curves, KeepTraining, fastest_precision, last_checkpoint, to_pixels
+from dps_hf.training import Curves, KeepTraining, fastest_precision, resumed, to_pixels
 
 
 EMOJI = sorted({pair.codepoints for pair in emoji.pairs("train")})
@@ -213,19 +213,19 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids[:, 0]).mean())}
 
 
-def fit(model: nn.Module, training: TrainingArguments, share_of_scenes: float, patch_size: int) -> None:
-    """Trains a model on labelled pictures, or goes on where it was interrupted."""
+def fit(model: nn.Module, script: ScriptArguments, training: TrainingArguments, share: float, patch_size: int) -> None:
+    """Trains a model on labelled pictures, a share of them scenes, or goes on where it was interrupted."""
     batch_size = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     trainer = Trainer(
         model=model,
         args=training,
-        train_dataset=LabelledPictures(training.seed, training.max_steps * batch_size, share_of_scenes, patch_size),
+        train_dataset=LabelledPictures(training.seed, training.max_steps * batch_size, share, patch_size),
         eval_dataset=HeldOutEmoji((scenes.IMAGE_SIZE // patch_size) ** 2),
         data_collator=Collator(model),
         compute_metrics=accuracy,
         callbacks=[Curves(), KeepTraining()],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(training.output_dir))
+    trainer.train(resume_from_checkpoint=resumed(training, script))
     trainer.save_state()
     print(trainer.evaluate())
 
@@ -246,14 +246,14 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         lessons.output_dir, lessons.max_steps = str(folder), script.teacher_steps
         lessons.per_device_train_batch_size *= 2
         lessons.learning_rate *= 3
-        fit(teacher, lessons, 0.0, config.patch_size)
+        fit(teacher, script, lessons, 0.0, config.patch_size)
         save_model(teacher, weights)
 
     # Tower
     set_seed(training.seed)  # whether the teacher was trained just now or before an interruption
     tower = SiglipVisionModel(config)
     print(f"{tower.num_parameters():,} parameters")
-    fit(Student(tower, teacher), training, script.scenes, config.patch_size)
+    fit(Student(tower, teacher), script, training, script.scenes, config.patch_size)
     tower.save_pretrained(training.output_dir)
 
 

@@ -1,14 +1,17 @@
 """The collator, resuming, and the curves."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
@@ -24,6 +27,7 @@ from dps_hf.training import (
     fastest_precision,
     last_checkpoint,
     plot_curves,
+    resumed,
     run_script,
 )
 
@@ -241,6 +245,42 @@ def test_adapters_shards_and_what_fsdp_writes_are_checkpoints_too(tmp_path, file
         assert last_checkpoint(tmp_path) is None
         whole = written(tmp_path / "checkpoint-3", [name])
     assert last_checkpoint(tmp_path) == whole
+
+
+@dataclass
+class Script:
+    dataset: str | None = None
+    judge_options: dict = field(default_factory=dict)
+
+
+def test_a_training_goes_on_only_with_the_settings_it_began_with(tmp_path):
+    def go_on(**fields):
+        fields = {"output_dir": str(tmp_path), "use_cpu": True, "learning_rate": 1e-3, **fields}
+        return resumed(TrainingArguments(**fields), Script())
+
+    assert go_on(learning_rate=1e-2) is None
+    assert go_on() is None, "what failed before its first checkpoint binds nobody"
+    whole = written(tmp_path / "checkpoint-9", COMPLETE)
+    assert go_on() == go_on(logging_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=8) == whole
+    with pytest.raises(ValueError, match=r"output_dir .* other learning_rate .learning_rate was 0.001 and is 0.01"):
+        go_on(learning_rate=1e-2)
+
+
+def test_a_training_does_not_go_on_with_other_data_under_the_same_name(tmp_path):
+    training = TrainingArguments(str(tmp_path / "out"), use_cpu=True)
+    for text in ("a", "b"):
+        Dataset.from_dict({"text": [text]}).save_to_disk(tmp_path / text)
+    (tmp_path / "a").rename(tmp_path / "data")
+    script = Script(str(tmp_path / "data"), {"model": "judge", "max_calls": 1})
+    resumed(training, script)
+    whole = written(tmp_path / "out" / "checkpoint-9", COMPLETE)
+    assert resumed(training, replace(script, judge_options={"model": "judge", "max_calls": 9})) == whole
+    with pytest.raises(ValueError, match="other judge_options"):
+        resumed(training, replace(script, judge_options={"model": "another"}))
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "b").rename(tmp_path / "data")
+    with pytest.raises(ValueError, match="other fingerprint of the dataset"):
+        resumed(training, script)
 
 
 def test_curves_are_drawn_for_training_and_evaluation(tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from inspect import signature
 
 from dps_hf.judges.exact import exact_judge
-from dps_hf.judges.openai import OpenAIJudge
+from dps_hf.judges.openai import NO_REPLY, OpenAIJudge
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Judge
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -44,3 +44,8 @@ def named_judge(
     if name == "self":
         return SelfJudge(*own())
     return OpenAIJudge(**options) if name == "openai" else exact_judge
+
+
+def no_replies(judge: Judge) -> int:
+    """How often it has been asked in vain so far."""
+    return judge.counts[NO_REPLY] if isinstance(judge, OpenAIJudge) else 0

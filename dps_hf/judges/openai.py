@@ -33,6 +33,8 @@ NO_FORMAT = (400, 422, 501)  # how servers refuse `response_format`
 NO_USE = (401, 403, 404)  # key, model or address: the next request would fare no better
 TRANSIENT = (408, 409, 425, 429)  # and 500 and above
 
+NO_REPLY = "no reply"  # how what was asked in vain is counted
+
 SHORTEST_KEY = 8  # shorter ones, "local" for instance, are no secrets but words that a text may hold
 
 logger = logging.getLogger(__name__)
@@ -171,7 +173,8 @@ class OpenAIJudge:
         A rewrite is judged like any other answer, by a call that knows nothing of it. Only where its score is at least
         `margin` above that of the original (scores being from 0 to 1) does the verdict have it as its `rewrite`, with
         the critique as its rationale. [`~dps_hf.judges.verdict.rewritten`] makes it a case whose origin is recorded;
-        judging that case costs nothing more.
+        judging that case costs nothing more. Not taken is a rewrite with control tokens, or one that leaves out the
+        thinking that begins the answer, or begins to think where that does not: it would follow another prompt.
 
         Raises:
             ValueError: `margin` is not above 0.
@@ -184,7 +187,8 @@ class OpenAIJudge:
         drafts = {}
         for i, reply in zip(asked, replies):
             verdict, text = verdicts[i], "" if reply is None else not_inert(reply.rewrite).strip()
-            if verdict is not None and text and not control_token(text):
+            thinks = str(cases[i].response).startswith("<think>") == text.startswith("<think>")  # both, or neither
+            if verdict is not None and text and thinks and not control_token(text):
                 drafts[i] = replace(verdict, rationale=reply.rationale, rewrite=text)
         again = self([rewritten(cases[i], draft) for i, draft in drafts.items()])
         for (i, draft), verdict in zip(drafts.items(), again):
@@ -265,7 +269,7 @@ class OpenAIJudge:
                 break
             with self._turn:
                 self._turn.wait_for(lambda: self._stopped, pause)
-        self._count("no reply")
+        self._count(NO_REPLY)
 
     def _call(self, question: Question, structured: bool) -> tuple[str, int]:
         """The reply and the tokens it cost.

@@ -86,7 +86,7 @@ def pair(
 
     Args:
         counts: what became of the responses is added here: "responses", "unjudged", "duplicates", "ties" (pairs of
-            responses, within the margin), "unequal lengths", "none good" (pairs of responses), "pairs".
+            responses, within the margin), "one thinks", "unequal lengths", "none good" (pairs of responses), "pairs".
     """
     counts = Counter() if counts is None else counts
     distinct = _distinct(responses, selection)
@@ -103,6 +103,9 @@ def pair(
         lead = high - low
         if lead < 0 or (lead == 0 and better.text > worse.text):
             continue  # the other way round it is looked at, too
+        if better.thinks != worse.thinks:
+            counts["one thinks"] += 1  # they do not follow the same prompt
+            continue
         # 0.7 - 0.6 must reach a margin of 0.1.
         if lead < selection.margin - ROUNDING:
             counts["ties"] += 1
@@ -127,13 +130,14 @@ def paired_rows(
     prompt: Prompt, responses: Sequence[Response], selection: Selection, counts: Counter[str] | None = None
 ) -> list[dict]:
     """One row of `PAIRED` for each pair."""
+    scores = {response.text: score for response, score in _distinct(responses, selection)}
     return [
         {
             **_asked(prompt, chosen),
             "chosen": _answer(chosen),
             "rejected": _answer(rejected),
-            **{f"{name}_chosen": value for name, value in _about(chosen, selection).items()},
-            **{f"{name}_rejected": value for name, value in _about(rejected, selection).items()},
+            **{f"{name}_chosen": value for name, value in _about(chosen, scores[chosen.text]).items()},
+            **{f"{name}_rejected": value for name, value in _about(rejected, scores[rejected.text]).items()},
         }
         for chosen, rejected in pair(responses, selection, counts)
     ]
@@ -151,7 +155,7 @@ def unpaired_rows(
             continue
         counts["good" if good else "bad"] += 1
         rows.append(
-            {**_asked(prompt, response), "completion": _answer(response), "label": good, **_about(response, selection)}
+            {**_asked(prompt, response), "completion": _answer(response), "label": good, **_about(response, score)}
         )
     return rows
 
@@ -162,19 +166,21 @@ def _distinct(responses: Sequence[Response], selection: Selection) -> list[tuple
     So of ten people who vote on one answer each counts, and one who likes A more than B, and C more than A, has B last.
     """
     verdicts: dict[str, list[Verdict]] = {}
+    scores: dict[str, list[float]] = {}
     first: dict[str, Response] = {}
     for response in responses:
-        if selection.score(response) is not None and response.verdict is not None:
+        score = selection.score(response)
+        if score is not None and response.verdict is not None:
             first.setdefault(response.text, response)
             verdicts.setdefault(response.text, []).append(response.verdict)
+            scores.setdefault(response.text, []).append(score)
     distinct = []
     for text, response in first.items():
         aspects = dict.fromkeys(aspect for verdict in verdicts[text] for aspect in verdict.scores)
-        scores = {a: fmean(v.scores[a] for v in verdicts[text] if a in v.scores) for a in aspects}
-        response = replace(response, verdict=replace(verdicts[text][0], scores=scores))
-        score = selection.score(response)
-        assert score is not None  # each of them has one
-        distinct.append((response, score))
+        means = {a: fmean(v.scores[a] for v in verdicts[text] if a in v.scores) for a in aspects}
+        # Not the mean of these means: nine thumbs must not weigh as much as the one rating beside them.
+        mean = fmean(scores[text])
+        distinct.append((replace(response, verdict=replace(verdicts[text][0], scores=means)), mean))
     return distinct
 
 
@@ -185,7 +191,7 @@ def _asked(prompt: Prompt, response: Response) -> dict:
         "prompt": [{"role": "user", "content": prompt.text}],
         "images": prompt.encoded_images,
         # The <think> that begins an answer is how thinking is asked for: of the prompt, and nothing to be learned.
-        "chat_template_kwargs": {"enable_thinking": response.text.startswith("<think>")},
+        "chat_template_kwargs": {"enable_thinking": response.thinks},
         "judge": response.verdict.judge,
         "seed": response.seed,
         "task": prompt.task,
@@ -196,10 +202,10 @@ def _answer(response: Response) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": response.text}]
 
 
-def _about(response: Response, selection: Selection) -> dict:
+def _about(response: Response, score: float) -> dict:
     assert response.verdict is not None
     return {
-        "score": selection.score(response),
+        "score": score,
         "aspects": json.dumps({name: round(score, 6) for name, score in response.verdict.scores.items()}),
         "origin": response.origin,
         "tokens": response.tokens,

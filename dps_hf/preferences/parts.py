@@ -15,13 +15,13 @@ import numpy as np
 from datasets import Dataset, Features, load_from_disk
 from filelock import FileLock  # comes with datasets
 
+from dps_hf.judges.openai import NO_REPLY
 from dps_hf.pages import Item, Section, page
 from dps_hf.preferences.pairs import PAIRED, UNPAIRED, Selection, paired_rows, unpaired_rows
 from dps_hf.preferences.responses import Prompt, Response
 
 
 KINDS: dict[str, Features] = {"paired": PAIRED, "unpaired": UNPAIRED}
-NO_REPLY = "no reply"  # what a judge counts so may yet come
 ROWS_AT_A_TIME = 1000  # rows in memory while files are copied
 
 

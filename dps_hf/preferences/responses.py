@@ -19,7 +19,7 @@ from dps_hf.data.record import Message, Record, validate
 from dps_hf.data.saved import read_saved
 from dps_hf.inference import MAX_NEW_TOKENS, code_rows, drawing_text
 from dps_hf.judges.openai import OpenAIJudge
-from dps_hf.judges.verdict import Case, Judge, Verdict, rewritten
+from dps_hf.judges.verdict import Case, Judge, Verdict, control_token, rewritten
 from dps_hf.model.image_processing_dps import to_rgb
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
@@ -76,6 +76,11 @@ class Response:
     seed: int = -1
     origin: str = "model"
     verdict: Verdict | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it begins by thinking aloud, or planning: that is asked for by the prompt."""
+        return self.text.startswith("<think>")
 
 
 def prompts_of(
@@ -134,13 +139,24 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
 
     Raises:
         FileNotFoundError: neither is there.
-        ValueError: no line has words, the folder has several splits or no records, or a record is wrong; then its number is
-            named.
+        ValueError: no line has words, the file is not UTF-8, or the folder has several splits or no records; or a line or a
+            record is wrong, for example a control token in its words, and its number is named.
     """
     if not path.is_dir():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"prompts must name a file in UTF-8; {path} is not ({error}). Save it as UTF-8."
+            ) from None
+        lines = [line.strip() for line in text.splitlines()]
         if not any(lines):
             raise ValueError(f"prompts must name a file with a prompt for a drawing on each line; {path} has none.")
+        for i, line in enumerate(lines, 1):
+            if name := control_token(line):
+                raise ValueError(
+                    f"line {i} of {path} must not hold control tokens; got {name!r}. Write it in other words."
+                )
         for line in dict.fromkeys(filter(None, lines)):
             yield Prompt(line, draw=True, think=path.stem in think, task=path.stem)
         return
@@ -156,6 +172,11 @@ def _checked(dataset: Dataset, path: Path) -> Iterator[Record]:
             validate(one)
             if "user" not in [message["role"] for message in one["messages"][-2:]]:
                 raise ValueError("'messages' must end with a question of the user, or with one and its answer.")
+            for part in one["messages"][-1 if one["messages"][-1]["role"] == "user" else -2]["content"]:
+                if name := control_token(part.get("text") or ""):
+                    raise ValueError(
+                        f"a question must not hold control tokens; got {name!r}. Write it in other words."
+                    )
         except (ValueError, OSError) as error:
             raise ValueError(f"record {i} of {path}: {error}") from error
         yield one

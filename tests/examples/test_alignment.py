@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
 from trl.trainer.utils import add_fused_lm_head
 
+import dps_hf.judges.named
 from dps_hf.adapters import forbid_words, load_for_training
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
@@ -204,8 +206,6 @@ def test_kto_balances_labels_or_takes_weights_but_not_both(train, data):
 
 
 def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
-    import dps_hf.judges.named
-
     def likes_bright(cases: list[Case]) -> list[Verdict]:
         def brightness(picture):  # stretched: the random image tokenizer draws grey in grey
             mean = sum(picture.convert("L").get_flattened_data()) / (255 * picture.width * picture.height)
@@ -261,9 +261,30 @@ def test_grpo_knows_its_judges(example):
         example("grpo.py").ScriptArguments(judge="openai", judge_options={"model": "m"})
 
 
-def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
-    import dps_hf.judges.named
+def test_grpo_stops_where_its_judge_answers_no_more(train, monkeypatch):
+    class Server:
+        counts: Counter = Counter()
 
+        def __call__(self, cases):
+            self.counts["no reply"] += len(cases)
+            return [None] * len(cases)
+
+    monkeypatch.setattr(dps_hf.judges.named, "OpenAIJudge", Server)
+    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", Server())
+    with pytest.raises(RuntimeError, match="The judge answers no more"):
+        train("grpo", script={"tasks": {"scenes_t2i": 1}, "num_prompts": 4}, max_steps=1)
+
+
+def test_grpo_needs_a_reward_to_begin_with(train, monkeypatch, tmp_path):
+    script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 4}
+    with pytest.raises(ValueError, match=r"aspect must be one of those that the judge scores, .*shape.*; got 'shpe'"):
+        train("grpo", script={**script, "aspect": "shpe"}, max_steps=1)
+    (tmp_path / "mine.txt").write_text("a cat on a sofa\na dog\n")
+    with pytest.raises(ValueError, match="judge has no verdict on any response of the first batch"):
+        train("grpo", script={"prompts": tmp_path / "mine.txt"}, max_steps=1)
+
+
+def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
     asked = set()
 
     def judge(cases):
@@ -279,8 +300,6 @@ def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
 def test_grpo_asks_the_questions_of_a_folder_of_records_and_its_judge_knows_their_answers(
     train, monkeypatch, tmp_path
 ):
-    import dps_hf.judges.named
-
     asked = set()
 
     def judge(cases):

@@ -67,7 +67,8 @@ def test_votes_are_read_back_with_their_pictures(app, tmp_path):
 def test_a_vote_on_a_drawing_keeps_its_codes(app, local_model, tmp_path):
     votes = app.Votes(tmp_path / "votes.jsonl")
     drawings = local_model.draw("a red square", 2)
-    votes.choice({"prompt": "a red square"}, *drawings)
+    for drawing, thumb in zip(drawings, ("up", "down")):  # which look alike: the image tokenizer is a random one
+        votes.thumb({"prompt": "a red square"}, drawing, thumb)
     assert [case.response.info[CODES] for case, _ in read_votes(votes.path)] == [d.info[CODES] for d in drawings]
 
 

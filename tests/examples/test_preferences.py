@@ -203,10 +203,9 @@ class Server:
 
 
 @pytest.fixture
-def served(script, build, monkeypatch):
+def served(script, monkeypatch):
     """The script with that judge, on questions that are answered in words: six prompts in three parts, three answers each."""
-    for module in (build, dps_hf.judges.named):
-        monkeypatch.setattr(module, "OpenAIJudge", Server)
+    monkeypatch.setattr(dps_hf.judges.named, "OpenAIJudge", Server)
     Server.will_answer = Server.asked = 0
     options = {"model": "judge-1", "rubric": "answer"}
 

@@ -14,8 +14,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from conftest import KEY, Reply, Request, scores
 from PIL import Image
+from scripted_server import KEY, Reply, Request, scores
 
 from dps_hf.judges import openai, rubric
 from dps_hf.judges.openai import retry_after
@@ -530,6 +530,20 @@ def test_a_rewrite_comes_back_with_the_tags_that_the_response_had(server, make_j
     server.script = script
     [verdict] = make_judge().refine([Case("Why?", "<think>So.</think>Because.")])
     assert verdict.rewrite == "<think>So.</think>Because. fixed"
+
+
+@pytest.mark.parametrize(
+    "response, rewrite", [("<think>So.</think>Because.", "better"), ("Because.", "<think>So.</think>better")]
+)
+def test_a_rewrite_that_follows_another_prompt_is_none(server, make_judge, response, rewrite):
+    def script(request):
+        if '"rewrite"' in request.payload["messages"][0]["content"]:
+            return json.dumps({"rationale": "", "rewrite": rewrite})
+        return scores(*[9 if "better" in request.body("response") else 2] * 3)
+
+    server.script = script
+    [verdict] = make_judge().refine([Case("Why?", response)])
+    assert verdict.rewrite is None and verdict.score < 0.2
 
 
 def test_a_rewrite_with_a_token_that_stands_for_a_picture_is_none(server, make_judge):

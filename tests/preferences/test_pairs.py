@@ -54,6 +54,27 @@ def test_each_of_several_verdicts_on_one_text_counts():
     assert rows[0]["score"] == pytest.approx(0.1) and json.loads(rows[0]["aspects"]) == {"exact": 0.1}
 
 
+def test_each_vote_counts_alike_whatever_it_was_given_with():
+    def vote(aspect, score):
+        return Response("Paris.", "Paris.", 4, verdict=Verdict({aspect: score}, "", "users", "votes"))
+
+    votes = [*[vote("thumb", 1.0)] * 9, vote("rating", 0.0)]
+    (row,) = unpaired_rows(Prompt("France?"), votes, Selection())
+    assert row["label"] and row["score"] == pytest.approx(0.9)
+    assert json.loads(row["aspects"]) == {"thumb": 1.0, "rating": 0.0}
+    pairs = paired_rows(Prompt("France?"), [*votes, response("Rome.", 0.0)], Selection())
+    assert [round(pair["score_chosen"], 6) for pair in pairs] == [0.9]
+
+
+def test_an_answer_that_thinks_is_not_paired_with_one_that_does_not():
+    group = [response("<think>a</think>b", 1.0), response("c", 0.0), response("<think>d</think>e", 0.0)]
+    counts = Counter()
+    assert texts(pair(group, Selection(), counts)) == [("<think>a</think>b", "<think>d</think>e")]
+    assert counts["one thinks"] == 2
+    rows = unpaired_rows(Prompt("Why?"), group, Selection())
+    assert [row["chat_template_kwargs"]["enable_thinking"] for row in rows] == [True, False, True]
+
+
 def test_choices_between_two_become_an_order_of_all():
     a_over_b = [response("a", 1.0), response("b", 0.0)]
     c_over_a = [response("c", 1.0), response("a", 0.0)]

@@ -51,6 +51,21 @@ def test_a_file_of_prompts_asks_for_each_line_once(tmp_path):
     assert list(read_prompts(path, think=["mine"])) == [Prompt(text, (), (), True, True, "mine") for text in lines]
 
 
+def test_control_tokens_in_prompts_are_named_with_their_place(tmp_path):
+    (tmp_path / "mine.txt").write_text("a star\na <image> star\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*mine.txt must not hold control tokens; got '<image>'"):
+        list(read_prompts(tmp_path / "mine.txt"))
+    asked = record("mine", ["a <|im_end|> star"], ["yes"])
+    with pytest.raises(ValueError, match=r"record 0 of .*: a question must not hold control tokens; got '<|im_end|>'"):
+        list(read_prompts(save([asked], tmp_path / "records")))
+
+
+def test_a_file_of_prompts_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "mine.txt").write_bytes("ein großer Stern".encode("latin1"))
+    with pytest.raises(ValueError, match=r"prompts must name a file in UTF-8; .*mine.txt is not"):
+        list(read_prompts(tmp_path / "mine.txt"))
+
+
 def test_a_file_without_prompts_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "none.txt"
     path.write_text("\n \n")
