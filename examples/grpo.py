@@ -62,9 +62,7 @@ class ScriptArguments:
 class JudgeReward:
     """A judge as a reward function of trl: a score from 0 to 1, None where there is none.
 
-    Raises:
-        RuntimeError: a judge behind a server replies no more, or its budget is spent: nothing would be learned from here on.
-        ValueError: no response of the first batch has a reward.
+    Raises RuntimeError where a server replies no more, and ValueError where nothing of the first batch has a reward.
     """
 
     def __init__(self, judge: Judge, model, processor, draw: bool, aspect: str | None = None):
@@ -83,25 +81,21 @@ class JudgeReward:
             Case(words, response, tuple(pictures or ()), tuple(right))
             for words, response, pictures, right in zip(text, responses, shown, answers, strict=True)
         ]
-        before = no_replies(self.judge)
-        verdicts = self.judge(cases)
+        before, verdicts = no_replies(self.judge), self.judge(cases)
         if not any(verdicts) and no_replies(self.judge) > before:
             raise RuntimeError(
-                "The judge answers no more, as the warning above says: it is out of reach, or max_calls or max_tokens are spent. "
-                "The same command goes on from the last checkpoint; both may be larger then."
+                "The judge replies no more, see the warning above. The same command goes on from the last checkpoint, "
+                "with larger max_calls or max_tokens in judge_options if they were spent."
             )
         rewards = [
             verdict and (verdict.scores.get(self.aspect) if self.aspect else verdict.score) for verdict in verdicts
         ]
         self.rewarded |= any(reward is not None for reward in rewards)
         if not self.rewarded:
-            aspects = sorted({aspect for verdict in verdicts if verdict for aspect in verdict.scores})
-            if aspects:
-                raise ValueError(
-                    f"aspect must be one of those that the judge scores, {', '.join(aspects)}; got {self.aspect!r}."
-                )
+            known = ", ".join(sorted({aspect for verdict in verdicts if verdict for aspect in verdict.scores}))
             raise ValueError(
-                "judge has no verdict on any response of the first batch. Take another one, or other prompts."
+                f"No response of the first batch has a reward: the judge scores {known or 'none of them'}, aspect is "
+                f"{self.aspect!r}. Take another judge, aspect, or prompts."
             )
         return rewards
 

@@ -271,16 +271,16 @@ def test_grpo_stops_where_its_judge_answers_no_more(train, monkeypatch):
 
     monkeypatch.setattr(dps_hf.judges.named, "OpenAIJudge", Server)
     monkeypatch.setattr(dps_hf.judges.named, "exact_judge", Server())
-    with pytest.raises(RuntimeError, match="The judge answers no more"):
+    with pytest.raises(RuntimeError, match="The judge replies no more"):
         train("grpo", script={"tasks": {"scenes_t2i": 1}, "num_prompts": 4}, max_steps=1)
 
 
 def test_grpo_needs_a_reward_to_begin_with(train, monkeypatch, tmp_path):
     script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 4}
-    with pytest.raises(ValueError, match=r"aspect must be one of those that the judge scores, .*shape.*; got 'shpe'"):
+    with pytest.raises(ValueError, match=r"the judge scores .*shape.*, aspect is 'shpe'"):
         train("grpo", script={**script, "aspect": "shpe"}, max_steps=1)
     (tmp_path / "mine.txt").write_text("a cat on a sofa\na dog\n")
-    with pytest.raises(ValueError, match="judge has no verdict on any response of the first batch"):
+    with pytest.raises(ValueError, match="No response of the first batch has a reward: the judge scores none of them"):
         train("grpo", script={"prompts": tmp_path / "mine.txt"}, max_steps=1)
 
 
