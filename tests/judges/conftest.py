@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from scripted_server import KEY, ScriptedServer, scores
+from judge_server import KEY, ScriptedServer, scores
 
 from dps_hf.judges import openai
 from dps_hf.judges.openai import OpenAIJudge

@@ -14,8 +14,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from judge_server import KEY, Reply, Request, scores
 from PIL import Image
-from scripted_server import KEY, Reply, Request, scores
 
 from dps_hf.judges import openai, rubric
 from dps_hf.judges.openai import retry_after
