@@ -56,7 +56,9 @@ def test_control_tokens_in_prompts_are_named_with_their_place(tmp_path):
     with pytest.raises(ValueError, match=r"line 2 of .*mine.txt must not hold control tokens; got '<image>'"):
         list(read_prompts(tmp_path / "mine.txt"))
     asked = record("mine", ["a <|im_end|> star"], ["yes"])
-    with pytest.raises(ValueError, match=r"record 0 of .*: a question must not hold control tokens; got '<\|im_end\|>'"):
+    with pytest.raises(
+        ValueError, match=r"record 0 of .*: a question must not hold control tokens; got '<\|im_end\|>'"
+    ):
         list(read_prompts(save([asked], tmp_path / "records")))
 
 
