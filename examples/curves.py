@@ -30,9 +30,11 @@ FIGURES = {
     "two things drawn": "scenes_t2i.two_objects",
     "counted": "scenes_t2i.counting",
     "placed": "scenes_t2i.position",
+    "pairs that never met": "scenes_t2i.unseen_pair",
     "described": "scenes_i2t.exact",
     "questions": "scenes_cot.answer",
     "emoji named": "emoji_i2t.en",
+    "in 12 languages": "emoji_i2t.mean",
     "capitals": "facts.en",
 }
 

@@ -1,10 +1,12 @@
 """Scores a DPS on held-out scenes and emoji: drawing, editing, reading in 12 languages, reasoning, knowing.
 
-python examples/evaluate.py --output outputs/shipped.json
+python examples/evaluate.py --output outputs/shipped.json --temperature 0 --guidance 1.5
 python examples/evaluate.py --model runs/nano --output outputs/nano.json --items 100 --tasks scenes_t2i emoji_t2i
 
-Finished tasks are kept in the output: stopped at any moment, the same command goes on with the next task. Every figure
-says from how many items it comes, and within which limits the true value lies with 95 % confidence.
+Finished tasks are kept in the output: stopped at any moment, the same command goes on with the next task, unless it says
+`--fresh`. Every figure says from how many items it comes, and within which limits the true value lies with 95 % confidence.
+The first command samples as the card of dps-nano says; without these two options drawings are sampled as the model's
+generation config has it.
 """
 
 import json

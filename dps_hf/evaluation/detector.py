@@ -12,7 +12,7 @@ from itertools import permutations
 import numpy as np
 from PIL import Image
 
-from dps_hf.data.scenes import COLOURS, SHAPES, Scene
+from dps_hf.data.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene
 from dps_hf.data.wording import RELATIONS, Kind, Wish
 
 
@@ -44,9 +44,12 @@ def detect(image: Image.Image) -> list[Detected]:
     """The things in a picture on a white or light ground, left to right.
 
     Forgives noise, blur and compression. A blob that looks like none of the shapes is reported as "unknown", so that a
-    failed drawing is never taken for a good one.
+    failed drawing is never taken for a good one. Pictures of another size are read at that of the scenes.
     """
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    image = image.convert("RGB")
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        image = image.resize((IMAGE_SIZE, IMAGE_SIZE))
+    pixels = np.asarray(image, dtype=np.float32)
     palette = np.array(list(COLOURS.values()), dtype=np.float32)
     colour_of = _colour_map(pixels, palette)
     components = _components(colour_of)

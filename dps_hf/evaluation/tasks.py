@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,10 +18,11 @@ from dps_hf.data.questions import ask as ask_about
 from dps_hf.data.record import pick
 from dps_hf.data.scenes import HALF_WHITE, Scene, render, sample_split
 from dps_hf.data.scenes_edit import edit
-from dps_hf.data.scenes_t2i import prompted
+from dps_hf.data.scenes_t2i import layout, prompted
+from dps_hf.data.splits import UNSEEN_PAIRS
 from dps_hf.data.wording import DESCRIBE, DRAW, LANGUAGES, caption, parse_caption, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils, same_scene
-from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr, wilson_interval
+from dps_hf.evaluation.metrics import effective_items, name_match, nearest_neighbours_right, psnr, wilson_interval
 from dps_hf.inference import ask, draw, encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
@@ -123,10 +124,11 @@ def emoji_prompt(pair: emoji.Pair, language: str = "en") -> str:
 # Figures
 
 
-def share(right: Iterable[bool]) -> Figure:
-    """How many are right, with Wilson's interval."""
+def share(right: Iterable[bool], groups: Sequence[Hashable] | None = None) -> Figure:
+    """How many are right, with Wilson's interval; wider where items of one of the `groups` are right or wrong together."""
     marks = [bool(mark) for mark in right]
-    return _figure(sum(marks) / len(marks), len(marks), wilson_interval(sum(marks), len(marks)))
+    value, items = sum(marks) / len(marks), effective_items(marks, groups) if groups else len(marks)
+    return _figure(value, len(marks), wilson_interval(value * items, items))
 
 
 def mean(values: Iterable[float]) -> Figure:
@@ -146,14 +148,25 @@ def _figure(value: float, n: int, interval: tuple[float, float]) -> Figure:
 def scenes_t2i(
     subject: Subject, names: Collection[str] = FORMS, guided: bool = True, think: bool = False
 ) -> dict[str, Figure]:
-    """All that the prompt names is in the drawing, where it should be, and nothing else; `think`: after a plan."""
-    figures = {}
+    """All that the prompt names is in the drawing, where it should be, and nothing else; `think`: after a plan.
+
+    Many prompts ask for one picture, in other words; the intervals know it. `unseen_pair` is also given pair by pair.
+    """
+    figures, by_pair = {}, {}
     for name in names:
         prompts = subject.held_out_prompts(name)
         drawings = subject.draw(prompts, guided=guided, think=think)
         wishes = [wish for prompt in prompts if (wish := parse_wish(prompt))]
-        figures[name] = share(fulfils(detect(drawing), wish) for drawing, wish in zip(drawings, wishes, strict=True))
-    return figures
+        right = [fulfils(detect(drawing), wish) for drawing, wish in zip(drawings, wishes, strict=True)]
+        asked = [layout(wish) for wish in wishes]
+        figures[name] = share(right, asked)
+        for colour, shape in sorted(UNSEEN_PAIRS) if name == "unseen_pair" else ():
+            of_pair = [
+                i for i, scene in enumerate(asked) if any((t.colour, t.shape) == (colour, shape) for t in scene.things)
+            ]
+            if of_pair:
+                by_pair[f"{name}_{colour}_{shape}"] = share((right[i] for i in of_pair), [asked[i] for i in of_pair])
+    return figures | by_pair
 
 
 def scenes_i2t(subject: Subject) -> dict[str, Figure]:
@@ -173,6 +186,17 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
         answers = subject.ask([DESCRIBE["en"][0]] * len(held_out), [render(scene) for scene in held_out])
         truths = [parse_caption(caption(scene)) for scene in held_out]
         figures[name] = share(parse_caption(answer) == truth for answer, truth in zip(answers, truths))
+    return figures
+
+
+def scenes_i2t_languages(subject: Subject) -> dict[str, Figure]:
+    """`exact` in each language (`en`, `de` ...), asked as in training, and in words that are held out (`new_wording_en` ...)."""
+    held_out, figures = subject.held_out_scenes(), {}
+    pictures, truths = [render(scene) for scene in held_out], [parse_caption(caption(scene)) for scene in held_out]
+    for prefix, wording in (("", 0), ("new_wording_", -1)):
+        for language in LANGUAGES:
+            answers = subject.ask([DESCRIBE[language][wording]] * len(pictures), pictures)
+            figures[prefix + language] = share(parse_caption(one) == truth for one, truth in zip(answers, truths))
     return figures
 
 
@@ -198,13 +222,13 @@ def _answered(subject: Subject, unseen: str | None, think: bool) -> tuple[list[b
     return list(map(name_match, answers, truths)), list(kinds)
 
 
-def scenes_edit(subject: Subject) -> dict[str, Figure]:
+def scenes_edit(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     """What was asked has changed, and all else is what it was and where it was: after thinking (`exact`), and `direct`."""
     rng = subject.rng("edits")
     before, instructions, after = zip(*(edit(rng, "validation") for _ in range(subject.items)))
     pictures, figures = [render(scene) for scene in before], {}
     for name, think in (("exact", True), ("direct", False)):
-        drawings = subject.draw(instructions, pictures, think=think)
+        drawings = subject.draw(instructions, pictures, guided, think)
         figures[name] = share(same_scene(detect(drawing), scene) for drawing, scene in zip(drawings, after))
     return figures
 
@@ -360,9 +384,12 @@ TASKS: dict[str, Callable[[Subject], dict[str, Figure]]] = {
     "scenes_t2i": scenes_t2i,
     "scenes_t2i_unguided": partial(scenes_t2i, guided=False),
     "scenes_t2i_plan": partial(scenes_t2i, names=("counting", "position"), think=True),
+    "scenes_t2i_plan_unguided": partial(scenes_t2i, names=("counting", "position"), guided=False, think=True),
     "scenes_i2t": scenes_i2t,
+    "scenes_i2t_languages": scenes_i2t_languages,
     "scenes_cot": scenes_cot,
     "scenes_edit": scenes_edit,
+    "scenes_edit_unguided": partial(scenes_edit, guided=False),
     "emoji_i2t": emoji_i2t,
     "emoji_t2i": emoji_t2i,
     "emoji_t2i_unguided": partial(emoji_t2i, guided=False),

@@ -50,6 +50,12 @@ def test_every_shape_is_found_in_every_colour_where_it_stands(shape, size):
         assert (found.x, found.y) == pytest.approx((25.5, 40.5), abs=1.5)
 
 
+@pytest.mark.parametrize("side", [32, 128])
+def test_pictures_of_another_size_are_read_as_those_of_the_scenes(side):
+    scene = Scene((Thing("circle", "red", "small", 16, 28), Thing("star", "blue", "big", 52, 28)))
+    assert same_scene(detect(render(scene).resize((side, side))), scene)
+
+
 def test_an_empty_picture_holds_nothing():
     assert detect(Image.new("RGB", (64, 64), "white")) == []
 
@@ -131,7 +137,7 @@ def test_the_same_scene_has_the_same_things_within_four_pixels():
     assert not same_scene([Detected("star", "red", "small", 20, 20), *moved((0, 0), (0, 0))[1:]], scene)
 
 
-def test_the_detector_takes_only_words_and_colours_from_the_scenes():
+def test_the_detector_takes_only_words_colours_and_the_size_from_the_scenes():
     tree = ast.parse(Path(detector.__file__).read_text())
     names = {
         alias.name
@@ -139,4 +145,4 @@ def test_the_detector_takes_only_words_and_colours_from_the_scenes():
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dps_hf")
         for alias in node.names
     }
-    assert names <= {"COLOURS", "RELATIONS", "SHAPES", "Kind", "Scene", "Wish"}
+    assert names <= {"COLOURS", "IMAGE_SIZE", "RELATIONS", "SHAPES", "Kind", "Scene", "Wish"}

@@ -59,8 +59,9 @@ class Oracle(tasks.Subject):
     def answer(self, question: str, picture: Image.Image | None) -> str:
         if picture is None:
             return known_by_heart()[question]
-        if question in DESCRIBE["en"]:
-            return caption(seen(picture))
+        for language, asked in DESCRIBE.items():
+            if question in asked:
+                return caption(seen(picture), language=language)
         language = next(language for language, asked in emoji.QUESTIONS.items() if question in asked)
         return names_of()[picture.tobytes()][language]
 
@@ -111,6 +112,7 @@ ASKED = [
     "scenes_t2i",
     "scenes_t2i_plan",
     "scenes_i2t",
+    "scenes_i2t_languages",
     "scenes_edit",
     "emoji_i2t",
     "emoji_t2i",
@@ -138,6 +140,37 @@ def test_things_in_the_wrong_places_are_wrong():
     assert {name for name, figure in figures.items() if figure["value"] < 1} == {"position"}
     assert figures["position"]["value"] == 0
     assert tasks.scenes_edit(subject)["exact"]["value"] == 0
+
+
+def test_a_pair_that_is_never_drawn_rightly_shows_and_widens_the_interval():
+    class Blind(Oracle):
+        def draw_wish(self, wish):
+            known = all((colour, shape) != ("green", "star") for _, colour, shape in wish.kinds)
+            return super().draw_wish(wish) if known else Image.new("RGB", (64, 64), "white")
+
+    subject = Blind(None, None, items=400, seed=0, sampling={})
+    figures = tasks.scenes_t2i(subject, ("unseen_pair",))
+    whole = figures.pop("unseen_pair")
+    assert {name: figure["value"] for name, figure in figures.items()} == {
+        "unseen_pair_green_star": 0,
+        "unseen_pair_orange_square": 1,
+        "unseen_pair_pink_triangle": 1,
+        "unseen_pair_purple_cross": 1,
+    }
+    assert sum(figure["n"] for figure in figures.values()) == whole["n"] == 400
+    # Four pairs in two sizes are eight pictures: they tell little of pairs.
+    low, high = whole["ci95"]
+    assert low < 0.5 and high > 0.9 and whole["value"] == pytest.approx(0.75, abs=0.05)
+
+
+def test_descriptions_are_asked_for_in_each_language_as_in_training_and_in_held_out_words():
+    class Pupil(Oracle):
+        def answer(self, question, picture):
+            return super().answer(question, picture) if question in DESCRIBE["de"][:-1] else "Ein Bauer."
+
+    figures = tasks.scenes_i2t_languages(Pupil(None, None, items=4, seed=0, sampling={}))
+    assert {name for name, figure in figures.items() if figure["value"]} == {"de"}
+    assert set(figures) == {*LANGUAGES, *(f"new_wording_{language}" for language in LANGUAGES)}
 
 
 def test_edits_after_thinking_and_at_once_are_scored_apart():
