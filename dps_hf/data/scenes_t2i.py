@@ -16,7 +16,7 @@ from dps_hf.data.scenes import (
     shows,
 )
 from dps_hf.data.splits import check_split, check_unseen, one_in
-from dps_hf.data.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, places, say
+from dps_hf.data.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, kind, places, say
 
 
 # Where things are drawn: column and row out of 0, 1 and 2, by how many there are, in the order of the prompt.
@@ -104,6 +104,20 @@ def layout(wish: Wish) -> Scene:
         centres = CENTRES[size or "big"]
         things.append(Thing(shape, colour, size or "big", centres[column], centres[row]))
     return Scene(tuple(things))
+
+
+def drawn_in_training(scene: Scene) -> bool:
+    """Whether training asks for this very picture in any words: "a red circle" may be held out, "a big red circle" is the same."""
+    if held_out(scene) or not shows(scene, None):
+        return False
+    wishes = []
+    for sizes in (True, False):
+        kinds = [kind(thing, sizes) for thing in scene.things]
+        wishes.append(Wish(Counter(kinds)))
+        if len(set(kinds)) == 2 == len(kinds):
+            wishes += [Wish(Counter(kinds), (kinds[0], relation, kinds[1])) for relation in RELATIONS]
+    # How two things stand is one wish, whichever is named first.
+    return any(layout(wish) == scene and not held_out_wish(wish) for wish in wishes)
 
 
 def held_out_wish(wish: Wish) -> bool:

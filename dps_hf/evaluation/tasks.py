@@ -16,9 +16,9 @@ from dps_hf.data import emoji
 from dps_hf.data.facts import BACKWARD, FORWARD, capitals
 from dps_hf.data.questions import ask as ask_about
 from dps_hf.data.record import pick
-from dps_hf.data.scenes import HALF_WHITE, Scene, render, sample_split
+from dps_hf.data.scenes import HALF_WHITE, Scene, render, sample_split, shows
 from dps_hf.data.scenes_edit import edit
-from dps_hf.data.scenes_t2i import layout, prompted
+from dps_hf.data.scenes_t2i import drawn_in_training, layout, prompted
 from dps_hf.data.splits import UNSEEN_PAIRS
 from dps_hf.data.wording import DESCRIBE, DRAW, LANGUAGES, caption, parse_caption, parse_wish
 from dps_hf.evaluation.detector import detect, fulfils, same_scene
@@ -150,23 +150,30 @@ def scenes_t2i(
 ) -> dict[str, Figure]:
     """All that the prompt names is in the drawing, where it should be, and nothing else; `think`: after a plan.
 
-    Many prompts ask for one picture, in other words; the intervals know it. `unseen_pair` is also given pair by pair.
+    `unseen_pair` is also given pair by pair. In `new_picture` are those prompts, of things that training shows, whose picture
+    it never draws for other words either.
     """
-    figures, by_pair = {}, {}
+    drawn: dict[str, list[tuple[Scene, bool]]] = {}
     for name in names:
         prompts = subject.held_out_prompts(name)
         drawings = subject.draw(prompts, guided=guided, think=think)
         wishes = [wish for prompt in prompts if (wish := parse_wish(prompt))]
         right = [fulfils(detect(drawing), wish) for drawing, wish in zip(drawings, wishes, strict=True)]
-        asked = [layout(wish) for wish in wishes]
-        figures[name] = share(right, asked)
-        for colour, shape in sorted(UNSEEN_PAIRS) if name == "unseen_pair" else ():
-            of_pair = [
-                i for i, scene in enumerate(asked) if any((t.colour, t.shape) == (colour, shape) for t in scene.things)
-            ]
-            if of_pair:
-                by_pair[f"{name}_{colour}_{shape}"] = share((right[i] for i in of_pair), [asked[i] for i in of_pair])
-    return figures | by_pair
+        drawn[name] = list(zip(map(layout, wishes), right))
+    everything = [one for some in drawn.values() for one in some]
+    for pair in sorted(UNSEEN_PAIRS):
+        drawn["unseen_pair_{}_{}".format(*pair)] = [
+            (scene, right) for scene, right in everything if pair in {(t.colour, t.shape) for t in scene.things}
+        ]
+    drawn["new_picture"] = [
+        (scene, right) for scene, right in everything if shows(scene, None) and not drawn_in_training(scene)
+    ]
+    figures = {}
+    for name, some in drawn.items():
+        if some:  # several prompts ask for one picture
+            pictures, marks = zip(*some)
+            figures[name] = share(marks, pictures)
+    return figures
 
 
 def scenes_i2t(subject: Subject) -> dict[str, Figure]:

@@ -6,11 +6,12 @@ import pytest
 
 from dps_hf.data.record import validate
 from dps_hf.data.scenes import SIZES
-from dps_hf.data.scenes_t2i import held_out_wish, layout, prompted, scenes_t2i
+from dps_hf.data.scenes_t2i import drawn_in_training, held_out_wish, layout, prompted, scenes_t2i
 from dps_hf.data.wording import DRAW, LANGUAGES, RELATIONS, Wish, parse_caption, parse_wish, related
 from dps_hf.evaluation.detector import detect, fulfils
 
 
+FORMS = ("things", "counting", "position")
 ONE, OTHER = ("small", "red", "circle"), (None, "blue", "star")
 
 
@@ -58,6 +59,19 @@ def test_the_same_words_are_always_drawn_as_the_same_picture():
     for _ in range(20):
         scene, prompt = prompted(rng, "train", "things", sizes=True)
         assert layout(parse_wish(prompt)) == scene
+
+
+def test_pictures_of_training_are_told_from_new_ones():
+    rng = np.random.default_rng(2)
+    shown = [prompted(rng, "train", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
+    assert all(map(drawn_in_training, shown))
+    held_out = [prompted(rng, "validation", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
+    new = [scene for scene in held_out if not drawn_in_training(scene)]
+    # "a red circle" is held out and "a big red circle" is not: the words are new, their picture is known.
+    assert set(held_out) & set(shown) and len(new) > 50
+    assert not set(new) & set(shown)
+    unseen = [prompted(rng, "validation", "things", count=1, unseen="pair")[0] for _ in range(8)]
+    assert not any(map(drawn_in_training, unseen))
 
 
 def test_things_are_drawn_in_the_order_of_the_words_and_apart():

@@ -137,7 +137,7 @@ def test_who_knows_nothing_is_never_right(task):
 def test_things_in_the_wrong_places_are_wrong():
     subject = Careless(None, None, items=12, seed=0, sampling={})
     figures = tasks.scenes_t2i(subject)
-    assert {name for name, figure in figures.items() if figure["value"] < 1} == {"position"}
+    assert {name for name, figure in figures.items() if figure["value"] < 1} == {"position", "new_picture"}
     assert figures["position"]["value"] == 0
     assert tasks.scenes_edit(subject)["exact"]["value"] == 0
 

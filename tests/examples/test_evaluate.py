@@ -58,11 +58,11 @@ def test_every_task_gives_its_figures(output):
     report = json.loads(output.read_text())
     assert set(FIGURES) == set(TASKS)
     for task, names in FIGURES.items():
-        assert {name for name in report[task] if not name.startswith("unseen_pair_")} == names, task
+        assert {name for name in report[task] if not name.startswith(("unseen_pair_", "new_picture"))} == names, task
         for name, figure in report[task].items():
             assert set(figure) == {"value", "n", "ci95"}, f"{task}.{name}"
             assert figure["ci95"][0] <= figure["value"] <= figure["ci95"][1], f"{task}.{name}"
-            assert figure["n"] == 4 or name.startswith(("answer_", "unseen_pair_")), f"{task}.{name}"
+            assert figure["n"] == 4 or name.startswith(("answer_", "unseen_pair_", "new_picture")), f"{task}.{name}"
 
 
 def test_report_says_how_it_came_about(output):
