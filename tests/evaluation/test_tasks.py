@@ -170,7 +170,7 @@ def test_descriptions_are_asked_for_in_each_language_as_in_training_and_in_held_
 
     figures = tasks.scenes_i2t_languages(Pupil(None, None, items=4, seed=0, sampling={}))
     assert {name for name, figure in figures.items() if figure["value"]} == {"de"}
-    assert set(figures) == {*LANGUAGES, *(f"new_wording_{language}" for language in LANGUAGES)}
+    assert set(figures) == {*LANGUAGES[1:], *(f"new_wording_{language}" for language in LANGUAGES)}
 
 
 def test_edits_after_thinking_and_at_once_are_scored_apart():

@@ -15,9 +15,7 @@ FIGURES = {
     "scenes_t2i_plan": {"counting", "position"},
     "scenes_t2i_plan_unguided": {"counting", "position"},
     "scenes_i2t": {"one_object", "exact", "unseen_pair", "unseen_count"},
-    "scenes_i2t_languages": {
-        f"{way}{language}" for way in ("", "new_wording_") for language in ("en", "de", "es", "zh")
-    },
+    "scenes_i2t_languages": {"de", "es", "zh", *(f"new_wording_{language}" for language in ("en", "de", "es", "zh"))},
     "scenes_cot": {
         "answer",
         "direct",
