@@ -165,20 +165,26 @@ def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(
     torch.testing.assert_close(loss, expected / weights.sum())
 
 
-def test_codes_are_smoothed_in_the_first_steps_and_in_no_evaluation(make_model, tiny_processor, tmp_path, monkeypatch):
-    shares = []
-    monkeypatch.setattr(
-        "dps_hf.pretraining.packed_loss", lambda *_, code_smoothing, **__: shares.append(code_smoothing)
-    )
+def test_codes_are_smoothed_and_mostly_told_apart_alone_in_the_first_steps_and_in_no_evaluation(
+    make_model, tiny_processor, tmp_path, monkeypatch
+):
+    smoothing, alone = [], []
+
+    def seen(*_, codes_alone, code_smoothing):
+        smoothing.append(code_smoothing)
+        alone.append(codes_alone)
+
+    monkeypatch.setattr("dps_hf.pretraining.packed_loss", seen)
     model = make_model().train()
     args = TrainingArguments(output_dir=str(tmp_path), max_steps=10, use_cpu=True, report_to="none")
     trainer = DPSTrainer(model=model, args=args, processing_class=tiny_processor, code_smoothing=0.1)
     for trainer.state.global_step in range(10):
         trainer.compute_loss(model, {})
-    assert shares == [0.1] * 6 + [0.0] * 4
-    trainer.state.global_step = 0
+    assert smoothing == [0.1] * 6 + [0.0] * 4
+    assert alone == [False, True, True, True, False, True] + [False] * 4
+    trainer.state.global_step = 1
     trainer.compute_loss(model.eval(), {})
-    assert shares[-1] == 0.0
+    assert (smoothing[-1], alone[-1]) == (0.0, False)
 
 
 def test_the_mean_of_neighbours_counts_a_code_twice_at_the_end_of_a_digit():

@@ -25,11 +25,24 @@ LANGUAGES = ("en", "de", "es", "zh")
 MOST = 4  # things of a kind for which there is a word
 
 DESCRIBE = {
-    "en": ("Describe the picture.", "What do you see?", "What is in the picture?", "What does the picture show?"),
-    "de": ("Beschreibe das Bild.", "Was siehst du?", "Was ist auf dem Bild?"),
-    "es": ("Describe la imagen.", "¿Qué ves?", "¿Qué hay en la imagen?"),
-    "zh": ("描述这张图片。", "你看到了什么？", "图片里有什么？"),
-}
+    "en": (
+        "Describe the picture.", "What do you see?", "What is in the picture?", "Describe what you see.",
+        "What is drawn here?", "Tell me what you see.", "What does the picture show?",
+    ),
+    "de": (
+        "Beschreibe das Bild.", "Was siehst du?", "Was zeigt das Bild?", "Was ist hier zu sehen?",
+        "Beschreibe, was du siehst.", "Was erkennst du auf dem Bild?", "Welche Dinge sind das?",
+        "Was ist hier abgebildet?", "Was ist zu sehen?", "Was siehst du auf dem Bild?", "Was ist auf dem Bild?",
+    ),
+    "es": (
+        "Describe la imagen.", "¿Qué ves?", "¿Qué muestra la imagen?", "¿Qué se ve aquí?", "Describe lo que ves.",
+        "¿Qué cosas hay aquí?", "¿Qué hay en la imagen?",
+    ),
+    "zh": (
+        "描述这张图片。", "你看到了什么？", "图片显示了什么？", "请描述图片。", "描述你看到的东西。", "这张图画了什么？",
+        "图上能看到什么？", "图片里有什么？",
+    ),
+}  # fmt: skip
 DRAW = {
     "en": (
         "{}", "Draw {}.", "Draw me {}.", "A picture of {}.", "An image of {}.", "Please draw {}.", "Can you draw {}?",
