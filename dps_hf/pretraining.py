@@ -22,8 +22,8 @@ from dps_hf.training import drawing_encoder, encode_drawings, prompt_and_text
 
 
 ROW = 256  # tokens; attention costs little up to here
-EARLY = 0.6  # of all steps; the rest makes the model sure of single codes, and of where codes and where words stand
-FULL_STEPS = 4  # until then, image codes and text are told from each other every so many steps only, which is faster
+SMOOTHED = 0.6  # of all steps; the rest makes the model sure of single codes, and of where codes and where words stand
+FULL_STEPS = 4  # until then, image codes and text are told from each other in one step of so many, which is faster
 BLOCK = 256  # answers whose logits are made at a time on a CPU, to stay in its cache
 LARGE_BLOCK = 16_384  # and on anything else
 
@@ -221,7 +221,8 @@ class DPSTrainer(Trainer):
 
     Args:
         alignment_steps: every so many steps, [`name_alignment_loss`] is added; 0 for never.
-        code_smoothing: see [`packed_loss`]; for the first `EARLY` of all steps, and not in evaluations.
+        code_smoothing: see [`packed_loss`]; for the first `SMOOTHED` of all steps, most of them with `codes_alone`, and not
+            in evaluations.
 
     Raises:
         ValueError: `code_smoothing` is not within 0 and 0.5, or the image tokenizer's codes have no neighbours.
@@ -242,14 +243,15 @@ class DPSTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         step, bare = self.state.global_step, self.accelerator.unwrap_model(model)
-        early = model.training and step < EARLY * self.args.max_steps
+        smoothed = model.training and step < SMOOTHED * self.args.max_steps
+        code_smoothing = self.code_smoothing if smoothed else 0.0
         with self.accelerator.autocast():
             loss = packed_loss(
                 model,
                 bare,
                 inputs,
-                codes_alone=early and step % FULL_STEPS > 0,
-                code_smoothing=self.code_smoothing * early,
+                codes_alone=code_smoothing > 0 and step % FULL_STEPS > 0,
+                code_smoothing=code_smoothing,
             )
             if model.training and self.alignment_steps and step % self.alignment_steps == 0:
                 # The step chooses the names, so that a run which is resumed sees the same.

@@ -187,6 +187,19 @@ def test_codes_are_smoothed_and_mostly_told_apart_alone_in_the_first_steps_and_i
     assert (smoothing[-1], alone[-1]) == (0.0, False)
 
 
+def test_without_smoothing_codes_and_words_are_told_apart_in_every_step(
+    make_model, tiny_processor, tmp_path, monkeypatch
+):
+    alone = []
+    monkeypatch.setattr("dps_hf.pretraining.packed_loss", lambda *_, codes_alone, **__: alone.append(codes_alone))
+    model = make_model().train()
+    args = TrainingArguments(output_dir=str(tmp_path), max_steps=4, use_cpu=True, report_to="none")
+    trainer = DPSTrainer(model=model, args=args, processing_class=tiny_processor)
+    for trainer.state.global_step in range(4):
+        trainer.compute_loss(model, {})
+    assert alone == [False] * 4
+
+
 def test_the_mean_of_neighbours_counts_a_code_twice_at_the_end_of_a_digit():
     line = torch.tensor([[8.0], [0.0], [0.0], [4.0]])
     torch.testing.assert_close(_smoothed(line, [4], 0.25), torch.tensor([[6.0], [2.0], [1.0], [3.0]]))
