@@ -5,21 +5,21 @@ import os
 from typing import TypeAlias
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from torch import nn
-from transformers import (
+
+from .configuration_dps import DPSConfig, DPSImageTokenizerConfig
+from .image_tokenizer_dps import DPSImageTokenizer, FiniteScalarQuantizer
+from .library_dps import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    HFValidationError,
     JanusVQVAE,
     PreTrainedConfig,
     PreTrainedModel,
     SiglipVisionModel,
+    has_file,
 )
-from transformers.utils import has_file
-
-from .configuration_dps import DPSConfig, DPSImageTokenizerConfig
-from .image_tokenizer_dps import DPSImageTokenizer, FiniteScalarQuantizer
 from .processing_dps import DPSProcessor, add_tokens
 
 

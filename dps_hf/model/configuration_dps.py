@@ -3,10 +3,15 @@
 import math
 from dataclasses import field
 
-from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, SiglipVisionConfig
-from transformers.activations import ACT2FN
-from transformers.models.auto import modeling_auto
+from .library_dps import (
+    ACT2FN,
+    CONFIG_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    SiglipVisionConfig,
+    modeling_auto,
+    strict,
+)
 
 
 _FOR_GENERATION = "modeling_dps.DPSForConditionalGeneration"

@@ -2,7 +2,12 @@
 
 import torch
 from torch.nn import functional as F
-from transformers import (
+
+from .configuration_dps import DPSConfig
+from .library_dps import (
+    CACHE,
+    CACHE_NAMES,
+    GenerateDecoderOnlyOutput,
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
@@ -10,10 +15,8 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    take_cache,
 )
-from transformers.generation import GenerateDecoderOnlyOutput
-
-from .configuration_dps import DPSConfig
 
 
 GENERATION_MODES = ("text", "image", "interleaved")
@@ -138,12 +141,15 @@ def drawing_sample(
     scores: tuple[torch.Tensor, ...] = ()
     raw_logits: tuple[torch.Tensor, ...] = ()
     unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
-    pad_token = generation_config._pad_token_tensor
     stops_at_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+    pad_token_id = generation_config.pad_token_id
+    if pad_token_id is None and stops_at_eos:  # as in the library
+        ends = generation_config.eos_token_id
+        pad_token_id = ends[0] if isinstance(ends, list) else ends
 
     attention_mask = model_kwargs.pop("attention_mask", None)
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE)
     pixel_values = model_kwargs.get("pixel_values")
     first_inputs = {} if pixel_values is None else {"pixel_values": pixel_values}
 
@@ -169,14 +175,14 @@ def drawing_sample(
             input_ids=next_ids,
             attention_mask=mask,
             position_ids=position_ids,
-            past_key_values=cache,
+            cache=cache,
             use_cache=cache is not None,
             logits_to_keep=1,
             codes_only=codes_only,
             return_dict=True,
             **first_inputs,
         )
-        cache = outputs.past_key_values if cache is not None else None
+        cache = outputs[CACHE] if cache is not None else None
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)  # (batch, vocabulary or codes)
         if guided:
             logits, unguided = logits.chunk(2)
@@ -194,7 +200,7 @@ def drawing_sample(
         else:
             tokens = first + choice.argmax(dim=-1)
         if stops_at_eos:
-            tokens = torch.where(unfinished.bool(), tokens, pad_token)
+            tokens = torch.where(unfinished.bool(), tokens, pad_token_id)
         if collect:
             scores += (next_scores,) if generation_config.output_scores else ()
             raw_logits += (logits,) if generation_config.output_logits else ()
@@ -216,7 +222,7 @@ def drawing_sample(
     if not collect:
         return input_ids
     return GenerateDecoderOnlyOutput(
-        sequences=input_ids, scores=scores or None, logits=raw_logits or None, past_key_values=cache
+        sequences=input_ids, scores=scores or None, logits=raw_logits or None, **{CACHE: cache}
     )
 
 
@@ -253,9 +259,14 @@ class DPSGenerationMixin(GenerationMixin):
             `return_dict_in_generate` asks for.
 
         Raises:
-            ValueError: an unknown mode, no tokens to continue, or guidance with a way of decoding other than greedy
-                and sampling.
+            ValueError: an unknown mode, no tokens to continue, `max_time` or `stop_strings` in mode `"image"`, or guidance
+                with a way of decoding other than greedy and sampling.
+            TypeError: a cache under a name that no version of the library has.
         """
+
+        # The library's own `generate` takes one of the names.
+        if (cache := take_cache(*(kwargs.pop(name, None) for name in CACHE_NAMES), kwargs)) is not None:
+            kwargs[CACHE] = cache
 
         def setting(name):
             """By the library's precedence: arguments, then the given config, then the model's own."""
@@ -278,12 +289,18 @@ class DPSGenerationMixin(GenerationMixin):
             input_ids = self._begin_drawing(input_ids, kwargs, setting)
             if setting("pad_token_id") is None:
                 kwargs["pad_token_id"] = self.config.eoi_token_id
+            for name in ("max_time", "stop_strings"):
+                if setting(name) is not None:
+                    raise ValueError(
+                        f"{name} would cut the drawing off, and half a drawing is none; got {setting(name)!r}. "
+                        f"Leave {name} out with generation_mode='image'."
+                    )
         if input_ids is not None and input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
             raise ValueError(
                 "input_ids are empty. Give a prompt, or apply the chat template to a message without text."
             )
         # Features may also have come before, as embeddings or in a cache.
-        unseen = all(setting(name) is None for name in ("pixel_values", "inputs_embeds", "past_key_values"))
+        unseen = all(setting(name) is None for name in ("pixel_values", "inputs_embeds", CACHE))
         if unseen and input_ids is not None and (input_ids == self.config.image_token_id).any():
             raise ValueError(
                 "input_ids hold placeholders of pictures, but pixel_values are None. Pass both from the processor."
@@ -299,7 +316,7 @@ class DPSGenerationMixin(GenerationMixin):
         logits_processor.append(DrawingLogitsProcessor(self.config, mode != "text", max_length))
 
         guided = mode != "text" and guidance_scale is not None and guidance_scale != 1
-        names = ("assistant_model", "prompt_lookup_num_tokens", "inputs_embeds", "past_key_values")
+        names = ("assistant_model", "prompt_lookup_num_tokens", "inputs_embeds", CACHE)
         beyond = [name for name in names if setting(name) is not None]
         beyond += [name for name in ("output_attentions", "output_hidden_states") if setting(name)]
         beyond += ["num_beams > 1"] if setting("num_beams") not in (None, 1) else []

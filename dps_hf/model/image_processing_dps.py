@@ -10,8 +10,8 @@ from urllib.request import Request, urlopen
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from transformers import BatchFeature, JanusImageProcessorPil
-from transformers.image_utils import infer_channel_dimension_format, is_valid_image
+
+from .library_dps import BatchFeature, JanusImageProcessorPil, infer_channel_dimension_format, is_valid_image
 
 
 MAX_MEGAPIXELS = 100

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .configuration_dps import DPSImageTokenizerConfig
+from .library_dps import ModelOutput, PreTrainedModel
 
 
 @dataclass

@@ -16,6 +16,7 @@ FILES = {
     "generation_dps.py",
     "image_processing_dps.py",
     "image_tokenizer_dps.py",
+    "library_dps.py",
     "modeling_dps.py",
     "processing_dps.py",
 }

@@ -1,53 +1,32 @@
 """DPS: a SigLIP tower and text feed one decoder, whose vocabulary holds text and image codes alike."""
 
-import inspect
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, JanusVQVAE, PreTrainedModel, SiglipVisionModel
-from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
 
 from .configuration_dps import DPSConfig
 from .generation_dps import DPSGenerationMixin
 from .image_tokenizer_dps import DPSImageTokenizer
-
-
-@dataclass
-class DPSModelOutputWithPast(ModelOutput):
-    """
-    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`)
-    past_key_values (`Cache`)
-    hidden_states, attentions: those of the decoder, where asked for
-    image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_hidden_states: torch.Tensor | None = None
-
-
-@dataclass
-class DPSCausalLMOutputWithPast(ModelOutput):
-    """
-    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100
-    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes
-    past_key_values, hidden_states, attentions, image_hidden_states: as in [`DPSModelOutputWithPast`]
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_hidden_states: torch.Tensor | None = None
+from .library_dps import (
+    ACT2FN,
+    CACHE,
+    CACHE_NAMES,
+    AutoModel,
+    BaseModelOutputWithPooling,
+    Cache,
+    JanusVQVAE,
+    ModelOutput,
+    PreTrainedModel,
+    SiglipVisionModel,
+    TransformersKwargs,
+    Unpack,
+    can_return_tuple,
+    find_cache_name,
+    take_cache,
+    torch_compilable_check,
+)
 
 
 @dataclass
@@ -55,11 +34,57 @@ class DPSImageFeatures(BaseModelOutputWithPooling):
     """
     last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output
     pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): what replaces placeholders
+    hidden_states, attentions: those of the tower, where asked for
     image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): one vector a picture, for retrieval: the mean of what
         replaces placeholders, each made one long
     """
 
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     image_embeds: torch.Tensor | None = None
+
+
+@dataclass
+class DPSModelOutputWithPast(ModelOutput):
+    """
+    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`)
+    cache (`Cache`): `past_key_values` up to transformers 5.23
+    hidden_states, attentions: those of the decoder, where asked for
+    image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output
+    image_outputs ([`DPSImageFeatures`]): all that the tower and the connector gave
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    if CACHE == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+    image_outputs: DPSImageFeatures | None = None
+
+
+@dataclass
+class DPSCausalLMOutputWithPast(ModelOutput):
+    """
+    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100
+    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes
+    cache, hidden_states, attentions, image_hidden_states, image_outputs: as in [`DPSModelOutputWithPast`]
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    if CACHE == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+    image_outputs: DPSImageFeatures | None = None
 
 
 class DPSConnector(nn.Module):
@@ -81,7 +106,7 @@ class DPSPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "DPSConnector", "DPSImageTokenizer", "JanusVQVAE"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -99,13 +124,17 @@ class DPSPreTrainedModel(PreTrainedModel):
         return loaded
 
 
-def _check_decoder(decoder: PreTrainedModel) -> None:
+def _check_decoder(decoder: PreTrainedModel) -> str:
     """
+    Returns:
+        The name by which it takes its cache.
+
     Raises:
         ValueError: it has no cache of keys and values, or embeddings of another width than its layers.
     """
-    kind = decoder.config.model_type
-    if "past_key_values" not in inspect.signature(decoder.forward).parameters:
+    kind, cache_name = decoder.config.model_type, find_cache_name(decoder.forward)
+    # A decoder without attention may have a cache, too, of recurrent states alone.
+    if cache_name is None or not hasattr(decoder.config, "num_attention_heads"):
         raise ValueError(
             f"text_config.model_type must be that of a decoder which caches keys and values; got {kind!r}. Take another, "
             "such as 'llama'."
@@ -116,6 +145,7 @@ def _check_decoder(decoder: PreTrainedModel) -> None:
             f"text_config.hidden_size must be the width of the embeddings, too; got {decoder.config.hidden_size}, and those "
             f"of {kind!r} have {width}. Take a decoder without a projection between the two."
         )
+    return cache_name
 
 
 class DPSModel(DPSPreTrainedModel):
@@ -128,14 +158,31 @@ class DPSModel(DPSPreTrainedModel):
         self.vision_tower = SiglipVisionModel._from_config(config.vision_config)
         self.connector = DPSConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        _check_decoder(self.language_model)
+        self.decoder_cache = _check_decoder(self.language_model)
         tokenizer_class = (
             JanusVQVAE if config.image_tokenizer_config.model_type == "janus_vqgan" else DPSImageTokenizer
         )
-        self.image_tokenizer = tokenizer_class._from_config(config.image_tokenizer_config)
+        # Its codes are roundings, which half precision would change: float32 whatever the rest is in.
+        self.image_tokenizer = tokenizer_class._from_config(config.image_tokenizer_config, dtype=torch.float32)
         # Its codes are the decoder's vocabulary: training the one would change the meaning of the other.
         self.image_tokenizer.requires_grad_(False)
         self.post_init()
+
+    def _apply(self, fn, recurse=True):
+        """As in torch, for `.to(torch.bfloat16)` and the like, but the image tokenizer moves and stays in float32."""
+        image_tokenizer = self._modules["image_tokenizer"]
+        self._modules["image_tokenizer"] = None
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._modules["image_tokenizer"] = image_tokenizer
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        image_tokenizer._apply(move, recurse)
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -237,7 +284,8 @@ class DPSModel(DPSPreTrainedModel):
         if not drawings:
             raise ValueError(
                 f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds "
-                f'{max(map(len, [bare, *begun]))}. Call generate(generation_mode="image"), which always ends with one.'
+                f'{max(map(len, [bare, *begun]))}. Call generate(generation_mode="image") without stopping criteria of '
+                "your own, which may have cut it off."
             )
         return drawings[-1]
 
@@ -272,24 +320,28 @@ class DPSModel(DPSPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | DPSModelOutputWithPast:
         """
         input_ids: `(batch, sequence)`; pixel_values: `(images, 3, image_size, image_size)`, in the order of their
-        placeholders; attention_mask: `(batch, sequence)` of zeros and ones.
+        placeholders; attention_mask: `(batch, sequence)` of zeros and ones; cache: or `past_key_values`, as the library
+        called it up to 5.23.
         """
+        cache = take_cache(cache, past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_features = None
+        image_outputs = image_features = None
         if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values, return_dict=True).pooler_output
-            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
+            recorded = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
+            image_outputs = self.get_image_features(pixel_values, return_dict=True, **recorded)
+            image_features = image_outputs.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
@@ -297,16 +349,17 @@ class DPSModel(DPSPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{self.decoder_cache: cache},
             **kwargs,
         )
         return DPSModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
+            image_outputs=image_outputs,
+            **{CACHE: outputs.get(CACHE)},
         )
 
 
@@ -381,12 +434,13 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         codes_only: bool = False,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | DPSCausalLMOutputWithPast:
         """
@@ -399,9 +453,10 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
             pixel_values=pixel_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            past_key_values=past_key_values,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -416,10 +471,11 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         return DPSCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,10 @@ from itertools import count
 
 import torch
 from PIL import Image
-from transformers import AddedToken
-from transformers.image_utils import make_flat_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from .configuration_dps import AUTO_MAP, DPSConfig
 from .image_processing_dps import DPSImageProcessor
+from .library_dps import AddedToken, MultiModalData, ProcessorMixin, make_flat_list_of_images
 
 
 # Text a message holds, and a bare placeholder for each picture, whatever its turn. A content may be a plain string.

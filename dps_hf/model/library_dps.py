@@ -1,0 +1,143 @@
+"""What DPS takes from transformers: the same from every version that it runs on.
+
+The code of a checkpoint cannot pin the library that loads it, so all names that a version may lack are imported here, and
+what a version may have renamed is found by inspection.
+"""
+
+import inspect
+import warnings
+
+import torch
+import transformers
+
+
+RUNS_ON = "5.19 to 5.24"
+_SENTENCE = f"DPS runs on transformers {RUNS_ON}; this is {transformers.__version__}. Install one of those."
+
+try:
+    from huggingface_hub.dataclasses import strict
+    from huggingface_hub.errors import HFValidationError
+    from transformers import (
+        CONFIG_MAPPING,
+        AddedToken,
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BatchFeature,
+        GenerationMixin,
+        JanusImageProcessorPil,
+        JanusVQVAE,
+        LogitsProcessor,
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        PreTrainedConfig,
+        PreTrainedModel,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+    from transformers.activations import ACT2FN
+    from transformers.cache_utils import Cache
+    from transformers.generation import GenerateDecoderOnlyOutput
+    from transformers.image_utils import (
+        infer_channel_dimension_format,
+        is_valid_image,
+        make_flat_list_of_images,
+    )
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.models.auto import modeling_auto
+    from transformers.processing_utils import MultiModalData, ProcessorMixin, Unpack
+    from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, has_file, torch_compilable_check
+except ImportError as error:
+    raise ImportError(_SENTENCE) from error
+
+# Up to 5.23 the library calls the cache of keys and values `past_key_values`, from 5.24 on `cache`.
+CACHE_NAMES = ("cache", "past_key_values")
+
+
+def find_cache_name(function) -> str | None:
+    """The name by which a function takes the cache, `None` if it takes none."""
+    parameters = inspect.signature(function).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), None)
+
+
+CACHE: str = find_cache_name(GenerationMixin.prepare_inputs_for_generation) or ""
+if not CACHE:
+    raise ImportError(_SENTENCE)
+
+
+def take_cache(cache: Cache | None, past_key_values: Cache | None, kwargs: dict) -> Cache | None:
+    """The cache that a caller gave by either of its names.
+
+    Args:
+        kwargs: the other arguments. One that takes the name `cache` for something else, as continuous batching did up to
+            5.23, goes back among them.
+
+    Raises:
+        TypeError: both names are given, or `kwargs` hold a cache by a name that no version of the library has. The decoder
+            would leave it unread and compute wrong logits.
+    """
+    unknown = [name for name, value in kwargs.items() if isinstance(value, Cache)]
+    unknown += [name for name in kwargs if name.startswith("past") or name in ("cache_params", "kv_cache")]
+    if unknown:
+        raise TypeError(f"forward() takes a cache as {' or '.join(CACHE_NAMES)}; got {unknown[0]}. Rename it.")
+    if cache is not None and past_key_values is not None:
+        raise TypeError(f"forward() takes one cache; got {' and '.join(CACHE_NAMES)}. Leave one of them out.")
+    if past_key_values is not None:
+        if CACHE != "past_key_values" and not torch.compiler.is_compiling():
+            warnings.warn("`past_key_values` is deprecated: transformers calls it `cache` now.", FutureWarning, 2)
+        return past_key_values
+    if CACHE != "cache" and cache is not None and not isinstance(cache, Cache):
+        kwargs["cache"] = cache
+        return None
+    return cache
+
+
+__all__ = [
+    "ACT2FN",
+    "CACHE",
+    "CACHE_NAMES",
+    "CONFIG_MAPPING",
+    "RUNS_ON",
+    "AddedToken",
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "BaseModelOutputWithPooling",
+    "BatchFeature",
+    "Cache",
+    "GenerateDecoderOnlyOutput",
+    "GenerationMixin",
+    "HFValidationError",
+    "JanusImageProcessorPil",
+    "JanusVQVAE",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "MinPLogitsWarper",
+    "ModelOutput",
+    "MultiModalData",
+    "PreTrainedConfig",
+    "PreTrainedModel",
+    "ProcessorMixin",
+    "SiglipVisionConfig",
+    "SiglipVisionModel",
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "TransformersKwargs",
+    "Unpack",
+    "can_return_tuple",
+    "find_cache_name",
+    "has_file",
+    "infer_channel_dimension_format",
+    "is_valid_image",
+    "make_flat_list_of_images",
+    "modeling_auto",
+    "strict",
+    "take_cache",
+    "torch_compilable_check",
+]
