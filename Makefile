@@ -72,6 +72,28 @@ bench: $(VENV)/.extra-train ## time generation
 test: $(VENV)/.extra-test ## run the tests; ARGS="-m slow" for the slow ones
 	$(python) -m pytest $(ARGS)
 
+# Of each version its newest patch, in an environment that shares all else with $(VENV), and the library's own tests of a model.
+COMPAT ?= 5.19 5.24
+compat_tests := tests/model tests/test_registration.py tests/test_hub.py tests/test_inference.py
+
+$(VENV)/compat-%/.ready: $(VENV)/.extra-test
+	rm -rf $(@D)
+	$(python) -m venv --without-pip $(@D)
+	$(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
+	$(@D)/bin/python -m pip install 'transformers==$*.*'
+	$(python) -m pip download --no-deps --no-binary transformers --dest $(@D) \
+		"transformers==$$($(@D)/bin/python -c 'import transformers; print(transformers.__version__)')"
+	tar --extract --gzip --directory $(@D) --strip-components=1 --wildcards --file $(@D)/transformers-*.tar.gz '*/tests'
+	touch $@
+
+.PHONY: compat
+compat: $(COMPAT:%=$(VENV)/compat-%/.ready) ## test the model on the oldest and the newest transformers; COMPAT="5.23" for others
+	for version in $(COMPAT); do \
+		TRANSFORMERS_TESTS=$(CURDIR)/$(VENV)/compat-$$version $(VENV)/compat-$$version/bin/python -m pytest \
+			-m 'not slow and not gpu or mixins' $(compat_tests) $(ARGS) || exit 1; \
+	done
+
 .PHONY: style
 style: $(VENV)/.extra-dev ## format the code and fix what can be fixed
 	$(python) -m ruff check --fix .

@@ -1,8 +1,9 @@
 """transformers' own test mixins, run on DPS.
 
-TRANSFORMERS_TESTS=/path/to/transformers-5.23.0 python -m pytest -m slow tests/model/test_common_mixins.py
+make compat
+TRANSFORMERS_TESTS=/path/to/transformers-5.24.0 python -m pytest -m mixins tests/model/test_common_mixins.py
 
-The folder is an unpacked sdist (`pip download --no-deps --no-binary :all: transformers==5.23.0`), or a checkout of the
+The folder is an unpacked sdist (`pip download --no-deps --no-binary :all: transformers==5.24.0`), or a checkout of the
 same version, whose `tests/generation` and `tests/exporters` hold more mixins; those that are not there are left out.
 """
 
@@ -22,7 +23,7 @@ from dps_hf.model.configuration_dps import DPSConfig, DPSImageTokenizerConfig
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.mixins]
 ROOT = os.environ.get("TRANSFORMERS_TESTS")
 if ROOT is None:
     pytest.skip("set TRANSFORMERS_TESTS to an unpacked sdist of transformers", allow_module_level=True)

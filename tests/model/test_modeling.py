@@ -291,7 +291,9 @@ def test_half_precision_agrees_with_float32(
     assert logits.dtype == dtype
     kept = mixed_inputs["attention_mask"].bool()
     assert (logits.float() - expected)[kept].abs().mean() < tolerance * expected[kept].abs().mean()
-    assert model.encode_image(mixed_inputs["pixel_values"]).equal(tiny_model.encode_image(mixed_inputs["pixel_values"]))
+    assert model.encode_image(mixed_inputs["pixel_values"]).equal(
+        tiny_model.encode_image(mixed_inputs["pixel_values"])
+    )
     codes = torch.zeros(1, 4, dtype=torch.long)
     assert model.decode_image_tokens(codes).equal(tiny_model.decode_image_tokens(codes))
 

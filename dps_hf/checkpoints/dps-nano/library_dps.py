@@ -14,6 +14,9 @@ import transformers
 RUNS_ON = "5.19 to 5.24"
 _SENTENCE = f"DPS runs on transformers {RUNS_ON}; this is {transformers.__version__}. Install one of those."
 
+# Some older ones load a checkpoint and leave half of its weights out.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 19):
+    raise ImportError(_SENTENCE)
 try:
     from huggingface_hub.dataclasses import strict
     from huggingface_hub.errors import HFValidationError
@@ -94,50 +97,3 @@ def take_cache(cache: Cache | None, past_key_values: Cache | None, kwargs: dict)
         kwargs["cache"] = cache
         return None
     return cache
-
-
-__all__ = [
-    "ACT2FN",
-    "CACHE",
-    "CACHE_NAMES",
-    "CONFIG_MAPPING",
-    "RUNS_ON",
-    "AddedToken",
-    "AutoConfig",
-    "AutoModel",
-    "AutoModelForCausalLM",
-    "AutoTokenizer",
-    "BaseModelOutputWithPooling",
-    "BatchFeature",
-    "Cache",
-    "GenerateDecoderOnlyOutput",
-    "GenerationMixin",
-    "HFValidationError",
-    "JanusImageProcessorPil",
-    "JanusVQVAE",
-    "LogitsProcessor",
-    "LogitsProcessorList",
-    "MinPLogitsWarper",
-    "ModelOutput",
-    "MultiModalData",
-    "PreTrainedConfig",
-    "PreTrainedModel",
-    "ProcessorMixin",
-    "SiglipVisionConfig",
-    "SiglipVisionModel",
-    "TemperatureLogitsWarper",
-    "TopKLogitsWarper",
-    "TopPLogitsWarper",
-    "TransformersKwargs",
-    "Unpack",
-    "can_return_tuple",
-    "find_cache_name",
-    "has_file",
-    "infer_channel_dimension_format",
-    "is_valid_image",
-    "make_flat_list_of_images",
-    "modeling_auto",
-    "strict",
-    "take_cache",
-    "torch_compilable_check",
-]
