@@ -35,7 +35,7 @@ def load_adapter(
     adapter = str(adapter)
     processor = _own_processor(adapter) or _with_own_tokenizer(processor, adapter) or processor
     named = max(processor.tokenizer.get_vocab().values()) + 1
-    rows, base_rows = _table_rows(model, adapter), model.get_input_embeddings().weight.shape[0]
+    rows, base_rows = _table_rows(model, adapter), model.config.vocab_size
     remedy = f"Save the tokenizer that it was trained with beside it: processor.save_pretrained({adapter!r})."
     trained = max(_trained_tokens(adapter), default=-1)
     if trained >= named:
