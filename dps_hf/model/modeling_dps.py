@@ -125,7 +125,7 @@ class DPSPreTrainedModel(PreTrainedModel):
         modules to leave alone holds the others, too.
         """
         if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = _only_the_decoder(kwargs["quantization_config"])
+            kwargs["quantization_config"] = _quantise_only_the_decoder(kwargs["quantization_config"])
         # The library hands every loaded weight back as trainable.
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -133,7 +133,7 @@ class DPSPreTrainedModel(PreTrainedModel):
         return loaded
 
 
-def _only_the_decoder(quantization_config):
+def _quantise_only_the_decoder(quantization_config):
     """A copy of a quantization config whose list of modules to leave alone, whatever its name, holds all but the decoder."""
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
