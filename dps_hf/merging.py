@@ -40,7 +40,8 @@ def load_adapter(
     trained = max(_trained_tokens(adapter), default=-1)
     if trained >= named:
         raise ValueError(
-            f"trainable_token_indices of the adapter {adapter} go up to {trained}, and its tokenizer has {named} tokens. {remedy}"
+            f"trainable_token_indices of the adapter {adapter} go up to {trained}, and its tokenizer has {named} "
+            f"tokens. {remedy}"
         )
     if rows is not None and rows < named:
         raise ValueError(
@@ -48,7 +49,8 @@ def load_adapter(
         )
     if rows is not None and rows > max(base_rows, named) and not _has(adapter, "tokenizer_config.json"):
         raise ValueError(
-            f"The embeddings of the adapter {adapter} have {rows} rows, and no tokenizer names more than {named} tokens. {remedy}"
+            f"The embeddings of the adapter {adapter} have {rows} rows, and no tokenizer names more than {named} "
+            f"tokens. {remedy}"
         )
     rows = rows or max(base_rows, named)
     if rows != base_rows:
@@ -61,8 +63,8 @@ def load_adapter(
 def merge(adapted: PeftModel) -> DPSForConditionalGeneration:
     """The model with its adapter merged in; it answers as the two did.
 
-    Embeddings and head that share one table still do afterwards, unless the adapter changed one of them alone: then the
-    model has two tables, and `config.tie_word_embeddings` is false.
+    Embeddings and head that share one table still do afterwards, unless the adapter changed one of them alone: then
+    the model has two tables, and `config.tie_word_embeddings` is false.
     """
     model, tables = adapted.get_base_model(), set()
     tied, model.config.tie_word_embeddings = model.config.tie_word_embeddings, False

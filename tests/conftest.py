@@ -186,10 +186,10 @@ def text_ids() -> torch.Tensor:
 
 @pytest.fixture
 def save_adapter():
-    """Trains, as it were, an adapter on a saved base, with `tokens` added to it, and saves it into a folder.
+    """Puts a random adapter on a saved base, to which `tokens` are added, and saves it into a folder.
 
-    Returns the two unmerged, and the ids of a text that has old tokens, codes and the new tokens. `rows` are those of the
-    embeddings in training; `beside` is what is saved with the adapter: "processor", "tokenizer" or nothing.
+    Returns the two unmerged, and the ids of a text that has old tokens, codes and the new tokens. `rows` are those of
+    the embeddings; `beside` is what is saved with the adapter: "processor", "tokenizer" or nothing.
     """
     from peft import LoraConfig, get_peft_model
 

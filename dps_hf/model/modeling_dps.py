@@ -121,8 +121,8 @@ class DPSPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, **kwargs):
         """As in the library, but the image tokenizer is never trained, and only the decoder is ever quantised.
 
-        The given `quantization_config` may be an object or a dict. It stays as it is: the model gets a copy, whose list of
-        modules to leave alone holds the others, too.
+        The given `quantization_config` may be an object or a dict. It stays as it is: the model gets a copy, whose
+        list of modules to leave alone holds the others, too.
         """
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _quantise_only_the_decoder(kwargs["quantization_config"])
@@ -134,12 +134,12 @@ class DPSPreTrainedModel(PreTrainedModel):
 
 
 def _quantise_only_the_decoder(quantization_config):
-    """A copy of a quantization config whose list of modules to leave alone, whatever its name, holds all but the decoder."""
+    """A copy of a quantization config, whose list of modules to leave alone holds all but the decoder, too."""
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     quantization_config = copy.copy(quantization_config)
-    # Names are matched from their start, and those of `DPSForConditionalGeneration` begin with `model.`. A list that is
-    # given takes the place of the library's own one, which holds the head.
+    # Names are matched from their start, and those of `DPSForConditionalGeneration` begin with `model.`. A list that
+    # is given takes the place of the library's own one, which holds the head.
     parts = ("image_tokenizer", "vision_tower", "connector")
     whole = [*parts, *(f"model.{part}" for part in parts), "lm_head"]
     for field in ("llm_int8_skip_modules", "modules_to_not_convert"):

@@ -108,8 +108,8 @@ def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
     tokens = max(processor.tokenizer.get_vocab().values()) + 1
     if tokens > text.vocab_size:
         raise ValueError(
-            f"The tokenizer has {tokens} tokens, and text_config.vocab_size is {text.vocab_size}: some have no embedding. "
-            f"Call model.resize_token_embeddings({tokens}) and save it, or save the tokenizer without them."
+            f"The tokenizer has {tokens} tokens, and text_config.vocab_size is {text.vocab_size}: some have no "
+            f"embedding. Call model.resize_token_embeddings({tokens}) and save it, or save the tokenizer without them."
         )
 
 
