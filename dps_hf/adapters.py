@@ -35,8 +35,6 @@ def load_for_training(
     """
     path = arguments.model_name_or_path or NANO
     quantization = get_quantization_config(arguments)
-    if quantization is not None:
-        quantization.llm_int8_skip_modules = ["lm_head", "vision_tower", "connector", "image_tokenizer"]
     model = DPSForConditionalGeneration.from_pretrained(
         path,
         revision=arguments.model_revision,
@@ -46,8 +44,7 @@ def load_for_training(
     )
     if isinstance(quantization, BitsAndBytesConfig) and quantization.load_in_4bit:
         _check_four_bits(model)
-    if quantization is None or vision_tower:
-        model.model.vision_tower.requires_grad_(vision_tower)
+    model.model.vision_tower.requires_grad_(vision_tower)
     # In training mode from the start: loaders fetch the first batch, which may drop prompts, before a trainer says so.
     return model.train(), DPSProcessor.from_pretrained(path, revision=arguments.model_revision)
 

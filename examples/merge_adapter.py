@@ -5,15 +5,18 @@ python examples/merge_adapter.py --adapter runs/nano_qlora --output runs/nano_al
 
 An adapter that was trained on quantised weights is given those weights, in full precision again, with the same
 `--load_in_4bit` or `--load_in_8bit`; without it, the weights that they were made of.
+
+Where tokens were added for the adapter, the tokenizer or processor that knows them must lie in its folder.
 """
 
 from dataclasses import dataclass
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from trl import ModelConfig, TrlParser
 
 from dps_hf.adapters import load_for_training
+from dps_hf.merging import load_adapter, merge
 
 
 @dataclass
@@ -42,9 +45,9 @@ def main(script: ScriptArguments, arguments: ModelConfig) -> None:
     if arguments.load_in_4bit or arguments.load_in_8bit:
         model = model.dequantize(torch.float32)
     # Merging
-    adapted = PeftModel.from_pretrained(model, script.adapter).eval()
-    before = logits(adapted, processor)
-    merged = adapted.merge_and_unload()
+    adapted, processor = load_adapter(model, processor, script.adapter)
+    before = logits(adapted.eval(), processor)
+    merged = merge(adapted)
     difference = (logits(merged, processor) - before).abs().max().item()
     merged.save_pretrained(script.output)
     processor.save_pretrained(script.output)

@@ -182,3 +182,31 @@ def pictures() -> torch.Tensor:
 def text_ids() -> torch.Tensor:
     """Two texts, `(2, 7)`."""
     return torch.randint(0, 256, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def save_adapter():
+    """Puts a random adapter on a saved base, to which `tokens` are added, and saves it into a folder.
+
+    Returns the two unmerged, and the ids of a text that has old tokens, codes and the new tokens. `rows` are those of
+    the embeddings; `beside` is what is saved with the adapter: "processor", "tokenizer" or nothing.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    def save(base, folder, tokens=("<cat>", "<dog>"), rows=None, beside="processor", config=None, **fields):
+        torch.manual_seed(0)
+        model, processor = DPSForConditionalGeneration.from_pretrained(base), DPSProcessor.from_pretrained(base)
+        processor.tokenizer.add_tokens(list(tokens))
+        model.resize_token_embeddings(rows or len(processor.tokenizer))
+        fields.setdefault("target_modules", r"model\.language_model\..*up_proj")
+        adapted = get_peft_model(model, config or LoraConfig(r=2, init_lora_weights=False, **fields))
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(torch.randn_like(parameter) / 10)
+        adapted.save_pretrained(folder)
+        if beside:
+            (processor if beside == "processor" else processor.tokenizer).save_pretrained(folder)
+        names = ["h", "e", "<img_3>", "<img_15>", "<|im_end|>", *tokens]
+        return adapted.eval(), torch.tensor([processor.tokenizer.convert_tokens_to_ids(names)])
+
+    return save

@@ -44,22 +44,25 @@ def load(checkpoint: str | Path) -> tuple[DPSForConditionalGeneration, DPSProces
 
     Raises:
         ImportError: the folder holds an adapter, and peft is missing.
+        ValueError: the adapter's tokens are not those of its tokenizer.
     """
     if not (Path(checkpoint) / "adapter_config.json").exists():
         model = AutoModelForMultimodalLM.from_pretrained(checkpoint, dtype=torch.float32)
         return model, AutoProcessor.from_pretrained(checkpoint)
     try:
-        from peft import PeftConfig, PeftModel
+        from peft import PeftConfig
+
+        from dps_hf.merging import load_adapter, merge
     except ImportError as error:
         raise ImportError(
             f"{checkpoint} holds an adapter, and merging it needs peft. Install it with `pip install dps_hf[train]`."
         ) from error
     base = PeftConfig.from_pretrained(checkpoint).base_model_name_or_path
     model = AutoModelForMultimodalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
+    adapted, processor = load_adapter(model, AutoProcessor.from_pretrained(base), checkpoint)
+    model = merge(adapted)
     print(f"Merged the adapter {checkpoint} into {base}.")
-    has_processor = (Path(checkpoint) / "processor_config.json").exists()
-    return model, AutoProcessor.from_pretrained(checkpoint if has_processor else base)
+    return model, processor
 
 
 def export(checkpoint: str | Path, output: str | Path, type: str = "f16") -> tuple[Path, Path]:
@@ -102,6 +105,12 @@ def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
         if value not in supported:
             raise _refusal(field, value, " or ".join(map(repr, supported)))
     _pre_tokenizer(_tokenizer_json(processor))
+    tokens = max(processor.tokenizer.get_vocab().values()) + 1
+    if tokens > text.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {tokens} tokens, and text_config.vocab_size is {text.vocab_size}: some have no "
+            f"embedding. Call model.resize_token_embeddings({tokens}) and save it, or save the tokenizer without them."
+        )
 
 
 def _refusal(field: str, value, supported: str) -> ValueError:

@@ -18,7 +18,7 @@ def tensors(reader: gguf.GGUFReader) -> dict[str, torch.Tensor]:
     return {tensor.name: torch.tensor(np.array(tensor.data)) for tensor in reader.tensors}
 
 
-def fields(reader: gguf.GGUFReader) -> dict:
+def fields_of(reader: gguf.GGUFReader) -> dict:
     return {name: field.contents() for name, field in reader.fields.items()}
 
 
@@ -72,7 +72,7 @@ def test_the_tower_and_the_connector_are_written_whole(written, tiny_model):
 
 
 def test_the_files_say_what_llama_cpp_needs(written, tiny_config, merging_processor):
-    text, mmproj = fields(written[0]), fields(written[1])
+    text, mmproj = fields_of(written[0]), fields_of(written[1])
     assert text["general.architecture"] == "llama"
     assert text["llama.block_count"] == 2
     assert (text["llama.attention.head_count"], text["llama.attention.head_count_kv"]) == (4, 2)
@@ -88,7 +88,7 @@ def test_the_files_say_what_llama_cpp_needs(written, tiny_config, merging_proces
 
 
 def test_the_tokenizer_keeps_its_ids_and_hides_special_tokens_only(written, tiny_config, merging_processor, token_ids):
-    text = fields(written[0])
+    text = fields_of(written[0])
     assert (text["tokenizer.ggml.model"], text["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
     assert text["tokenizer.ggml.tokens"] == merging_processor.tokenizer.convert_ids_to_tokens(
         range(tiny_config.vocab_size)
@@ -108,7 +108,7 @@ def test_rows_that_the_tokenizer_has_no_token_for_are_named(
     model = make_model(make_config(text_config=make_text_config(vocab_size=300), image_code_start_id=265))
     model.save_pretrained(tmp_path / "padded")
     load(checkpoint)[1].save_pretrained(tmp_path / "padded")
-    text = fields(gguf.GGUFReader(export(tmp_path / "padded", tmp_path, "f32")[0]))
+    text = fields_of(gguf.GGUFReader(export(tmp_path / "padded", tmp_path, "f32")[0]))
     tokens, types = text["tokenizer.ggml.tokens"], text["tokenizer.ggml.token_type"]
     assert len(tokens) == len(set(tokens)) == 300
     assert set(types[281:]) == {gguf.TokenType.UNUSED}
@@ -154,6 +154,51 @@ def test_an_adapter_is_merged_into_its_base(checkpoint, tmp_path, capsys):
     found = tensors(gguf.GGUFReader(export(tmp_path / "adapter", tmp_path, "f32")[0]))
     torch.testing.assert_close(found["blk.0.ffn_up.weight"], expected)
     assert "Merged the adapter" in capsys.readouterr().out
+
+
+ADAPTERS = {
+    "trained tokens": {"trainable_token_indices": [281, 282]},
+    "embeddings that were saved whole": {"modules_to_save": ["embed_tokens"]},
+    "a head that was saved whole": {"modules_to_save": ["lm_head"]},
+    "both, as one": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "LoRA on the embeddings alone": {"target_modules": ["embed_tokens"]},
+    "a vocabulary that was resized": {},
+    "a vocabulary that was resized to a multiple of 64": {"rows": 320},
+}
+
+
+@pytest.mark.parametrize("beside", ["processor", "tokenizer"])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_tokens_that_were_added_for_an_adapter_are_written(kind, beside, checkpoint, save_adapter, tmp_path):
+    fields = ADAPTERS[kind]
+    adapted, _ = save_adapter(checkpoint, tmp_path / "adapter", beside=beside, **fields)
+    reader, rows = gguf.GGUFReader(export(tmp_path / "adapter", tmp_path, "f32")[0]), fields.get("rows", 283)
+    text, found = fields_of(reader), tensors(reader)
+    assert text["llama.vocab_size"] == len(text["tokenizer.ggml.tokens"]) == rows
+    assert text["tokenizer.ggml.tokens"][281:283] == ["<cat>", "<dog>"]
+    assert set(text["tokenizer.ggml.token_type"][281:283]) == {gguf.TokenType.USER_DEFINED}
+    # What the two compute, unmerged, whatever wraps their layers.
+    with torch.no_grad():
+        embeddings = adapted.get_input_embeddings()(torch.arange(rows))
+        head = adapted.get_output_embeddings()(torch.eye(32)).T
+    torch.testing.assert_close(found["token_embd.weight"], embeddings)
+    torch.testing.assert_close(found.get("output.weight", found["token_embd.weight"]), head)
+
+
+def test_an_adapter_whose_tokens_have_no_names_is_refused(checkpoint, save_adapter, tmp_path):
+    save_adapter(checkpoint, tmp_path / "adapter", beside=None, trainable_token_indices=[281, 282])
+    with pytest.raises(ValueError, match=r"trainable_token_indices of the adapter .* go up to 282.*281 tokens.*Save"):
+        export(tmp_path / "adapter", tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(checkpoint, tmp_path):
+    model, processor = load(checkpoint)
+    processor.tokenizer.add_tokens(["<cat>"])
+    model.save_pretrained(tmp_path / "more")
+    processor.save_pretrained(tmp_path / "more")
+    with pytest.raises(ValueError, match=r"282 tokens.*vocab_size is 281.*resize_token_embeddings\(282\)"):
+        export(tmp_path / "more", tmp_path)
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 def test_other_decoders_are_refused_with_a_remedy(make_decoder_config, make_config, make_model, merging_processor):
