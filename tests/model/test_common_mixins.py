@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, SiglipVisionConfig
 from transformers.models.auto import modeling_auto
 
@@ -106,6 +107,8 @@ class DPSModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
     all_model_classes = (DPSModel, DPSForConditionalGeneration)
     all_generative_model_classes = (DPSForConditionalGeneration,)
     _is_composite = True
+    # Up to 5.19 it unfreezes all weights, those of the image tokenizer too, which no loss reaches.
+    test_all_params_have_gradient = not transformers.__version__.startswith("5.19.")
 
     def setUp(self):
         self.model_tester = DPSModelTester(self)
