@@ -36,17 +36,9 @@ NO_FORMAT = (400, 422, 501)  # how servers refuse `response_format`
 TRANSIENT = (408, 409, 425, 429)  # and 500 and above
 OPEN_QUESTIONS = 3  # in a row that are refused before it is tested whether the server answers anything
 
-# How completions end that are none, by the names that servers have for it.
-CUT = (
-    "length",
-    "max_tokens",
-    "max_output_tokens",
-    "model_length",
-    "abort",
-    "error",
-    "network_error",
-    "insufficient_system_resource",
-)
+CUT = re.compile(
+    "length|max_tokens|max_output_tokens|abort|error|insufficient"
+)  # how completions end that are no whole ones
 
 NO_REPLY = "no reply"  # how what was asked in vain is counted; it is asked again
 REFUSED = "refused"  # and what the server refuses by itself, which is not
@@ -240,9 +232,7 @@ class OpenAIJudge:
                 for future in tqdm(done, desc=self.name, total=len(asked), unit="case", disable=not self._progress):
                     future.result()
             except BaseException:
-                with self._turn:  # no call begins any more; those under way are still written down
-                    self._stopped = True
-                    self._turn.notify_all()
+                self._stop()  # those under way are still written down
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if not all(one.fault.spoke for one in self._open):
@@ -273,6 +263,8 @@ class OpenAIJudge:
 
     def _ask_one(self, key: str, question: Question) -> None:
         """Asks until there is a reply, and writes it down."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._stopped or not self._testing)  # who has not begun awaits its outcome
         outcome, first = self._reply(question)
         if isinstance(outcome, _Completion):
             self.cache.add(key, outcome.kept, judge=self.name, rubric=self.rubric.name, tokens=outcome.tokens)
@@ -326,8 +318,7 @@ class OpenAIJudge:
         try:
             text = create(model=self.name, messages=question.messages(), **more).http_response.text
         except openai.APIStatusError as error:
-            pause = retry_after(error.response.headers)
-            return self._refusal(error.status_code, error.body, error.message, pause)
+            return self._refusal(error.status_code, error.body, retry_after(error.response.headers))
         except openai.APITimeoutError:
             return _Fault("timeout", "it takes longer than timeout_seconds")
         except openai.APIConnectionError as error:
@@ -349,7 +340,7 @@ class OpenAIJudge:
             error = body.get("error") if isinstance(body, dict) else None
             code = str(error.get("code")) if isinstance(error, dict) else ""
             if re.fullmatch("[45][0-9][0-9]", code):  # of servers that pass on what another one said
-                return self._refusal(int(code), error, "")
+                return self._refusal(int(code), error)
             return _Fault("garbled", f"what it sends is no completion: {json.dumps(body)[:SHOWN_LETTERS]}")
         usage = body.get("usage")
         tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
@@ -358,7 +349,7 @@ class OpenAIJudge:
         self._count("tokens", tokens)
         if reason == "content_filter":
             return _Fault("filtered", f"finish_reason {reason}", refused=True)
-        if reason in CUT:
+        if CUT.search(reason):
             return _Fault("cut", f"its reply is cut, finish_reason {reason}", spoke=True)
         if not answers(message):
             return _Fault("empty", f"its reply is empty, finish_reason {reason}", spoke=True)
@@ -387,7 +378,8 @@ class OpenAIJudge:
             keyless = fault.status == 401 and not self._spoken and not self._reserved
         self._settle()
         if keyless:
-            raise RuntimeError(self._end_of_all(fault))
+            self._stop()
+            raise RuntimeError(self._end_of_all(fault, fault))
         with self._turn:
             testing = len(self._open) >= OPEN_QUESTIONS and not self._testing
             self._testing |= testing
@@ -427,20 +419,22 @@ class OpenAIJudge:
         case = Case("What is 100 and 1?", "101", (Image.new("RGB", (64, 64), "white"),) if pictures else ())
         try:
             outcome, _ = self._reply(self.rubric.question("score", self.name, case))
+            left = list(self._open)
+            if isinstance(outcome, _Fault) and left:  # else something was answered meanwhile
+                self._stop()
+                if not outcome.spoke:
+                    raise RuntimeError(self._end_of_all(left[-1].fault, outcome))
         finally:
-            self._testing = False
-        if isinstance(outcome, _Fault) and (left := self._open):  # else something was answered meanwhile
-            if not outcome.spoke:
-                raise RuntimeError(self._end_of_all(left[-1].fault))
             with self._turn:
-                self._stopped = True
+                self._testing = False
                 self._turn.notify_all()
 
-    def _end_of_all(self, fault: "_Fault") -> str:
+    def _end_of_all(self, fault: "_Fault", of_test: "_Fault") -> str:
         how = f"refuses model {self.name!r} with" if fault.refused else f"does not answer model {self.name!r}:"
+        also = "" if fault.said == of_test.said else f" To a test question it says: {of_test.said}"
         return (
-            f"The server {how} {fault.said} Check the account, the model's name and what it takes, base_url, and the key "
-            f"in {self._key_variable}. Replies so far are in {self.cache.path}; the next run asks for the rest."
+            f"The server {how} {fault.said}{also} Check the account, the model's name and what it takes, base_url, and the "
+            f"key in {self._key_variable}. Replies so far are in {self.cache.path}; the next run asks for the rest."
         )
 
     # Limits
@@ -472,6 +466,12 @@ class OpenAIJudge:
             self._reserved -= reserved
             self._turn.notify_all()
 
+    def _stop(self) -> None:
+        """No call begins any more in this run."""
+        with self._turn:
+            self._stopped = True
+            self._turn.notify_all()
+
     def _hold(self, seconds: float, said: str = "") -> None:
         """Leaves the server alone, in all cases: what one is refused, the others would be, too."""
         with self._turn:
@@ -488,12 +488,17 @@ class OpenAIJudge:
             if what == "tokens":
                 self._largest = max(self._largest, number)
 
-    def _refusal(self, status: int, body: Any, message: str, pause: float | None = None) -> "_Fault":
+    def _refusal(self, status: int, body: Any, pause: float | None = None) -> "_Fault":
+        """
+        Args:
+            body: what the server says is wrong: an object with a message mostly, or any other, or a text.
+        """
         error = body if isinstance(body, dict) else {}
-        said = self._without_key(error.get("message") if isinstance(error.get("message"), str) else message)
+        said = error["message"] if isinstance(error.get("message"), str) else body or "no reason given"
+        said = self._without_key(said if isinstance(said, str) else json.dumps(said))
+        said = " ".join(f"HTTP {status}: {said}".split())[:SHOWN_LETTERS]
         spent = "insufficient_quota" in (error.get("code"), error.get("type"))
         refused = spent or (status < 500 and status not in TRANSIENT)
-        said = " ".join(f"HTTP {status}: {said}".split())[:SHOWN_LETTERS]
         return _Fault(f"http {status}", said, status, refused, pause)
 
     def _without_key(self, what: Any) -> Any:

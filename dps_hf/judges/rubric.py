@@ -210,9 +210,9 @@ def texts_of(reply: str | Mapping) -> list[str]:
 
 
 def answers(reply: str | Mapping) -> bool:
-    """Whether the reply says anything but thoughts."""
+    """Whether the reply says anything but thoughts and control tokens."""
     spans = [(text, _answer(text)[0]) for text in texts_of(reply)]
-    return any(text[span.start : span.stop].strip() for text, span in spans)
+    return any(re.sub(r"<\|\w+\|>|</s>", "", text[span.start : span.stop]).strip() for text, span in spans)
 
 
 def _block_text(block: Any) -> str:
@@ -253,7 +253,7 @@ _MARKS = re.compile(
             ),
             "sentence": (r"\AHere(?:'s| is) my thought process:", r"Here(?:'s| is) my response:"),
         }.items()
-        for kind, mark in (("begin", begin), ("end", end))
+        for kind, mark in (("end", end), ("begin", begin))  # <|end_of_thought|> begins nothing
     ),
     re.IGNORECASE,
 )
