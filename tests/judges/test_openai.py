@@ -245,12 +245,12 @@ def test_a_server_that_refuses_all_stops_the_judge_in_its_words_whenever_it_begi
     server.script = lambda request: scores(7, 7, 7) if len(server.requests) <= answered else refused
     judge = make_judge(concurrency=concurrency)
     with pytest.raises(RuntimeError, match=rf"refuses model 'judge-1' with HTTP 4..: {EMPTY_ACCOUNT}"):
-        judge(cases(40))
+        judge(cases(24))
     asked = len(server.requests)
     assert asked < answered + 16 and not judge.counts["refused"]
     server.script = lambda request: scores(7, 7, 7)
-    assert None not in make_judge()(cases(40))
-    assert len(server.requests) - asked == 40 - len(judge.cache)
+    assert None not in make_judge()(cases(24))
+    assert len(server.requests) - asked == 24 - len(judge.cache)
 
 
 @pytest.mark.parametrize(
