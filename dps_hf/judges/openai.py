@@ -431,9 +431,10 @@ class OpenAIJudge:
 
     def _end_of_all(self, fault: "_Fault", of_test: "_Fault") -> str:
         how = f"refuses model {self.name!r} with" if fault.refused else f"does not answer model {self.name!r}:"
-        also = "" if fault.said == of_test.said else f" To a test question it says: {of_test.said}"
+        also = "" if fault.said == of_test.said else f", and to a test question it says {of_test.said}"
+        said = f"{fault.said}{also}".rstrip(".")
         return (
-            f"The server {how} {fault.said}{also} Check the account, the model's name and what it takes, base_url, and the "
+            f"The server {how} {said}. Check the account, the model's name and what it takes, base_url, and the "
             f"key in {self._key_variable}. Replies so far are in {self.cache.path}; the next run asks for the rest."
         )
 
