@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 class OpenAIJudge:
     """Scores, compares and refines, a rubric and a cache of replies in hand.
 
-    A reply that was paid for is never asked for again, in this run or a later one, even if it could not be read: its
+    A reply that says something is never asked for again, in this run or a later one, even if it could not be read: its
     verdict is None. Faults of the server or the network are retried, as are replies that are empty or cut; a case on which
     all retries failed is None too, counted as "no reply", and asked again by the next run. A case that the server refuses
     by itself, for what it says or shows, is None and counted as "refused". Where the server refuses all, whatever the
