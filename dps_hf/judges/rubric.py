@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -266,9 +267,11 @@ def _answer(reply: str) -> tuple[range, list[tuple[range, Any]]]:
     followed by no answer. What stands inside an object is a word of its own, and no mark.
     """
     found = list(_objects(reply))
+    starts = [span.start for span, _ in found]
     start, stop, thinks = 0, len(reply), ""
     for mark in _MARKS.finditer(reply):
-        if any(mark.start() in span for span, _ in found):
+        before = bisect(starts, mark.start())
+        if before and mark.start() in found[before - 1][0]:
             continue
         kind, family = str(mark.lastgroup).split("_")
         if kind == "begin" and not thinks:
