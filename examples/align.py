@@ -210,9 +210,26 @@ def before_and_after(script: ScriptArguments, folder: Path, model: str, seed: in
 
 
 def preferences(script: ScriptArguments, folder: Path, seed: int, fields: dict) -> Path:
-    """The model's own responses, judged and paired."""
+    """The model's own responses, judged and paired.
+
+    Raises:
+        RuntimeError: the judge may spend no more, and parts are missing. The same command asks for them.
+    """
     fields = {"model": script.model, "output": str(folder), "seed": seed + 1, **script.preferences, **fields}
-    return step("build_preferences", "nano_preferences.yaml", folder, "statistics.json", fields)
+    statistics = folder / "statistics.json"
+
+    def missing() -> int:
+        return json.loads(statistics.read_text()).get("missing parts", 0) if statistics.exists() else 0
+
+    if missing():
+        statistics.unlink()  # of what a judge left half done
+    step("build_preferences", "nano_preferences.yaml", folder, "statistics.json", fields)
+    if left := missing():
+        raise RuntimeError(
+            f"{left} parts of {folder} are missing: the judge answers no more. The same command goes on, with larger "
+            "max_calls or max_tokens in judge_options of preferences if they were spent."
+        )
+    return folder
 
 
 def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:

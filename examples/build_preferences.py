@@ -4,8 +4,9 @@ python examples/build_preferences.py --config examples/recipes/nano_preferences.
 python examples/build_preferences.py --output runs/thumbs --votes votes.jsonl
 python examples/build_preferences.py --config ... --shard_index 0 --num_shards 8    # on the first of 8 machines
 
-Killed at any moment, the same command goes on with the part that is missing. Machines that share a folder each write
-their parts; whoever finds all parts there joins them: `paired` for DPO, `unpaired` for KTO, figures, a page of pairs.
+Killed at any moment, or stopped by a judge whose server answers no more, the same command goes on with the part that is
+missing. Machines that share a folder each write their parts; whoever finds all parts there joins them: `paired` for DPO,
+`unpaired` for KTO, figures, a page of pairs.
 """
 
 from dataclasses import dataclass, field, fields
@@ -18,8 +19,8 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.inference import decode, load, weights_digest
-from dps_hf.judges.named import JUDGES, check_judge, named_judge, no_replies
-from dps_hf.judges.openai import NO_REPLY
+from dps_hf.judges.named import JUDGES, check_judge, counted, last_fault, named_judge
+from dps_hf.judges.openai import NO_REPLY, REFUSED
 from dps_hf.judges.users import read_votes
 from dps_hf.judges.verdict import Judge
 from dps_hf.preferences.pairs import Selection
@@ -113,7 +114,8 @@ def report(script: ScriptArguments, statistics: dict) -> None:
         print("No pairs: the judge did not reply. The same command asks again.")
     elif counts["unjudged"] == counts["responses"]:
         lacking = f"no score for the aspect {aspect!r}" if aspect else "no verdict"
-        print(f"No pairs: the judge has {lacking} on any response. Take another one than {script.judge!r}.")
+        refused = f"; its server refuses {counts[REFUSED]} cases, as warned above" if counts.get(REFUSED) else ""
+        print(f"No pairs: the judge has {lacking} on any response{refused}. Take another one than {script.judge!r}.")
     else:
         print(
             "No pairs: no two responses to one prompt differ by the margin. Sample more into another output, or with a lower margin."
@@ -168,15 +170,18 @@ def main(script: ScriptArguments) -> None:
                 model, processor, asked, script.num_responses, seed, script.batch_size, **script.generation
             )
             lost = {"no drawing": len(asked) * script.num_responses - sum(map(len, answers))}
-            before = no_replies(judge)
+            before = {name: counted(judge, name) for name in (NO_REPLY, REFUSED)}
             if script.pairwise:
                 answers = compared(judge, asked, answers)
             else:
                 answers = judged(judge, asked, answers, script.refine_margin)
-            lost[NO_REPLY] = no_replies(judge) - before
+            lost |= {name: counted(judge, name) - number for name, number in before.items()}
             if lost[NO_REPLY] and not any(answer.verdict for group in answers for answer in group):
+                # What else were sampled could not be judged either.
+                if fault := last_fault(judge):
+                    raise RuntimeError(f"The judge answers no more: {fault}. The same command goes on from here.")
                 print("The judge answers no more, as the warning above says. The same command goes on from here.")
-                break  # what else were sampled could not be judged either
+                break
             write_part(parts, part, zip(asked, answers), selection, lost)
 
     # Datasets

@@ -24,7 +24,8 @@ from dps_hf.adapters import (
     norm_optimizer,
 )
 from dps_hf.inference import load
-from dps_hf.judges.named import JUDGES, check_judge, named_judge, no_replies
+from dps_hf.judges.named import JUDGES, check_judge, counted, last_fault, named_judge
+from dps_hf.judges.openai import NO_REPLY
 from dps_hf.judges.verdict import Case, Judge
 from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
 from dps_hf.training import Curves, resumed
@@ -81,11 +82,11 @@ class JudgeReward:
             Case(words, response, tuple(pictures or ()), tuple(right))
             for words, response, pictures, right in zip(text, responses, shown, answers, strict=True)
         ]
-        before, verdicts = no_replies(self.judge), self.judge(cases)
-        if not any(verdicts) and no_replies(self.judge) > before:
+        before, verdicts = counted(self.judge, NO_REPLY), self.judge(cases)
+        if not any(verdicts) and counted(self.judge, NO_REPLY) > before:
             raise RuntimeError(
-                "The judge replies no more, see the warning above. The same command goes on from the last checkpoint, "
-                "with larger max_calls or max_tokens in judge_options if they were spent."
+                f"The judge replies no more: {last_fault(self.judge) or 'see the warning above'}. The same command goes on "
+                "from the last checkpoint, with larger max_calls or max_tokens in judge_options if they were spent."
             )
         rewards = [
             verdict and (verdict.scores.get(self.aspect) if self.aspect else verdict.score) for verdict in verdicts

@@ -1,17 +1,22 @@
 """What judges replied, in a file that only grows: whoever pays for replies keeps them, whatever happens."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from threading import Lock
+
+
+Reply = str | Mapping
+"""A text, or the message as it came, where there is more to it than a text."""
 
 
 class ReplyCache:
     """Replies by key, each a line of JSON that is written as soon as the reply is there.
 
     A process that is killed loses at most the line that it was writing: that line is skipped from then on, and counted
-    in `broken_lines`. To have something asked again, delete its line.
+    in `broken_lines`. To have something asked again, delete its line. Lines with an empty text are skipped, too: earlier
+    versions kept those of replies that they could not read.
 
     Args:
         path: the file, made where it is missing.
@@ -21,7 +26,7 @@ class ReplyCache:
     def __init__(self, path: str | PathLike, others: Sequence[str | PathLike] = ()):
         self.path = Path(path)
         self.broken_lines = 0
-        self._replies: dict[str, str] = {}
+        self._replies: dict[str, Reply] = {}
         self._lock = Lock()
         for other in others:
             if Path(other).resolve() == self.path.resolve():
@@ -46,18 +51,22 @@ class ReplyCache:
             key, reply = entry["key"], entry["reply"]
         except (ValueError, KeyError, TypeError, RecursionError):
             key = reply = None
-        if isinstance(key, str) and isinstance(reply, str):
-            self._replies[key] = reply
+        if isinstance(key, str) and isinstance(reply, Reply):
+            if reply:
+                self._replies[key] = reply
         else:
             self.broken_lines += bool(line.strip())
 
     def __contains__(self, key: str) -> bool:
         return key in self._replies
 
-    def __getitem__(self, key: str) -> str:
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def __getitem__(self, key: str) -> Reply:
         return self._replies[key]
 
-    def add(self, key: str, reply: str, **about: str | int) -> None:
+    def add(self, key: str, reply: Reply, **about: str | int) -> None:
         """Writes the reply down before it is used; `about` is for whoever reads the file.
 
         Raises:

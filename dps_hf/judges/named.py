@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from inspect import signature
 
 from dps_hf.judges.exact import exact_judge
-from dps_hf.judges.openai import NO_REPLY, OpenAIJudge
+from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.self_judge import SelfJudge
 from dps_hf.judges.verdict import Judge
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -46,6 +46,11 @@ def named_judge(
     return OpenAIJudge(**options) if name == "openai" else exact_judge
 
 
-def no_replies(judge: Judge) -> int:
-    """How often it has been asked in vain so far."""
-    return judge.counts[NO_REPLY] if isinstance(judge, OpenAIJudge) else 0
+def counted(judge: Judge, what: str) -> int:
+    """How often something has happened so far that an `OpenAIJudge` counts, `NO_REPLY` or `REFUSED` for instance."""
+    return judge.counts[what] if isinstance(judge, OpenAIJudge) else 0
+
+
+def last_fault(judge: Judge) -> str:
+    """What its server said when it last left a case without a reply, where it has a server and that said something."""
+    return getattr(judge, "fault", "")

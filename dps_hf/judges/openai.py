@@ -4,10 +4,12 @@ judge = OpenAIJudge("gpt-5-mini", "answer", "runs/verdicts.jsonl", max_calls=200
 verdicts = judge([Case("What is the capital of France?", "Paris.")])
 """
 
+import json
 import logging
 import math
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,12 +18,13 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from os import PathLike
 from threading import Condition
-from typing import Any
+from typing import Any, NamedTuple
 
+from PIL import Image
 from transformers.utils.logging import tqdm
 
-from dps_hf.judges.cache import ReplyCache
-from dps_hf.judges.rubric import Question, Rubric, digest, not_inert
+from dps_hf.judges.cache import Reply, ReplyCache
+from dps_hf.judges.rubric import Question, Rubric, answers, digest, not_inert, texts_of
 from dps_hf.judges.verdict import Case, Verdict, control_token, rewritten
 
 
@@ -30,10 +33,17 @@ LONGEST_BACKOFF_SECONDS = 60.0
 LONGEST_WAIT_SECONDS = 300.0  # a server that wants to be left alone for longer is not asked again
 
 NO_FORMAT = (400, 422, 501)  # how servers refuse `response_format`
-NO_USE = (401, 403, 404)  # key, model or address: the next request would fare no better
 TRANSIENT = (408, 409, 425, 429)  # and 500 and above
+OPEN_QUESTIONS = 3  # in a row that are refused before it is tested whether the server answers anything
 
-NO_REPLY = "no reply"  # how what was asked in vain is counted
+CUT = re.compile(
+    "length|max_tokens|max_output_tokens|abort|error|insufficient"
+)  # how completions end that are no whole ones
+
+NO_REPLY = "no reply"  # how what was asked in vain is counted; it is asked again
+REFUSED = "refused"  # and what the server refuses by itself, which is not
+
+SHOWN_LETTERS = 300  # of what a server says
 
 SHORTEST_KEY = 8  # shorter ones, "local" for instance, are no secrets but words that a text may hold
 
@@ -43,10 +53,13 @@ logger = logging.getLogger(__name__)
 class OpenAIJudge:
     """Scores, compares and refines, a rubric and a cache of replies in hand.
 
-    A reply that was paid for is never asked for again, in this run or a later one, even if it could not be read: its
-    verdict is None, as is that of a case which the server refuses. Faults of the server or the network are retried; a
-    case on which all retries failed is None too, counted as "no reply", and asked again by the next run. `counts` says how
-    many calls and tokens there were, and how many of each fault.
+    A reply that says something is never asked for again, in this run or a later one, even if it could not be read: its
+    verdict is None. Faults of the server or the network are retried, as are replies that are empty or cut; a case on which
+    all retries failed is None too, counted as "no reply", and asked again by the next run. A case that the server refuses
+    by itself, for what it says or shows, is None and counted as "refused". Where the server refuses all, whatever the
+    reason, or answers nothing any more, it is an error that quotes the server: what tells the two apart is what else it
+    answers, a test question at last. `counts` says how many calls and tokens there were, and how many of each fault;
+    `fault` what the server said when it last left a case without a reply, empty if it is only the budget that is spent.
 
     Args:
         model: its name on the server, and the name of the judge.
@@ -103,6 +116,7 @@ class OpenAIJudge:
                 "%d lines of %s cannot be read; what they held is asked again", self.cache.broken_lines, cache
             )
         self.counts: Counter[str] = Counter()
+        self.fault = ""
         self._client = openai.OpenAI(
             api_key=_key(key_variable, needed=base_url is None),
             base_url=base_url,
@@ -120,14 +134,20 @@ class OpenAIJudge:
         self._stopped = False  # no call begins any more
         self._next = 0.0  # calls wait until then
         self._closed_until = 0.0  # until then they are given up
+        self._closed_because = ""
         self._reserved = 0  # tokens for the calls under way
         self._largest = 0  # tokens of one call so far
+        # Whether the server refuses one question or all, see `_leave_open`.
+        self._open: list[_Open] = []
+        self._spoken = self._answered = 0  # numbers of the last calls that were
+        self._testing = False
+        self._refusals: Counter[str] = Counter()  # of single questions in this run, by what the server says
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict | None]:
         """Scores each case by itself.
 
         Raises:
-            RuntimeError: the server refuses the key, the model or the address.
+            RuntimeError: the server refuses all, an account being empty for instance, or answers no more.
             OSError: the cache cannot be written.
         """
         replies = self._ask([self.rubric.question("score", self.name, case) for case in cases])
@@ -202,9 +222,9 @@ class OpenAIJudge:
     def _ask(self, questions: Sequence[Question]) -> list[Any]:
         """The fields of each reply, None where there is none or it cannot be read."""
         keys = [question.key for question in questions]
-        new = {key: question for key, question in zip(keys, questions) if key not in self.cache}
+        new = {key: question for key, question in zip(keys, questions) if self._kept(key) is None}
         self._count("from cache", len(keys) - len(new))
-        self._stopped = False
+        self._stopped, self._open, self._refusals = False, [], Counter()
         with ThreadPoolExecutor(self._concurrency) as pool:
             asked = [pool.submit(self._ask_one, key, question) for key, question in new.items()]
             try:
@@ -212,95 +232,222 @@ class OpenAIJudge:
                 for future in tqdm(done, desc=self.name, total=len(asked), unit="case", disable=not self._progress):
                     future.result()
             except BaseException:
-                with self._turn:  # no call begins any more; those under way are still written down
-                    self._stopped = True
-                    self._turn.notify_all()
+                self._stop()  # those under way are still written down
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        replies = [q.read(self.cache[key]) if key in self.cache else None for key, q in zip(keys, questions)]
-        unreadable = sum(reply is None and key in self.cache for key, reply in zip(keys, replies))
-        self._count("unreadable", unreadable)
+        if not all(one.fault.spoke for one in self._open):
+            self._test()
+        for left in self._open:
+            self.fault = left.fault.said
+            self._count(NO_REPLY)
+        kept = [self._kept(key) for key in keys]
+        replies = [None if reply is None else q.read(reply) for q, reply in zip(questions, kept)]
+        self._count("unreadable", sum(fields is None and reply is not None for fields, reply in zip(replies, kept)))
+        if self._refusals:
+            said = "; ".join(f"{number} x {said}" for said, number in self._refusals.most_common(3))
+            logger.warning("%s: the server refuses some cases and answers others; it says: %s", self.name, said)
         if None in replies:
-            missing = sum(reply is None for reply in replies)
             logger.warning(
-                "%s: %d of %d replies are missing; so far: %s", self.name, missing, len(keys), dict(self.counts)
+                "%s: %d of %d replies are missing; so far: %s%s",
+                self.name,
+                replies.count(None),
+                len(keys),
+                dict(self.counts),
+                f"; at last: {self.fault}" if self.fault else "",
             )
         return replies
 
+    def _kept(self, key: str) -> Reply | None:
+        """What was replied before, unless it has no answer: that is asked again."""
+        return self.cache[key] if key in self.cache and answers(self.cache[key]) else None
+
     def _ask_one(self, key: str, question: Question) -> None:
         """Asks until there is a reply, and writes it down."""
-        import openai
+        with self._turn:
+            self._turn.wait_for(lambda: self._stopped or not self._testing)  # who has not begun awaits its outcome
+        outcome, first = self._reply(question)
+        if isinstance(outcome, _Completion):
+            self.cache.add(key, outcome.kept, judge=self.name, rubric=self.rubric.name, tokens=outcome.tokens)
+        elif outcome is not None:
+            self._leave_open(question, outcome, first)
+        else:
+            if not self._stopped:
+                self.fault = self._closed_because if time.monotonic() < self._closed_until else ""
+            self._count(NO_REPLY)
 
-        structured, attempt, refusal = self._structured, 0, ""
-        while reserved := self._begin(question):
-            pause = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt) * random.uniform(0.5, 1)
+    def _reply(self, question: Question) -> tuple["_Completion | _Fault | None", int]:
+        """Asks until there is a reply, and gives it and the number of the first call.
+
+        In its place there is the last fault, where the server refuses or all retries failed, and None where no call may
+        begin any more.
+        """
+        structured, attempt, first = self._structured, 0, 0
+        while call := self._begin(question):
+            first = first or call.number
             try:
-                reply, tokens = self._call(question, structured)
-            except openai.APIStatusError as error:
-                self._count(f"http {error.status_code}")
-                if structured and error.status_code in NO_FORMAT:
-                    structured = False  # the same question once more; whether this was the reason, the reply will tell
-                    continue
-                if error.status_code in NO_USE or error.code == "insufficient_quota":
-                    refusal = self._refusal(error.status_code, error.message)
-                elif error.status_code < 500 and error.status_code not in TRANSIENT:
-                    self._count("refused")
-                    return
-                elif (seconds := retry_after(error.response.headers)) is not None:
-                    self._hold(seconds)
-            except openai.APITimeoutError:
-                self._count("timeout")
-            except openai.APIConnectionError:
-                self._count("connection")
-            except (openai.APIError, ValueError, RecursionError):
-                self._count("garbled")
-            else:
-                self.cache.add(key, reply, judge=self.name, rubric=self.rubric.name, tokens=tokens)
+                outcome = self._call(question, structured)
+            finally:
+                self._end(call.reserved)
+            if isinstance(outcome, _Completion):
+                self._settle(call.number, call.number)
                 if not structured:
                     self._structured = False
-                return
-            finally:
-                self._end(reserved)
-            if refusal:
-                # Only here: raised above, it would take along the error, which holds the request, and that the key.
-                raise RuntimeError(refusal)
+                return outcome, first
+            self._count(outcome.name)
+            if outcome.spoke:
+                self._settle(call.number)
+            if structured and outcome.status in NO_FORMAT:
+                structured = False  # the same question once more; whether this was the reason, the reply will tell
+                continue
+            if outcome.pause is not None and not outcome.refused:
+                self._hold(outcome.pause, outcome.said)
             attempt += 1
-            if attempt > self._retries:
-                break
+            if outcome.refused or attempt > self._retries:
+                return outcome, first
+            pause = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             with self._turn:
                 self._turn.wait_for(lambda: self._stopped, pause)
-        self._count(NO_REPLY)
+        return None, first
 
-    def _call(self, question: Question, structured: bool) -> tuple[str, int]:
-        """The reply and the tokens it cost.
+    def _call(self, question: Question, structured: bool) -> "_Completion | _Fault":
+        """What one call brought, the key left out of it. No error leaves it: they hold the request, and that the key."""
+        import openai
+
+        more = {"response_format": question.response_format()} if structured else {}
+        create = self._client.chat.completions.with_raw_response.create
+        try:
+            text = create(model=self.name, messages=question.messages(), **more).http_response.text
+        except openai.APIStatusError as error:
+            return self._refusal(error.status_code, error.body, retry_after(error.response.headers))
+        except openai.APITimeoutError:
+            return _Fault("timeout", "it takes longer than timeout_seconds")
+        except openai.APIConnectionError as error:
+            return _Fault("connection", self._without_key(f"no connection ({error.__cause__ or error})"))
+        except (openai.APIError, ValueError):
+            return _Fault("garbled", "what it sends cannot be read")
+        try:
+            body = self._without_key(json.loads(text))
+        except (ValueError, RecursionError):
+            return _Fault("garbled", f"what it sends is no JSON: {self._without_key(text)[:SHOWN_LETTERS]}")
+        return self._completion(question, body)
+
+    def _completion(self, question: Question, body: Any) -> "_Completion | _Fault":
+        try:
+            choice = body["choices"][0]
+            message, reason = choice["message"], str(choice.get("finish_reason")).lower()
+            content = message.get("content")
+        except (AttributeError, LookupError, TypeError):
+            error = body.get("error") if isinstance(body, dict) else None
+            code = str(error.get("code")) if isinstance(error, dict) else ""
+            if re.fullmatch("[45][0-9][0-9]", code):  # of servers that pass on what another one said
+                return self._refusal(int(code), error)
+            return _Fault("garbled", f"what it sends is no completion: {json.dumps(body)[:SHOWN_LETTERS]}")
+        usage = body.get("usage")
+        tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+        if type(tokens) is not int or tokens <= 0:
+            tokens = _estimate(question, "".join(texts_of(message)))
+        self._count("tokens", tokens)
+        if reason == "content_filter":
+            return _Fault("filtered", f"finish_reason {reason}", refused=True)
+        if CUT.search(reason):
+            return _Fault("cut", f"its reply is cut, finish_reason {reason}", spoke=True)
+        if not answers(message):
+            return _Fault("empty", f"its reply is empty, finish_reason {reason}", spoke=True)
+        # What is not read in the text is kept as it came, so that a better reader need not pay for it.
+        alone = not any(value for name, value in message.items() if name not in ("role", "content"))
+        if isinstance(content, str) and (alone or question.read(content) is not None):
+            return _Completion(content, tokens)
+        return _Completion(message, tokens)
+
+    # One or all
+
+    def _leave_open(self, question: Question, fault: "_Fault", first: int) -> None:
+        """Of a question without a reply: whether the server fails it alone, or all, is told by what else it answers.
+
+        An answer to a later call tells that it is this one. So that no server is asked in vain for long, a test question
+        is asked after some in a row.
 
         Raises:
-            ValueError: what came is no completion.
+            RuntimeError: it fails all.
         """
-        messages = question.messages()
-        more = {"response_format": question.response_format()} if structured else {}
-        completion = self._client.chat.completions.create(model=self.name, messages=messages, **more)
+        pictures = any(not isinstance(body, str) for _, body in question.parts)
+        with self._turn:
+            # Refused is for good, so that later means after the refusal: an account may have run empty meanwhile.
+            self._open.append(_Open(self.counts["calls"] if fault.refused else first, fault, pictures))
+            # No server refuses a key for what a question says.
+            keyless = fault.status == 401 and not self._spoken and not self._reserved
+        self._settle()
+        if keyless:
+            self._stop()
+            raise RuntimeError(self._end_of_all(fault, fault))
+        with self._turn:
+            testing = len(self._open) >= OPEN_QUESTIONS and not self._testing
+            self._testing |= testing
+        if testing:
+            self._test()
+
+    def _settle(self, spoken: int = 0, answered: int = 0) -> None:
+        """An answer to the call of this number tells of the open questions before it that they fail by themselves.
+
+        Args:
+            spoken: the number of a call that got a completion of any kind; where replies are empty or cut it tells nothing.
+            answered: of one that got a reply.
+        """
+        with self._turn:
+            self._spoken, self._answered = max(self._spoken, spoken), max(self._answered, answered)
+            left = []
+            for one in self._open:
+                if one.since >= (self._answered if one.fault.spoke else self._spoken):
+                    left.append(one)
+                elif one.fault.refused:
+                    self.counts[REFUSED] += 1
+                    self._refusals[one.fault.said] += 1
+                else:
+                    self.counts[NO_REPLY] += 1
+                    self.fault = one.fault.said
+            self._open = left
+
+    def _test(self) -> None:
+        """Asks what any model answers. Where its reply is empty or cut as well, nothing more is asked in this run.
+
+        Raises:
+            RuntimeError: the server refuses it, or does not answer it.
+        """
+        with self._turn:
+            # Where nothing was ever answered, it may be that the model sees no pictures.
+            pictures = not self._spoken and not len(self.cache) and all(one.pictures for one in self._open)
+        case = Case("What is 100 and 1?", "101", (Image.new("RGB", (64, 64), "white"),) if pictures else ())
         try:
-            content = completion.choices[0].message.content
-        except (AttributeError, LookupError, TypeError):
-            raise ValueError("no completion") from None
-        reply = self._without_key(content if isinstance(content, str) else "")
-        tokens = getattr(completion.usage, "total_tokens", None)
-        if type(tokens) is not int or tokens <= 0:
-            tokens = _estimate(question, reply)
-        self._count("tokens", tokens)
-        return reply, tokens
+            outcome, _ = self._reply(self.rubric.question("score", self.name, case))
+            left = list(self._open)
+            if isinstance(outcome, _Fault) and left:  # else something was answered meanwhile
+                self._stop()
+                if not outcome.spoke:
+                    raise RuntimeError(self._end_of_all(left[-1].fault, outcome))
+        finally:
+            with self._turn:
+                self._testing = False
+                self._turn.notify_all()
+
+    def _end_of_all(self, fault: "_Fault", of_test: "_Fault") -> str:
+        how = f"refuses model {self.name!r} with" if fault.refused else f"does not answer model {self.name!r}:"
+        also = "" if fault.said == of_test.said else f", and to a test question it says {of_test.said}"
+        said = f"{fault.said}{also}".rstrip(".")
+        return (
+            f"The server {how} {said}. Check the account, the model's name and what it takes, base_url, and the "
+            f"key in {self._key_variable}. Replies so far are in {self.cache.path}; the next run asks for the rest."
+        )
 
     # Limits
 
-    def _begin(self, question: Question) -> int:
-        """Waits until a call may begin, and reserves tokens for it: how many, or 0 where none may begin any more."""
+    def _begin(self, question: Question) -> "_Call | None":
+        """Waits until a call may begin, and reserves tokens for it; None where none may begin any more."""
         with self._turn:
             while True:
                 now, calls, tokens = time.monotonic(), self.counts["calls"], self.counts["tokens"]
                 spent = calls >= self._max_calls or tokens >= self._max_tokens
                 if self._stopped or now < self._closed_until or spent:
-                    return 0
+                    return None
                 # Until one call has shown how many tokens it takes, there is only one.
                 unknown = tokens == 0 and self._max_tokens < math.inf
                 if self._reserved and (unknown or tokens + self._reserved >= self._max_tokens):
@@ -313,20 +460,27 @@ class OpenAIJudge:
             self.counts["calls"] += 1
             reserved = max(_estimate(question), self._largest)
             self._reserved += reserved
-            return reserved
+            return _Call(self.counts["calls"], reserved)
 
     def _end(self, reserved: int) -> None:
         with self._turn:
             self._reserved -= reserved
             self._turn.notify_all()
 
-    def _hold(self, seconds: float) -> None:
+    def _stop(self) -> None:
+        """No call begins any more in this run."""
+        with self._turn:
+            self._stopped = True
+            self._turn.notify_all()
+
+    def _hold(self, seconds: float, said: str = "") -> None:
         """Leaves the server alone, in all cases: what one is refused, the others would be, too."""
         with self._turn:
             until = time.monotonic() + seconds
             self._next = max(self._next, until)
             if seconds > LONGEST_WAIT_SECONDS:
                 self._closed_until = max(self._closed_until, until)
+                self._closed_because = said
 
     def _count(self, what: str, number: int = 1) -> None:
         with self._turn:
@@ -335,18 +489,58 @@ class OpenAIJudge:
             if what == "tokens":
                 self._largest = max(self._largest, number)
 
-    # The key
+    def _refusal(self, status: int, body: Any, pause: float | None = None) -> "_Fault":
+        """
+        Args:
+            body: what the server says is wrong: an object with a message mostly, or any other, or a text.
+        """
+        error = body if isinstance(body, dict) else {}
+        said = error["message"] if isinstance(error.get("message"), str) else body or "no reason given"
+        said = self._without_key(said if isinstance(said, str) else json.dumps(said))
+        said = " ".join(f"HTTP {status}: {said}".split())[:SHOWN_LETTERS]
+        spent = "insufficient_quota" in (error.get("code"), error.get("type"))
+        refused = spent or (status < 500 and status not in TRANSIENT)
+        return _Fault(f"http {status}", said, status, refused, pause)
 
-    def _refusal(self, status: int, message: str) -> str:
-        return (
-            f"The server refuses model {self.name!r} with HTTP {status}: {self._without_key(message)[:300]} "
-            f"Check the model's name, base_url, and the key in {self._key_variable}. Replies so far are in {self.cache.path}."
-        )
-
-    def _without_key(self, text: str) -> str:
+    def _without_key(self, what: Any) -> Any:
         """Servers have been seen to repeat the key that they refuse."""
         key = self._client.api_key
-        return text.replace(key, "[key]") if len(key) >= SHORTEST_KEY else text
+        if len(key) < SHORTEST_KEY:
+            return what
+        return json.loads(json.dumps(what).replace(json.dumps(key)[1:-1], "[key]"))
+
+
+class _Completion(NamedTuple):
+    kept: Reply
+    tokens: int
+
+
+class _Fault(NamedTuple):
+    """Why a call brought no reply.
+
+    name: how it is counted. said: by the server. refused: asking again would be in vain. pause: seconds that the server
+    asks to be left alone for. spoke: it did answer, and nothing that is of use.
+    """
+
+    name: str
+    said: str
+    status: int = 0
+    refused: bool = False
+    pause: float | None = None
+    spoke: bool = False
+
+
+class _Call(NamedTuple):
+    number: int
+    reserved: int
+
+
+class _Open(NamedTuple):
+    """A question that was refused, or on which all retries failed. since: a later call that is answered settles it."""
+
+    since: int
+    fault: _Fault
+    pictures: bool
 
 
 NO_KEY = "none"

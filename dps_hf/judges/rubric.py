@@ -4,7 +4,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
@@ -139,23 +140,26 @@ class Question:
         schema = {"name": "verdict", "strict": True, "schema": self.reply_type.model_json_schema()}
         return {"type": "json_schema", "json_schema": schema}
 
-    def read(self, reply: str) -> Any:
+    def read(self, reply: str | Mapping) -> Any:
         """The fields of the one JSON object in the reply that has them, whatever stands around it; else None.
 
-        What also stands in the judged texts is a quotation, no verdict, however its letters are written. An object that
-        names a key twice is no verdict either, and two different verdicts are none.
+        Thoughts are left out, and what also stands in the judged texts is a quotation, no verdict, however its letters
+        are written. An object that names a key twice is no verdict either, and two different verdicts are none.
+
+        Args:
+            reply: a text, or the message as it came, whose verdict is read wherever the server put it.
         """
+        return next((verdict for verdict in map(self._read_text, texts_of(reply)) if verdict is not None), None)
+
+    def _read_text(self, reply: str) -> Any:
         texts = [inert(body) for _, body in self.parts if isinstance(body, str)]
         claims = [self._verdict(value) for text in texts for _, value in _objects(text)]
         quotable = [_squeezed(text) for text in [*texts, *(said for _, said in filter(None, claims))]]
-        found = list(_objects(reply))
-        # Thoughts come before the verdict; what stands inside an object is a word of its own, and ends none.
-        ends = [end for end in re.finditer("</think>", reply) if not any(end.start() in span for span, _ in found)]
-        begin = ends[-1].end() if ends else 0
+        answer, found = _answer(reply)
         verdicts: list[Any] = []
         for span, value in found:
             judged = self._verdict(value)
-            if judged is None or span.start < begin:
+            if judged is None or span.start not in answer:
                 continue
             verdict, said = judged
             spellings = (_squeezed(reply[span.start : span.stop]), _squeezed(said))
@@ -176,18 +180,119 @@ def _text(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
+# Reading
+
+
+def texts_of(reply: str | Mapping) -> list[str]:
+    """Where the verdict may stand in a reply, the likeliest first, empty texts left out.
+
+    Args:
+        reply: a text, or a message as it came: its `content` is a text or a list of blocks, and a verdict may stand in
+            `parsed`, in the arguments of a tool call, or in a `refusal`, which has none. Thoughts beside the content are
+            no verdict, except where they are one JSON object and nothing else is there: servers that look for thoughts
+            take a reply without any for them.
+    """
+    if isinstance(reply, str):
+        return [reply] if reply.strip() else []
+    content = reply.get("content")
+    blocks = content if isinstance(content, list) else [content]
+    calls = reply.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    texts = ["".join(map(_block_text, blocks)), _written(reply.get("parsed"))]
+    texts += [
+        _written(one.get("arguments")) for one in [*functions, reply.get("function_call")] if isinstance(one, dict)
+    ]
+    texts += [_written(reply.get("refusal"))]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        thoughts = (_written(reply.get(name)).strip() for name in ("reasoning_content", "reasoning"))
+        texts = [text for text in thoughts if [span for span, _ in _objects(text)] == [range(len(text))]]
+    return texts
+
+
+def answers(reply: str | Mapping) -> bool:
+    """Whether the reply says anything but thoughts and control tokens."""
+    spans = [(text, _answer(text)[0]) for text in texts_of(reply)]
+    return any(re.sub(r"<\|\w+\|>|</s>", "", text[span.start : span.stop]).strip() for text, span in spans)
+
+
+def _block_text(block: Any) -> str:
+    """The text of one block of a message's content; that of thoughts is empty."""
+    if not isinstance(block, dict):
+        return _written(block)
+    if re.search("think|thought|reason", str(block.get("type"))) or block.get("thought"):
+        return ""
+    for name in ("text", "refusal", "json", "parsed"):
+        if name in block:
+            value = block[name]
+            return _written(value.get("value", value) if isinstance(value, dict) else value)
+    return "" if "type" in block else _written(block)  # without a type it is the verdict itself
+
+
+def _written(value: Any) -> str:
+    """A text as it is, an object as JSON."""
+    return value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict) else ""
+
+
+# How models mark their thoughts: a group for each mark that begins them, and one for that which ends them.
+_NAMES = r"(?:\w+[:_])?(?:think|thinking|thoughts?|thought_process|reason|reasoning|reflection|analysis|scratchpad)"
+_MARKS = re.compile(
+    "|".join(
+        f"(?P<{kind}_{family}>{mark})"
+        for family, (begin, end) in {
+            "tag": (rf"<{_NAMES}(?:\s[^<>/]*)?>", rf"</\s*{_NAMES}\s*>"),  # <think>, <seed:think>
+            "bracket": (rf"\[{_NAMES}\]", rf"\[/{_NAMES}\]"),  # [THINK]
+            "triangle": (rf"◁{_NAMES}▷", rf"◁/{_NAMES}▷"),
+            "token": (
+                rf"<\|(?:begin_of_|start_|begin_)?{_NAMES}\|>|<\|inner_prefix\|>|<\|channel>\s*thought",
+                rf"<\|(?:/|end_of_|end_){_NAMES}\|>|<\|inner_suffix\|>|<channel\|>",
+            ),
+            # With its tokens, or without them where the server left them out.
+            "channel": (
+                r"<\|channel\|>\s*(?!final)\w+|\Aanalysis(?-i:(?=[A-Z]))",
+                r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|assistantfinal",
+            ),
+            "sentence": (r"\AHere(?:'s| is) my thought process:", r"Here(?:'s| is) my response:"),
+        }.items()
+        for kind, mark in (("end", end), ("begin", begin))  # <|end_of_thought|> begins nothing
+    ),
+    re.IGNORECASE,
+)
+
+
+def _answer(reply: str) -> tuple[range, list[tuple[range, Any]]]:
+    """Where the answer stands, after the thoughts, and all JSON objects of the reply.
+
+    The mark that begins the thoughts may be missing, since the prompt may have held it. Thoughts that do not end are
+    followed by no answer. What stands inside an object is a word of its own, and no mark.
+    """
+    found = list(_objects(reply))
+    starts = [span.start for span, _ in found]
+    start, stop, thinks = 0, len(reply), ""
+    for mark in _MARKS.finditer(reply):
+        before = bisect(starts, mark.start())
+        if before and mark.start() in found[before - 1][0]:
+            continue
+        kind, family = str(mark.lastgroup).split("_")
+        if kind == "begin" and not thinks:
+            stop, thinks = mark.start(), family
+        elif kind == "end" and thinks in ("", family):  # thoughts may name the marks of others
+            start, stop, thinks = mark.end(), len(reply), ""
+    return range(start, stop), found
+
+
 JOINER = "\u2060"  # has no width
 
 
 def inert(text: str) -> str:
     """The same to the eye, but no tag, and no control token such as `<|im_end|>` or `[INST]` for a server to obey."""
     text = text.encode("utf-8", "replace").decode()  # half a letter pair cannot be sent
-    return re.sub(r"<(?=\S)|\[(?=/?[A-Z_]+\])", rf"\g<0>{JOINER}", text)
+    return re.sub(r"<(?=\S)|\[(?=/?[A-Z_]+\])|◁(?=/?\w+▷)", rf"\g<0>{JOINER}", text)
 
 
 def not_inert(text: str) -> str:
     """Undoes `inert` in what the judge copied."""
-    return re.sub(rf"([<\[]){JOINER}", r"\1", text)
+    return re.sub(rf"([<\[◁]){JOINER}", r"\1", text)
 
 
 def data_url(image: Image.Image) -> str:

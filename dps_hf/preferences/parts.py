@@ -71,7 +71,7 @@ def write_part(
 def join_parts(folder: Path, num_parts: int, output: Path) -> dict:
     """Makes `output/paired` and `output/unpaired` of all parts, and returns the statistics, which it also saves.
 
-    Parts that are not written yet are left out. A dataset without rows is left out, and so is the column `images` where no prompt has any: trl takes a dataset that
+    Parts that are not written yet are left out, and counted as "missing parts". A dataset without rows is left out, and so is the column `images` where no prompt has any: trl takes a dataset that
     has it for one of pictures. Of several machines that find all parts, the first joins them, the others wait for it.
     """
     parts = [_path(folder, part, "json") for part in range(num_parts) if is_written(folder, part)]
@@ -79,6 +79,8 @@ def join_parts(folder: Path, num_parts: int, output: Path) -> dict:
         joined = output / "statistics.json"
         if not joined.exists() or joined.stat().st_mtime_ns < max(part.stat().st_mtime_ns for part in parts):
             statistics = _join(folder, parts, output)
+            if len(parts) < num_parts:
+                statistics["missing parts"] = num_parts - len(parts)
             joined.with_suffix(".writing").write_text(json.dumps(statistics, indent=2) + "\n")
             os.replace(joined.with_suffix(".writing"), joined)
         return json.loads(joined.read_text())

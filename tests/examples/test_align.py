@@ -120,6 +120,26 @@ def test_rounds_end_where_nothing_is_left_to_learn(align, steps, tmp_path):
         align.in_rounds(script, tmp_path / "y", *arguments)
 
 
+def test_preferences_that_a_judge_left_half_done_are_gone_on_with(align, tmp_path, monkeypatch):
+    ran, missing = [], {"missing parts": 2}
+
+    def run(*command):
+        ran.append(command)
+        (tmp_path / "preferences").mkdir(exist_ok=True)
+        (tmp_path / "preferences/statistics.json").write_text(json.dumps({"counts": {}, **missing}))
+
+    monkeypatch.setattr(align, "run_script", run)
+    script = align.ScriptArguments(work=tmp_path)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"2 parts of .*preferences are missing: the judge answers no more"):
+            align.preferences(script, tmp_path / "preferences", 0, {})
+    missing.clear()
+    script.preferences["judge_options"] = {"max_calls": 100}
+    for _ in range(2):
+        align.preferences(script, tmp_path / "preferences", 0, {})
+    assert len(ran) == 3
+
+
 def test_a_finished_step_is_not_done_again(align, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(align, "run_script", lambda *command: ran.append(command))

@@ -16,11 +16,13 @@ import yaml
 from datasets import Dataset, Features, Image, List, Value, load_from_disk
 from PIL import Image as PIL
 from safetensors.torch import load_file
+from scripted_server import scripted_server
 from transformers import AutoTokenizer
 from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
 from trl.trainer.utils import add_fused_lm_head
 
 import dps_hf.judges.named
+import dps_hf.judges.openai
 from dps_hf.adapters import forbid_words, load_for_training
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
@@ -273,6 +275,44 @@ def test_grpo_stops_where_its_judge_answers_no_more(train, monkeypatch):
     monkeypatch.setattr(dps_hf.judges.named, "exact_judge", Server())
     with pytest.raises(RuntimeError, match="The judge replies no more"):
         train("grpo", script={"tasks": {"scenes_t2i": 1}, "num_prompts": 4}, max_steps=1)
+
+
+def test_grpo_quotes_what_the_server_of_its_judge_said_at_last(example):
+    def judge(cases):
+        judge.counts["no reply"] += len(cases)
+        return [None] * len(cases)
+
+    judge.counts, judge.fault = Counter(), "its reply is empty, finish_reason length"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dps_hf.judges.named, "OpenAIJudge", type(judge))
+        reward = example("grpo.py").JudgeReward(judge, None, None, False)
+        with pytest.raises(RuntimeError, match="replies no more: its reply is empty, finish_reason length"):
+            reward([], [said("yes")], [], [[]], ["one"])
+
+
+@pytest.mark.parametrize(("status", "answered"), [(402, 0), (403, 8), (503, 8)])
+def test_grpo_stops_when_its_judge_is_refused_and_the_same_command_goes_on(train, monkeypatch, status, answered):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(dps_hf.judges.openai, "BACKOFF_SECONDS", 0.01)
+    verdict = json.dumps({"rationale": "", "correct": 5, "complete": 5, "clear": 5})
+    refusal = status, {"error": {"message": "Insufficient Balance"}}
+    whole = 200, {"choices": [{"index": 0, "message": {"role": "assistant", "content": verdict}}]}
+    with scripted_server() as server:
+        options = {
+            "model": "judge-1",
+            "rubric": "answer",
+            "base_url": server.base_url,
+            "progress": False,
+            "retries": 1,
+        }
+        script = {"tasks": {"scenes_i2t": 1}, "num_prompts": 8, "judge": "openai", "judge_options": options}
+        settings = {"script": script, "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+        server.reply = lambda path, request: whole if len(server.requests) <= answered else refusal
+        with pytest.raises(RuntimeError, match=f"HTTP {status}: Insufficient Balance"):
+            train("grpo", **settings)
+        server.reply = lambda path, request: whole
+        output = train("grpo", **settings)
+    assert losses(output, "reward") == pytest.approx([4 / 9] * 3)
 
 
 def test_grpo_needs_a_reward_to_begin_with(train, monkeypatch, tmp_path):

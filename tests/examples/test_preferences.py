@@ -1,8 +1,11 @@
 """`build_preferences.py`, run on a tiny model."""
 
 import json
+import math
 import os
+import re
 import shutil
+import threading
 from collections import Counter
 from inspect import signature
 from pathlib import Path
@@ -11,12 +14,14 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 from PIL import Image
+from scripted_server import scripted_server
 
 import dps_hf.judges.named
+import dps_hf.judges.openai
 from dps_hf.data.record import record
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Verdict
-from dps_hf.preferences.parts import is_written
+from dps_hf.preferences.parts import is_finished, is_written
 
 
 @pytest.fixture
@@ -227,6 +232,7 @@ def test_what_a_judge_did_not_reply_to_is_asked_again_and_nothing_else_is(served
     counts = json.loads((output / "statistics.json").read_text())["counts"]
     assert (counts["prompts"], counts["responses"], counts["no reply"]) == (4, 12, 4), "two parts, the second in part"
     assert Server.asked == 18, "where there is no reply at all nothing more is sampled"
+    assert json.loads((output / "statistics.json").read_text())["missing parts"] == 1
     printed = capsys.readouterr().out
     assert "The judge answers no more" in printed and "1 of 3 parts are still to be written" in printed
     Server.will_answer = 99
@@ -234,8 +240,130 @@ def test_what_a_judge_did_not_reply_to_is_asked_again_and_nothing_else_is(served
     assert Server.asked == 18 + 12
     counts = json.loads((output / "statistics.json").read_text())["counts"]
     assert counts["prompts"] == 6 and "no reply" not in counts
+    assert "missing parts" not in json.loads((output / "statistics.json").read_text())
     whole = served(output=tmp_path / "whole")
     assert rows(output) == rows(whole)
+
+
+def test_a_judge_that_ends_in_the_words_of_its_server_is_an_error_that_quotes_them(served, monkeypatch):
+    monkeypatch.setattr(Server, "fault", "HTTP 429: come back tomorrow", raising=False)
+    Server.will_answer = 8
+    with pytest.raises(RuntimeError, match="The judge answers no more: HTTP 429: come back tomorrow"):
+        served()
+    Server.will_answer = 99
+    assert json.loads((served() / "statistics.json").read_text())["counts"]["prompts"] == 6
+
+
+# A judge behind a server
+
+EMPTY_ACCOUNT = 402, {"error": {"message": "Insufficient Balance"}}
+
+
+def completion(content: str, finish_reason: str = "stop") -> tuple[int, dict]:
+    message = {"role": "assistant", "content": content}
+    return 200, {"choices": [{"index": 0, "finish_reason": finish_reason, "message": message}]}
+
+
+def good(path: str, request: dict) -> tuple[int, dict]:
+    """A judge that takes some answers for better than others, and rewrites them."""
+    instructions, content = (message["content"] for message in request["messages"])
+    case = content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
+    if '"rewrite"' in instructions:
+        return completion(json.dumps({"rationale": "", "rewrite": "A better one."}))
+    said = case[case.index("<response") :].split("\n")[1:-2]
+    value = 10 if "A better one." in said else 1 + sum("\n".join(said).encode()) % 9
+    return completion(json.dumps({"rationale": "", "correct": value, "complete": value, "clear": value}))
+
+
+@pytest.fixture
+def judged(script, tmp_path, monkeypatch):
+    """The script with a real judge, and its server: six questions in three parts, three answers each."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(dps_hf.judges.openai, "BACKOFF_SECONDS", 0.01)
+    with scripted_server() as server:
+
+        def run(output="out", **arguments):
+            options = {
+                "model": "judge-1",
+                "rubric": "answer",
+                "base_url": server.base_url,
+                "progress": False,
+                "retries": 1,
+            }
+            fields = {"judge": "openai", "judge_options": options, "tasks": {"scenes_cot": 1}}
+            fields |= {"selection": {"max_length_ratio": 99}, "generation": {"max_new_tokens": 8}}
+            return script(output=run.folder / output, **{**fields, **arguments})
+
+        run.server, run.folder = server, tmp_path
+        yield run
+
+
+def counts(output: Path) -> dict:
+    return json.loads((output / "statistics.json").read_text())["counts"]
+
+
+@pytest.mark.parametrize("answered", [0, 8])
+@pytest.mark.parametrize(
+    "how", [{}, {"refine_margin": 0.1}, {"pairwise": True}], ids=["scored", "rewritten", "compared"]
+)
+def test_an_empty_account_stops_the_work_finishes_no_part_and_the_same_command_goes_on(answered, how, judged):
+    server = judged.server
+
+    def script(path, request):
+        if how.get("pairwise"):
+            verdict = {"rationale": "", **dict.fromkeys(("correct", "complete", "clear"), "first")}
+            whole = completion(json.dumps(verdict))
+        else:
+            whole = good(path, request)
+        return whole if len(server.requests) <= script.answered else EMPTY_ACCOUNT
+
+    script.answered, server.reply = answered, script
+    with pytest.raises(RuntimeError, match="refuses model 'judge-1' with HTTP 402: Insufficient Balance"):
+        judged(**how)
+    parts = judged.folder / "out" / "parts"
+    left = [part for part in range(3) if not is_finished(parts, part)]
+    assert left and not (judged.folder / "out" / "statistics.json").exists()
+    kept = len((judged.folder / "out" / "replies-0.jsonl").read_text().splitlines())
+    assert kept <= answered, "no refusal is kept for a reply"
+
+    script.answered = math.inf
+    output, asked = judged(**how), len(server.requests)
+    assert all(is_finished(parts, part) for part in range(3)) and counts(output)["prompts"] == 6
+    whole = judged("whole", **how)
+    assert counts(output) == counts(whole)
+    assert len((output / "replies-0.jsonl").read_text().splitlines()) == len(server.requests) - asked
+    if (whole / "paired").exists():
+        assert rows(output) == rows(whole)
+
+
+@pytest.mark.parametrize("status", [400, 402, 403, 413])
+def test_an_answer_that_the_server_refuses_by_itself_has_no_verdict_and_is_counted(status, judged, caplog, capsys):
+    flagged: list[str] = []
+
+    def script(path, request):
+        case = request["messages"][1]["content"]
+        with lock:
+            if not flagged and len(judged.server.requests) > 4:
+                flagged.append(case)
+        return (status, {"error": {"message": "flagged"}}) if case in flagged else good(path, request)
+
+    lock, judged.server.reply = threading.Lock(), script
+    output = judged()
+    assert counts(output)["refused"] == counts(output)["unjudged"] == 1 and "no reply" not in counts(output)
+    assert all(is_finished(output / "parts", part) for part in range(3))
+    assert re.search(r"refused +1\n", capsys.readouterr().out) and f"HTTP {status}: flagged" in caplog.text
+    asked = len(judged.server.requests)
+    judged()
+    assert len(judged.server.requests) == asked, "all is finished"
+
+
+def test_a_judge_whose_replies_are_all_cut_stops_the_work(judged):
+    judged.server.reply = lambda path, request: completion('{"rationale": "', "length")
+    with pytest.raises(RuntimeError, match="The judge answers no more: its reply is cut, finish_reason length"):
+        judged()
+    assert not is_written(judged.folder / "out" / "parts", 0)
+    judged.server.reply = good
+    assert counts(judged())["prompts"] == 6
 
 
 def test_a_judge_may_be_given_more_to_spend_but_not_another_name(served):

@@ -15,7 +15,9 @@ KEY = "sk-secret-0123456789"
 class Reply:
     """A completion that says `content`, unless it is told to fail."""
 
-    content: str | None = None
+    content: str | list | dict | None = None
+    message: dict = field(default_factory=dict)  # beside the content
+    finish_reason: str | None = "stop"
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None  # in place of a completion
@@ -97,9 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = reply.body
         if body is None:
-            message = {"role": "assistant", "content": reply.content}
+            message = {"role": "assistant", "content": reply.content, **reply.message}
             completion = {"id": "1", "object": "chat.completion", "created": 1, "model": payload["model"]}
-            completion["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+            completion["choices"] = [{"index": 0, "finish_reason": reply.finish_reason, "message": message}]
             completion["usage"] = {"prompt_tokens": 90, "completion_tokens": 10, "total_tokens": 100}
             body = json.dumps(completion).encode()
         self.send_response(reply.status)
@@ -115,6 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.answered.append(request.mark)
         self.wfile.write(body)
+
+
+def refusal(status: int, message: str, **error) -> Reply:
+    """A server that does not do what it is asked, and says why."""
+    return Reply(status=status, body=json.dumps({"error": {"message": message, **error}}).encode())
 
 
 def scores(correct, complete, clear, rationale: str = "because") -> str:

@@ -39,10 +39,23 @@ def test_lines_of_something_else_are_skipped_and_counted(tmp_path):
         b'{"key": [1], "reply": "?"}',
         b'{"key": "a", "reply": 7}',
     ]
-    broken += [b"[" * 100_000]
+    broken += [b"[" * 100_000, b'{"key": "a", "reply": ["?"]}']
     path.write_bytes(b"\n".join([*broken, b"", b'{"key": "b", "reply": "fine"}\n']))
     cache = ReplyCache(path)
     assert cache.broken_lines == len(broken) and cache["b"] == "fine" and "a" not in cache
+
+
+def test_a_message_is_kept_as_it_came(tmp_path):
+    cache, message = ReplyCache(tmp_path / "cache.jsonl"), {"content": [{"type": "text", "text": "é"}]}
+    cache.add("a", message)
+    assert ReplyCache(cache.path)["a"] == cache["a"] == message
+
+
+def test_an_empty_text_that_an_earlier_version_kept_hides_no_reply(tmp_path):
+    (tmp_path / "other.jsonl").write_text('{"key": "a", "reply": "theirs"}\n')
+    (tmp_path / "cache.jsonl").write_text('{"key": "a", "reply": ""}\n{"key": "b", "reply": ""}\n')
+    cache = ReplyCache(tmp_path / "cache.jsonl", others=[tmp_path / "other.jsonl"])
+    assert cache["a"] == "theirs" and "b" not in cache and not cache.broken_lines
 
 
 def test_a_cache_among_the_others_is_read_once(tmp_path):

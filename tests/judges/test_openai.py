@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from io import BytesIO
 
 import numpy as np
 import pytest
-from judge_server import KEY, Reply, Request, scores
+from judge_server import KEY, Reply, Request, refusal, scores
 from PIL import Image
 
 from dps_hf.judges import openai, rubric
@@ -135,10 +136,18 @@ def test_in_a_storm_of_faults_nothing_is_lost_and_nothing_answered_is_asked_agai
 
 
 @pytest.mark.parametrize(
-    "reply", ["I would say seven.", scores(7, 7, 7)[:-5], scores(7, 7, 11), scores(7, "7", 7), None]
+    "reply",
+    [
+        "I would say seven.",
+        scores(7, 7, 7)[:-5],
+        scores(7, 7, 11),
+        scores(7, "7", 7),
+        Reply(message={"refusal": "I judge nobody."}),
+        Reply([{"type": "text", "text": "I would say seven."}]),
+    ],
 )
 def test_an_unreadable_reply_is_missing_never_a_number_and_not_paid_for_again(reply, server, make_judge, caplog):
-    server.script = lambda request: Reply(reply)
+    server.script = lambda request: reply
     judge = make_judge()
     assert judge(cases(1)) == make_judge()(cases(1)) == [None]
     assert judge.counts["unreadable"] == 1 and len(server.requests) == 1
@@ -209,6 +218,267 @@ def test_servers_without_structured_output_are_asked_without_it(status, server, 
     judge = make_judge(concurrency=1)
     assert None not in judge(cases(4))
     assert len(server.requests) == 5 and judge.counts[f"http {status}"] == 1
+
+
+# One or all
+
+EMPTY_ACCOUNT = "Insufficient Balance"
+REFUSALS = [
+    refusal(402, EMPTY_ACCOUNT),
+    refusal(400, f"{EMPTY_ACCOUNT}: see billing"),
+    refusal(401, f"{EMPTY_ACCOUNT}: no such key"),
+    refusal(403, f"{EMPTY_ACCOUNT}: not in your country"),
+    refusal(404, f"{EMPTY_ACCOUNT}: the model `judge-1` does not exist"),
+    refusal(422, EMPTY_ACCOUNT),
+    refusal(429, EMPTY_ACCOUNT, code="insufficient_quota"),
+    refusal(429, EMPTY_ACCOUNT, type="insufficient_quota"),
+    refusal(200, EMPTY_ACCOUNT, code=402),
+]
+statuses = pytest.mark.parametrize("refused", REFUSALS, ids=lambda reply: str(reply.status))
+
+
+@statuses
+@pytest.mark.parametrize(("answered", "concurrency"), [(0, 4), (6, 1)])
+def test_a_server_that_refuses_all_stops_the_judge_in_its_words_whenever_it_begins_to(
+    refused, answered, concurrency, server, make_judge
+):
+    server.script = lambda request: scores(7, 7, 7) if len(server.requests) <= answered else refused
+    judge = make_judge(concurrency=concurrency)
+    with pytest.raises(RuntimeError, match=rf"refuses model 'judge-1' with HTTP 4..: {EMPTY_ACCOUNT}"):
+        judge(cases(24))
+    asked = len(server.requests)
+    assert asked < answered + 16 and not judge.counts["refused"]
+    server.script = lambda request: scores(7, 7, 7)
+    assert None not in make_judge()(cases(24))
+    assert len(server.requests) - asked == 24 - len(judge.cache)
+
+
+@pytest.mark.parametrize(
+    ("refused", "place"), [*((refused, 3) for refused in REFUSALS), (REFUSALS[0], 0), (REFUSALS[0], 5)]
+)
+def test_a_case_that_is_refused_by_itself_has_no_verdict_whatever_the_status(
+    refused, place, server, make_judge, caplog
+):
+    server.script = lambda request: refused if f"{place} and {place}?" in request.text else scores(7, 7, 7)
+    judge = make_judge()
+    verdicts = judge(cases(6))
+    assert [verdict is None for verdict in verdicts] == [i == place for i in range(6)]
+    assert judge.counts["refused"] == 1 and not judge.counts["no reply"] and not judge.fault
+    assert f"1 x HTTP {'402' if refused.status == 200 else refused.status}: {EMPTY_ACCOUNT}" in caplog.text
+
+
+def test_a_case_alone_is_told_from_all_by_a_test_question(server, make_judge):
+    server.script = lambda request: refusal(403, "flagged") if "0 and 0?" in request.text else scores(7, 7, 7)
+    judge = make_judge(concurrency=1)
+    assert judge(cases(1)) == [None]
+    assert judge.counts["refused"] == 1 and len(server.requests) == judge.counts["calls"] == 2
+    assert len(judge.cache) == 0, "a test is no reply, and what is refused may be allowed one day"
+
+
+def test_many_refused_in_a_row_are_no_reason_to_stop_while_a_test_is_answered(server, make_judge):
+    server.script = lambda request: refusal(400, "too long") if "It is" in request.text else scores(7, 7, 7)
+    judge = make_judge()
+    assert judge(cases(20)) == [None] * 20
+    assert judge.counts["refused"] == 20
+
+
+def test_a_reply_that_is_filtered_is_refused_by_itself(server, make_judge):
+    filtered = Reply("{", finish_reason="content_filter")
+    server.script = lambda request: filtered if "1 and 1?" in request.text else scores(7, 7, 7)
+    judge = make_judge()
+    assert [verdict is None for verdict in judge(cases(4))] == [False, True, False, False]
+    assert judge.counts["refused"] == 1 and not judge.counts["unreadable"]
+
+
+def test_a_judge_that_sees_no_pictures_is_told_from_a_picture_that_it_does_not_take(server, make_judge):
+    red = Image.new("RGB", (8, 8), "red")
+    drawings = [Case(f"Draw {i}.", red) for i in range(6)]
+    blind = refusal(400, "this model takes no image_url")
+    server.script = lambda request: blind if request.pictures else scores(7, 7, 7)
+    with pytest.raises(RuntimeError, match="HTTP 400: this model takes no image_url"):
+        make_judge()(drawings)
+    judge = make_judge()
+    assert [verdict is None for verdict in judge([*cases(3), drawings[0]])] == [False] * 3 + [True]
+    assert judge.counts["refused"] == 1
+    judge = make_judge()
+    server.script = lambda request: blind if "Draw 2" in request.text else scores(7, 7, 7)
+    assert [verdict is None for verdict in judge(drawings)] == [i == 2 for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (refusal(503, "down for maintenance"), "HTTP 503: down for maintenance"),
+        (refusal(429, "rate limit reached"), "HTTP 429: rate limit reached"),
+        (refusal(200, "overloaded"), "overloaded"),
+        (Reply(scores(7, 7, 7), cut=True), "no connection"),
+        (Reply(late=True), "longer than timeout_seconds"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_server_that_answers_nothing_any_more_stops_the_judge_in_its_words(fault, said, server, make_judge):
+    server.script = lambda request: scores(7, 7, 7) if len(server.requests) <= 5 else fault
+    judge = make_judge(retries=1, timeout_seconds=0.1, concurrency=1)
+    with pytest.raises(RuntimeError, match=f"does not answer model 'judge-1': .*{said}"):
+        judge(cases(30))
+    assert len(server.requests) < 20
+    server.script = lambda request: scores(7, 7, 7)
+    assert None not in make_judge()(cases(30))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": {"message": "out of credit"}}',
+        b'{"error": "out of credit"}',
+        b'{"message": "out of credit"}',
+        b'{"detail": [{"msg": "out of credit"}]}',
+        b"out of\ncredit",
+    ],
+)
+def test_the_server_is_quoted_wherever_it_says_what_is_wrong(body, server, make_judge):
+    server.script = lambda request: Reply(status=402, body=body)
+    with pytest.raises(RuntimeError, match=r"HTTP 402: .*out of credit"):
+        make_judge()(cases(4))
+
+
+def test_a_server_that_is_not_there_stops_the_judge(server, make_judge):
+    judge = make_judge(retries=1, base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(RuntimeError, match=r"does not answer model 'judge-1': no connection .*refused"):
+        judge(cases(30))
+
+
+def test_a_case_that_alone_gets_no_reply_stops_nothing(server, make_judge):
+    server.script = lambda request: Reply(status=500, body=b"oops") if "3 and 3?" in request.text else scores(7, 7, 7)
+    judge = make_judge(retries=1, concurrency=1)
+    assert [verdict is None for verdict in judge(cases(4))] == [False] * 3 + [True]
+    assert judge.counts["no reply"] == 1 and judge.fault == "HTTP 500: oops"
+
+
+def test_an_account_that_is_empty_when_rewrites_are_asked_for_stops_the_judge(server, make_judge):
+    def script(request):
+        rewriting = '"rewrite"' in request.payload["messages"][0]["content"]
+        return refusal(402, EMPTY_ACCOUNT) if rewriting or server.refused else scores(2, 2, 2)
+
+    server.script, server.refused = script, False
+    judge = make_judge()
+    judge(cases(8))
+    server.refused = True
+    with pytest.raises(RuntimeError, match=EMPTY_ACCOUNT):
+        judge.refine(cases(8))
+    with pytest.raises(RuntimeError, match=EMPTY_ACCOUNT):
+        judge.compare(cases(8), [replace(case, response="No idea.") for case in cases(8)])
+
+
+def test_where_nothing_may_be_spent_on_a_test_the_next_run_asks_again(server, make_judge):
+    server.script = lambda request: refusal(402, EMPTY_ACCOUNT)
+    judge = make_judge(max_calls=2, concurrency=1)
+    assert judge(cases(4)) == [None] * 4
+    assert judge.counts["no reply"] == 4 and not judge.counts["refused"] and EMPTY_ACCOUNT in judge.fault
+
+
+def test_only_a_budget_that_is_spent_is_no_fault_of_the_server(server, make_judge):
+    judge = make_judge(max_calls=2)
+    judge(cases(4))
+    assert judge.counts["no reply"] == 2 and judge.fault == ""
+
+
+# Replies
+
+
+THOUGHTS = {"type": "thinking", "thinking": [{"type": "text", "text": scores(1, 1, 1)}]}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply([{"type": "text", "text": scores(7, 7, 7)}]),
+        Reply([THOUGHTS, {"type": "text", "text": scores(7, 7, 7)}]),
+        Reply([{"type": "thinking", "thinking": scores(1, 1, 1)}, {"type": "output_text", "text": scores(7, 7, 7)}]),
+        Reply([{"type": "reasoning", "text": scores(1, 1, 1)}, {"type": "text", "text": {"value": scores(7, 7, 7)}}]),
+        Reply([{"text": scores(1, 1, 1), "thought": True}, {"text": scores(7, 7, 7)}]),
+        Reply([{"type": "text", "text": scores(7, 7, 7)[:20]}, {"type": "text", "text": scores(7, 7, 7)[20:]}]),
+        Reply([scores(7, 7, 7)]),
+        Reply({"type": "text", "text": scores(7, 7, 7)}),
+        Reply(json.loads(scores(7, 7, 7))),
+        Reply(scores(7, 7, 7), {"reasoning_content": scores(1, 1, 1)}),
+        Reply(scores(7, 7, 7), {"reasoning": scores(1, 1, 1)}, finish_reason=None),
+        Reply(None, {"parsed": json.loads(scores(7, 7, 7))}),
+        Reply(None, {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": scores(7, 7, 7)}}]}),
+        Reply("", {"tool_calls": [{"function": {"arguments": json.loads(scores(7, 7, 7))}}]}),
+        Reply("I call.", {"function_call": {"name": "f", "arguments": scores(7, 7, 7)}}),
+        Reply(None, {"reasoning_content": f"\n{scores(7, 7, 7)}\n"}),  # of a server that took it for thoughts
+    ],
+)
+def test_a_verdict_is_read_wherever_the_server_put_it_and_kept(reply, server, make_judge):
+    server.script = lambda request: reply
+    judge = make_judge()
+    assert [verdict.score for verdict in judge(cases(2))] == pytest.approx([2 / 3] * 2)
+    assert make_judge()(cases(2)) == judge(cases(2)) and len(server.requests) == 2
+
+
+def test_what_cannot_be_read_is_kept_as_it_came(server, make_judge):
+    content = [{"type": "hologram", "beam": scores(7, 7, 7)}, {"type": "text", "text": "See the hologram."}]
+    server.script = lambda request: Reply(content, {"audio": {"id": KEY}})
+    judge = make_judge()
+    assert judge(cases(1)) == [None] and judge.counts["unreadable"] == 1
+    [line] = judge.cache.path.read_text().splitlines()
+    assert json.loads(line)["reply"] == {"role": "assistant", "content": content, "audio": {"id": "[key]"}}
+
+
+NOTHING = {
+    "an empty text": Reply(""),
+    "no text": Reply(None),
+    "blanks": Reply(" \n"),
+    "no blocks": Reply([]),
+    "thoughts alone in a block": Reply([THOUGHTS]),
+    "thoughts alone beside it": Reply(None, {"reasoning_content": f"Perhaps {scores(1, 1, 1)}"}),
+    "unfinished thoughts": Reply(f"<think>Perhaps {scores(1, 1, 1)}"),
+    "a cut text": Reply(scores(7, 7, 7)[:-5], finish_reason="length"),
+    "a cut text that could be read": Reply(f"Perhaps {scores(1, 1, 1)}, or", finish_reason="MAX_TOKENS"),
+    "a text that an error cut": Reply(scores(1, 1, 1), finish_reason="error"),
+}
+nothing = pytest.mark.parametrize("reply", NOTHING.values(), ids=NOTHING)
+
+
+@nothing
+def test_a_reply_that_is_empty_or_cut_is_asked_again_in_the_same_run(reply, server, make_judge):
+    server.script = first(reply)
+    judge = make_judge()
+    assert [verdict.score for verdict in judge(cases(3))] == pytest.approx([2 / 3] * 3)
+    assert judge.counts["calls"] == 6 and judge.counts["empty"] + judge.counts["cut"] == 3
+    assert judge.counts["tokens"] == 600, "all are paid for"
+
+
+@nothing
+def test_a_reply_that_stays_empty_or_cut_is_missing_and_asked_again_by_the_next_run(reply, server, make_judge):
+    server.script = lambda request: reply if "1 and 1?" in request.text else scores(7, 7, 7)
+    judge = make_judge(retries=1)
+    assert [verdict is None for verdict in judge(cases(3))] == [False, True, False]
+    assert judge.counts["no reply"] == 1 and not judge.counts["unreadable"]
+    server.script = lambda request: scores(7, 7, 7)
+    asked = len(server.requests)
+    assert None not in make_judge()(cases(3))
+    assert len(server.requests) == asked + 1
+
+
+def test_where_all_replies_are_cut_little_is_paid_for(server, make_judge):
+    server.script = lambda request: Reply("{", finish_reason="length")
+    judge = make_judge(retries=1, concurrency=2)
+    assert judge(cases(50)) == [None] * 50
+    assert judge.counts["no reply"] == 50 and judge.fault == "its reply is cut, finish_reason length"
+    assert len(server.requests) < 20
+
+
+def test_replies_of_earlier_versions_are_read_and_the_empty_ones_asked_again(server, make_judge, tmp_path):
+    judge = make_judge()
+    keys = [judge.rubric.question("score", "judge-1", case).key for case in cases(4)]
+    old = [scores(10, 10, 10), "", "<think>Perhaps", "I would say seven."]
+    lines = [json.dumps({"key": key, "judge": "judge-1", "reply": reply}) for key, reply in zip(keys, old)]
+    (tmp_path / "cache.jsonl").write_text("\n".join(lines) + "\n")
+    verdicts = make_judge()(cases(4))
+    assert [verdict and verdict.score for verdict in verdicts] == [1, *[pytest.approx(2 / 3)] * 2, None]
+    assert sorted(server.answered) == sorted(key[:16] for key in keys[1:3])
 
 
 def test_a_case_that_the_server_refuses_costs_the_others_nothing(server, make_judge):
