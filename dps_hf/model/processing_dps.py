@@ -164,13 +164,13 @@ class DPSProcessor(ProcessorMixin):
             "its pictures."
         )
 
-    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+    def apply_chat_template(self, conversation, *args, **kwargs):
         """As in the library, but keys of a part that are `None`, as `datasets` fills rows up, count as missing.
 
         Lists of pictures beside the chats may say `None` where a chat has none.
         """
         if not isinstance(conversation, (list, tuple)) or not conversation:
-            return super().apply_chat_template(conversation, chat_template, **kwargs)
+            return super().apply_chat_template(conversation, *args, **kwargs)
         chats = len(conversation) if isinstance(conversation[0], (list, tuple)) else 1
         if isinstance(conversation[0], (list, tuple)):
             conversation = [_without_empty_keys(chat) for chat in conversation]
@@ -179,7 +179,7 @@ class DPSProcessor(ProcessorMixin):
         if "images" in (kwargs.get("processor_kwargs") or {}):
             images = group_pictures(kwargs["processor_kwargs"]["images"], chats)
             kwargs["processor_kwargs"] = {**kwargs["processor_kwargs"], "images": images}
-        return super().apply_chat_template(conversation, chat_template, **kwargs)
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """What stands for one picture in the text: as many placeholders as the tower gives vectors."""
