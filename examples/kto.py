@@ -20,7 +20,7 @@ from dps_hf.adapters import (
     norm_optimizer,
 )
 from dps_hf.data.record import words_of
-from dps_hf.data.saved import read_saved, unopened
+from dps_hf.data.saved import read_preferences
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.training import Curves, resumed
 
@@ -54,7 +54,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
     # Dataset
     # Neighbours must be of different prompts: trl takes the response before each for one to another prompt.
-    responses = unopened(read_saved(script.dataset)).shuffle(seed=training.seed)
+    responses = read_preferences(script.dataset).shuffle(seed=training.seed)
     labels = responses["label"][:]
     good, bad = sum(labels), len(labels) - sum(labels)
     if not good or not bad:

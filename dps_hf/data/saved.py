@@ -55,6 +55,22 @@ def read_records(path: str | Path) -> Dataset:
     return dataset.with_transform(_open_rows)
 
 
+def read_preferences(path: str | Path) -> Dataset:
+    """Pairs or single responses as trl takes them; their pictures are not opened yet.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_saved`; or a picture is missing, and the number of its record is named.
+    """
+    dataset = unopened(read_saved(path))
+    if "images" in dataset.column_names:
+        for i, one in enumerate(dataset.select_columns("images")):
+            try:
+                pictures_of(one)
+            except ValueError as error:
+                raise ValueError(f"record {i} of {path}: {error}") from error
+    return dataset
+
+
 def unopened(dataset: Dataset) -> Dataset:
     """The same rows with pictures as bytes or paths, which DPS opens where `datasets` fails, as with odd EXIF tags."""
     for name, kind in dataset.features.items():

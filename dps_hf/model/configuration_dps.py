@@ -153,7 +153,14 @@ class DPSConfig(PreTrainedConfig):
         "image_tokenizer_config": DPSImageTokenizerConfig,
     }
     # All outputs but loss and logits: what is left is what the Trainer gives to `compute_metrics`. The cache has two names.
-    keys_to_ignore_at_inference = ["past_key_values", "cache", "hidden_states", "attentions", "image_hidden_states"]
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "cache",
+        "hidden_states",
+        "attentions",
+        "image_hidden_states",
+        "image_outputs",
+    ]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None

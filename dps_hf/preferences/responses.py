@@ -15,7 +15,7 @@ from PIL import Image
 
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.data.record import Message, Record, validate
+from dps_hf.data.record import Message, Record, pictures_of, validate
 from dps_hf.data.saved import IMAGE_PROCESSOR, open_pictures, read_saved, unopened
 from dps_hf.inference import MAX_NEW_TOKENS, code_rows, drawing_text
 from dps_hf.judges.openai import OpenAIJudge
@@ -105,7 +105,7 @@ def prompts_of(
         name = record.get("task") or task
         prompt = Prompt(
             text="".join(words),
-            images=tuple(record["images"][start : start + shown]),
+            images=tuple(pictures_of(record)[start : start + shown]),
             answers=tuple(right for _, right in worked),
             draw=_pictures_in(answer) > 0,
             think=name in think,

@@ -258,7 +258,11 @@ def test_odd_tags_beside_the_orientation_do_no_harm(image_processor, file_format
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_no_exif_makes_a_picture_unreadable(file_format):
-    image, whole, random = Image.new("RGB", (8, 4), "red"), exif(TURNED, (0x0100, 2, 4, b"abc\0")), np.random.default_rng(0)
+    image, whole, random = (
+        Image.new("RGB", (8, 4), "red"),
+        exif(TURNED, (0x0100, 2, 4, b"abc\0")),
+        np.random.default_rng(0),
+    )
     for cut in range(6, len(whole), 3):
         assert open_picture(encoded(image, file_format, exif=whole[:cut])).size in ((8, 4), (4, 8))
     for _ in range(200):

@@ -233,7 +233,9 @@ def test_none_may_stand_before_and_between_pictures_of_other_texts(tiny_processo
     assert np.array_equal(inputs["pixel_values"], expected["pixel_values"])
 
 
-@pytest.mark.parametrize("images", [[None, None], (None, None), [None], [None, []], [[None], None], objects(None, None), []])
+@pytest.mark.parametrize(
+    "images", [[None, None], (None, None), [None], [None, []], [[None], None], objects(None, None), []]
+)
 def test_none_for_every_text_is_no_pictures_at_all(tiny_processor, images):
     expected = tiny_processor(text=["Hi", "Ho"])
     inputs = tiny_processor(text=["Hi", "Ho"], images=images)
@@ -267,7 +269,9 @@ def test_none_beside_chats_says_that_one_has_no_pictures(tiny_processor, images)
     expected = encode(tiny_processor, [[ask("What?", RED)], [ask("Hi")]], processor_kwargs={"padding": True})
     inputs = encode(tiny_processor, [bare, [ask("Hi")]], processor_kwargs={"padding": True, "images": images})
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
-    alone = encode(tiny_processor, [[ask("Ho")], [ask("Hi")]], processor_kwargs={"padding": True, "images": [None, None]})
+    alone = encode(
+        tiny_processor, [[ask("Ho")], [ask("Hi")]], processor_kwargs={"padding": True, "images": [None, None]}
+    )
     assert "pixel_values" not in alone
 
 
@@ -540,7 +544,9 @@ def test_tokenizer_without_the_tokens_is_refused(tiny_processor):
 NAMED = {"image_token": "<image>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
 
 
-def test_the_tokenizer_knows_the_tokens_of_pictures_and_encodes_as_before(tiny_tokenizer, tiny_config, token_ids, tmp_path):
+def test_the_tokenizer_knows_the_tokens_of_pictures_and_encodes_as_before(
+    tiny_tokenizer, tiny_config, token_ids, tmp_path
+):
     bare = copy.deepcopy(tiny_tokenizer)
     for name in NAMED:  # other tests may have made a processor of it
         bare._special_tokens_map.pop(name, None)

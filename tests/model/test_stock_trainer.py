@@ -120,7 +120,9 @@ def test_all_outputs_but_loss_and_logits_are_ignored_at_inference(tiny_config):
     assert {"past_key_values", "cache"} <= ignored
 
 
-@pytest.mark.parametrize("rows", [ROWS, ROWS[1::2], ROWS[::2], ROWS[:3]], ids=["mixed", "no pictures", "pictures", "uneven"])
+@pytest.mark.parametrize(
+    "rows", [ROWS, ROWS[1::2], ROWS[::2], ROWS[:3]], ids=["mixed", "no pictures", "pictures", "uneven"]
+)
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_metrics_are_computed_of_the_logits_alone(make_model, make_trainer, rows, batch_size):
     seen = []
