@@ -294,7 +294,7 @@ def test_what_a_png_says_beside_its_picture_does_no_harm(image_processor, pictur
     (tmp_path / "picture.png").write_bytes(data)
     for source in (data, tmp_path / "picture.png"):
         assert torch.equal(pixels_of(image_processor, source), pixels_of(image_processor, picture))
-    with pytest.raises(ValueError, match="corrupt|truncated"):
+    with pytest.raises(ValueError, match=r"corrupt|truncated"):
         image_processor(data[: len(data) - 100])
 
 
