@@ -73,9 +73,10 @@ def _open(source: str | bytes | Path) -> Image.Image:
 
 def _without_metadata(source: str | bytes | Path) -> bytes | None:
     """A PNG reduced to what makes its picture, `None` for a file of another format."""
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if not data.startswith(PNG_SIGNATURE):
-        return None
+    with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+            return None
+        data = PNG_SIGNATURE + file.read()
     kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while start < len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, name, content, checksum

@@ -126,7 +126,7 @@ class DPSProcessor(ProcessorMixin):
         return processor
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
-        """As in the library, but `None` among pictures is told apart from a picture, and a list of no texts is refused."""
+        """As in the library, but `None` is how a text has no pictures, too, and a list of no texts is refused."""
         if text is not None and not isinstance(text, (str, list, tuple)):
             raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
         if isinstance(text, (list, tuple)) and not text:
