@@ -21,8 +21,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from dps_hf.data import Record
 from dps_hf.data.mixture import Mixture
-from dps_hf.data.record import Message
-from dps_hf.data.saved import read_saved
+from dps_hf.data.record import Message, words_of
+from dps_hf.data.saved import open_pictures, read_saved
 from dps_hf.inference import encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
@@ -246,8 +246,13 @@ def encode_drawings(
 ) -> list[Record]:
     """The records with each picture in an answer replaced by the text of its codes.
 
-    So a drawing reaches trl's trainers, which know pictures in prompts only: its tokens are text like all others.
+    So a drawing reaches trl's trainers, which know pictures in prompts only: its tokens are text like all others. Pictures
+    are opened, whether they are given as such, as arrays, or as bytes or paths.
+
+    Raises:
+        ValueError: a picture is missing or cannot be opened; the record's place in the batch is named.
     """
+    records = _with_pictures(records, processor)
     targets = [image for record in records for image, role in _pictures(record) if role == "assistant"]
     if not targets:
         return records
@@ -268,6 +273,16 @@ def encode_drawings(
     return encoded
 
 
+def _with_pictures(records: list[Record], processor: DPSProcessor) -> list[Record]:
+    opened = []
+    for i, record in enumerate(records):
+        try:
+            opened.append(cast(Record, {**record, "images": open_pictures(record, processor.image_processor)}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"record {i} of the batch: {error}") from error
+    return opened
+
+
 def drawing_encoder(model: DPSForConditionalGeneration) -> DPSModel:
     """A copy of what turns drawings into codes, on the CPU: a loader's workers must not touch the accelerator of the model."""
     others = {id(part): None for name, part in model.model.named_children() if name != "image_tokenizer"}
@@ -282,7 +297,7 @@ def _pictures(record: Record) -> list[tuple[Image.Image, str]]:
 
 def prompt_and_text(processor: DPSProcessor, question: list[Message], answer: Message) -> tuple[str, str]:
     """The messages before an answer as the model is given them, and the same with the answer."""
-    thinks = (answer["content"][0]["text"] or "").startswith("<think>")
+    thinks = words_of([answer]).startswith("<think>")
     chat = {"tokenize": False, "enable_thinking": thinks}
     prompt = processor.apply_chat_template(question, add_generation_prompt=True, **chat)
     return prompt, processor.apply_chat_template([*question, answer], **chat)

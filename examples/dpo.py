@@ -19,7 +19,7 @@ from dps_hf.adapters import (
     lora_config,
     norm_optimizer,
 )
-from dps_hf.data.saved import read_saved
+from dps_hf.data.saved import read_preferences
 from dps_hf.training import Curves, resumed
 
 
@@ -46,7 +46,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 
     # Dataset
-    pairs, held_out = read_saved(script.dataset), None
+    pairs, held_out = read_preferences(script.dataset), None
     if training.eval_strategy != "no":
         # Pairs of one prompt stand together: unshuffled, they are on one side.
         split = pairs.train_test_split(script.evaluation_share, shuffle=False)

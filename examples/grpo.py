@@ -23,6 +23,7 @@ from dps_hf.adapters import (
     lora_config,
     norm_optimizer,
 )
+from dps_hf.data.record import words_of
 from dps_hf.inference import load
 from dps_hf.judges.named import JUDGES, check_judge, counted, last_fault, named_judge
 from dps_hf.judges.openai import NO_REPLY
@@ -72,7 +73,7 @@ class JudgeReward:
         self.rewarded = False
 
     def __call__(self, prompts, completions, completion_ids, answers, text, images=None, **kwargs):
-        responses = [completion[0]["content"] for completion in completions]
+        responses = [words_of(completion) for completion in completions]
         if self.draw:
             tokens = torch.tensor(completion_ids, device=self.model.device)  # all whole drawings: of one length
             pixels = self.model.decode_image_tokens(tokens)

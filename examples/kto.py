@@ -19,7 +19,8 @@ from dps_hf.adapters import (
     lora_config,
     norm_optimizer,
 )
-from dps_hf.data.saved import read_saved
+from dps_hf.data.record import words_of
+from dps_hf.data.saved import read_preferences
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.training import Curves, resumed
 
@@ -42,8 +43,7 @@ class ScriptArguments:
 
 def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
     """Whether nothing is said before."""
-    text = completion if isinstance(completion, str) else completion[0]["content"]
-    return text.startswith(processor.boi_token)
+    return words_of(completion).startswith(processor.boi_token)
 
 
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
@@ -54,7 +54,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
     # Dataset
     # Neighbours must be of different prompts: trl takes the response before each for one to another prompt.
-    responses = read_saved(script.dataset).shuffle(seed=training.seed)
+    responses = read_preferences(script.dataset).shuffle(seed=training.seed)
     labels = responses["label"][:]
     good, bad = sum(labels), len(labels) - sum(labels)
     if not good or not bad:

@@ -110,6 +110,7 @@ def test_helpers_of_trl_and_of_the_pipelines_find_the_class_by_name():
 
     assert dps_hf.DPSConfig
     for names in (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     ):

@@ -19,6 +19,7 @@ from dps_hf import training
 from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
 from dps_hf.inference import encode
+from dps_hf.pretraining import PackingCollator
 from dps_hf.training import (
     Curves,
     Pictures,
@@ -334,6 +335,129 @@ def test_trl_trains_on_drawings_as_code_text(make_model, tiny_processor, tmp_pat
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert losses[-1] < losses[0] / 2
+
+
+STOCK = {
+    "max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 0.01, "report_to": "none", "save_strategy": "no",
+    "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "logging_steps": 1,
+}  # fmt: skip
+
+
+def chat(text: str, role: str) -> list[dict]:
+    return [{"role": role, "content": text}]
+
+
+def prompts_with_pictures_and_without(images: list, **columns: list) -> Dataset:
+    from datasets import Features, List, Value
+    from datasets import Image as ImageFeature
+
+    text = List({"role": Value("string"), "content": Value("string")})
+    rows = {"prompt": [chat("Hi", "user")] * 4, "images": images, **columns}
+    kinds = {name: Value("bool") if name == "label" else text for name in rows}
+    return Dataset.from_dict(rows, Features({**kinds, "images": List(ImageFeature())}))
+
+
+ANSWERS = {
+    "sft": {"completion": [chat("red", "assistant")] * 4},
+    "dpo": {"chosen": [chat("red", "assistant")] * 4, "rejected": [chat("blue", "assistant")] * 4},
+    "kto": {"completion": [chat("red", "assistant"), chat("blue", "assistant")] * 2, "label": [True, False] * 2},
+    "grpo": {},
+}
+
+
+@pytest.mark.parametrize("images", [[[RED], None, None, [BLUE]], [[RED], None, [], [RED, BLUE]]])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_stock_trl_trains_on_prompts_with_pictures_and_without(make_model, tiny_processor, tmp_path, name, images):
+    import trl
+
+    options, extra = dict(STOCK), {}
+    if name == "grpo":  # which makes the `None` itself
+        options |= {"num_generations": 2, "max_completion_length": 3, "per_device_train_batch_size": 8}
+        extra = {"reward_funcs": lambda completions, **_: [float(i) for i in range(len(completions))]}
+    else:
+        options["max_length"] = None
+    trainer_class, config_class = getattr(trl, f"{name.upper()}Trainer"), getattr(trl, f"{name.upper()}Config")
+    if name in ("dpo", "kto"):
+        extra = {"ref_model": make_model()}
+    model = make_model()
+    before = model.model.language_model.norm.weight.clone()
+    trainer = trainer_class(
+        model=model,
+        args=config_class(str(tmp_path), **options),
+        train_dataset=prompts_with_pictures_and_without(images, **ANSWERS[name]),
+        processing_class=tiny_processor,
+        **extra,
+    )
+    trainer.train()
+    assert not torch.equal(model.model.language_model.norm.weight, before)
+    assert all(np.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
+
+
+def test_grpo_scores_prompts_without_pictures_by_themselves(make_model, tiny_processor, tmp_path):
+    """A part of a batch that is scored at a time may hold no picture at all."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    options = {**STOCK, "num_generations": 2, "max_completion_length": 3, "per_device_train_batch_size": 2}
+    trainer = GRPOTrainer(
+        model=make_model(),
+        args=GRPOConfig(str(tmp_path), **options, steps_per_generation=4),
+        reward_funcs=lambda completions, **_: [float(i) for i in range(len(completions))],
+        train_dataset=prompts_with_pictures_and_without([[RED], None, None, [BLUE]]),
+        processing_class=tiny_processor,
+    )
+    trainer.train()
+
+
+# How pictures may be kept in a record
+
+
+def kept_ways(picture: Image.Image, folder: Path) -> list:
+    picture.save(folder / "picture.png")
+    data = (folder / "picture.png").read_bytes()
+    return [
+        {"bytes": data, "path": None},
+        {"bytes": None, "path": str(folder / "picture.png")},
+        data,
+        str(folder / "picture.png"),
+        folder / "picture.png",
+        np.asarray(picture),
+        np.asarray(picture).tolist(),
+        np.asarray(picture).transpose(2, 0, 1) / 255,
+        torch.from_numpy(np.asarray(picture).copy()),
+    ]
+
+
+@pytest.mark.parametrize("collator", [RecordCollator, PackingCollator])
+def test_pictures_of_records_are_opened_however_they_are_kept(make_model, tiny_processor, tmp_path, collator):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    collate = collator(make_model(), tiny_processor)
+    edit = record("t", [picture, "Draw it again."], [picture])  # in the question, and as an answer
+    expected = collate([edit])
+    for kept in kept_ways(picture, tmp_path):
+        batch = collate([{**edit, "images": [kept, kept]}])
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    plain = record("t", ["Say yes."], ["yes"])
+    expected = collate([edit, plain])
+    for nothing in (None, (), np.empty(0, dtype=object)):
+        batch = collate([edit, {**plain, "images": nothing}])
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("collator", [RecordCollator, PackingCollator])
+@pytest.mark.parametrize(
+    ("missing", "complaint"),
+    [
+        (None, r"record 1 of the batch: 'images'\[0\] holds no picture"),
+        ({"bytes": None, "path": None}, r"record 1 of the batch: 'images'\[0\] holds no picture"),
+        ({"bytes": b"x", "path": None}, "record 1 of the batch: .*corrupt or of an unknown format"),
+        ("no/such.png", "record 1 of the batch: No picture at"),
+        (7, "record 1 of the batch: A picture must be"),
+    ],
+)
+def test_a_missing_picture_is_named_with_its_record(tiny_model, tiny_processor, collator, missing, complaint):
+    right, wrong = (record("t", [RED, "What?"], ["red"]) for _ in range(2))
+    with pytest.raises(ValueError, match=complaint):
+        collator(tiny_model, tiny_processor)([right, {**wrong, "images": [missing]}])
 
 
 def test_what_is_dropped_depends_on_the_batch_alone(make_model, tiny_processor):

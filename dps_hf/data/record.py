@@ -75,19 +75,51 @@ def validate(example: Mapping[str, Any]) -> None:
     for field in ("messages", "images"):
         if field not in example:
             raise ValueError(f"The record lacks '{field}'; it has {sorted(example)}. Add '{field}' as a list.")
-        if not isinstance(example[field], (list, tuple)):
-            raise ValueError(f"'{field}' must be a list; got {type(example[field]).__name__}.")
+    if not isinstance(example["messages"], (list, tuple)):
+        raise ValueError(f"'messages' must be a list; got {type(example['messages']).__name__}.")
+    pictures = pictures_of(example)
     if not example["messages"]:
         raise ValueError("'messages' is empty. Give at least one user and one assistant message.")
 
     image_parts = 0
     for i, message in enumerate(example["messages"]):
         image_parts += _validate_message(f"messages[{i}]", message)
-    if image_parts != len(example["images"]):
+    if image_parts != len(pictures):
         raise ValueError(
-            f"'messages' mention {image_parts} image(s) but 'images' holds {len(example['images'])}. "
+            f"'messages' mention {image_parts} image(s) but 'images' holds {len(pictures)}. "
             'Put one {"type": "image"} part where each picture belongs.'
         )
+
+
+def pictures_of(example: Mapping[str, Any]) -> list:
+    """The pictures of a record as they are, opened or not; `None` in place of a list is a record without any.
+
+    Raises:
+        ValueError: 'images' is no list, or one of them is `None`, or a dict with neither bytes nor a path.
+    """
+    images = example.get("images")
+    if images is None:
+        return []
+    if isinstance(images, (str, bytes, Mapping)) or not hasattr(images, "__len__"):
+        raise ValueError(f"'images' must be a list; got {type(images).__name__}.")
+    for i, image in enumerate(images):
+        if image is None or (isinstance(image, Mapping) and image.get("bytes") is image.get("path") is None):
+            raise ValueError(
+                f"'images'[{i}] holds no picture; got {image!r}. Give the picture, or leave it out together with its part of the "
+                "messages."
+            )
+    return list(images)
+
+
+def words_of(answer: str | Sequence[Mapping[str, Any]] | None) -> str:
+    """What an answer says, as trl takes answers: plain text, or messages whose content is text or a list of parts."""
+    if answer is None or isinstance(answer, str):
+        return answer or ""
+    contents = [message.get("content") or "" for message in answer]
+    return "".join(
+        content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+        for content in contents
+    )
 
 
 def _validate_message(where: str, message: Mapping[str, Any]) -> int:

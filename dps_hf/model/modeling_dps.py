@@ -361,6 +361,8 @@ class DPSModel(DPSPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None and not len(pixel_values):  # trl cuts batches, and a part may have no pictures
+            pixel_values = None
 
         image_outputs = image_features = None
         if pixel_values is not None:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
-from dps_hf.data.record import Message, Record, validate
-from dps_hf.data.saved import read_saved
+from dps_hf.data.record import Message, Record, pictures_of, validate
+from dps_hf.data.saved import IMAGE_PROCESSOR, open_pictures, read_saved, unopened
 from dps_hf.inference import MAX_NEW_TOKENS, code_rows, drawing_text
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Judge, Verdict, control_token, rewritten
@@ -105,7 +105,7 @@ def prompts_of(
         name = record.get("task") or task
         prompt = Prompt(
             text="".join(words),
-            images=tuple(record["images"][start : start + shown]),
+            images=tuple(pictures_of(record)[start : start + shown]),
             answers=tuple(right for _, right in worked),
             draw=_pictures_in(answer) > 0,
             think=name in think,
@@ -161,15 +161,16 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
             yield Prompt(line, draw=True, think=path.stem in think, task=path.stem)
         return
 
-    dataset = read_saved(path, "prompts")
+    dataset = unopened(read_saved(path, "prompts"))
     yield from prompts_of(_checked(dataset, path), think, path.name, patience=len(dataset))
 
 
 def _checked(dataset: Dataset, path: Path) -> Iterator[Record]:
     for i in range(len(dataset)):
         try:
-            one = dataset[i]  # opens the pictures
+            one = dataset[i]
             validate(one)
+            one["images"] = open_pictures(one, IMAGE_PROCESSOR)
             if "user" not in [message["role"] for message in one["messages"][-2:]]:
                 raise ValueError("'messages' must end with a question of the user, or with one and its answer.")
             for part in one["messages"][-1 if one["messages"][-1]["role"] == "user" else -2]["content"]:
@@ -177,7 +178,7 @@ def _checked(dataset: Dataset, path: Path) -> Iterator[Record]:
                     raise ValueError(
                         f"a question must not hold control tokens; got {name!r}. Write it in other words."
                     )
-        except (ValueError, OSError) as error:
+        except (TypeError, ValueError, OSError) as error:
             raise ValueError(f"record {i} of {path}: {error}") from error
         yield one
 

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 from PIL import Image
 
-from dps_hf.data.record import record, validate
+from dps_hf.data.record import record, validate, words_of
 
 
 @pytest.fixture
@@ -52,3 +53,43 @@ def test_validate_names_the_missing_field(field):
     del example[field]
     with pytest.raises(ValueError, match=f"lacks '{field}'"):
         validate(example)
+
+
+@pytest.mark.parametrize("nothing", [None, [], (), np.empty(0, dtype=object)])
+def test_a_record_without_pictures_may_say_so_in_several_ways(nothing):
+    messages = record("t", ["Hi"], ["Ho"])["messages"]
+    validate({"messages": messages, "images": nothing})
+    with pytest.raises(ValueError, match=r"mention 1 image\(s\) but 'images' holds 0"):
+        validate({"messages": [{"role": "user", "content": [{"type": "image"}]}], "images": nothing})
+
+
+@pytest.mark.parametrize("images", ["red.png", {"bytes": b"x"}, 7, b"x"])
+def test_images_must_be_a_list(images):
+    with pytest.raises(ValueError, match="'images' must be a list; got"):
+        validate({"messages": record("t", ["Hi"], ["Ho"])["messages"], "images": images})
+
+
+@pytest.mark.parametrize("missing", [None, {"bytes": None, "path": None}])
+def test_a_picture_that_is_missing_is_named(picture, missing):
+    example = record("t", [picture, picture, "The same?"], ["Yes."])
+    example["images"][1] = missing
+    with pytest.raises(ValueError, match=r"'images'\[1\] holds no picture; got .*None"):
+        validate(example)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("Red.", "Red."),
+        ([{"role": "assistant", "content": "Red."}], "Red."),
+        ([{"role": "assistant", "content": [{"type": "text", "text": "Red."}]}], "Red."),
+        ([{"content": [{"type": "image", "text": None}, {"type": "text", "text": "R"}, {"text": "ed."}]}], "Red."),
+        ([{"content": None}], ""),
+        ([{"content": []}], ""),
+        ([], ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_words_of_an_answer_are_found_however_it_is_given(answer, words):
+    assert words_of(answer) == words

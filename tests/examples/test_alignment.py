@@ -202,6 +202,92 @@ def test_kto_forbids_words_where_all_completions_are_drawings(train, data, monke
         assert (seen[0][tokens("red")["input_ids"]] < -1000).all()
 
 
+def in_parts(messages: list[dict]) -> list[dict]:
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+@pytest.mark.parametrize(
+    "name, dataset", [("dpo", "pairs"), ("kto", "unpaired"), pytest.param("dpo", "mixed", marks=pytest.mark.slow)]
+)
+def test_content_as_a_list_of_parts_trains_as_text_does(train, data, tmp_path, name, dataset):
+    texts = load_from_disk(data[dataset])
+    chats = [column for column in ("prompt", "chosen", "rejected", "completion") if column in texts.column_names]
+    if dataset == "mixed":  # where a picture belongs, the parts say so
+        rows = [
+            {**row, **{column: in_parts(row[column]) for column in chats}}
+            for row in texts.cast_column("images", List(Image(decode=False)))
+        ]
+        for row in rows:
+            row["prompt"][0]["content"] = [{"type": "image", "text": None}] * len(row["images"]) + row["prompt"][0][
+                "content"
+            ]
+        columns = {column: [row[column] for row in rows] for column in texts.column_names}
+        parts = List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})})
+        features = Features({**dict.fromkeys(chats, parts), "images": List(Image(decode=False))})
+        typed = Dataset.from_dict(columns, features)
+    else:
+        columns = {column: [in_parts(chat) for chat in texts[column]] for column in chats}
+        others = {column: texts[column][:] for column in texts.column_names if column not in chats}
+        typed = Dataset.from_dict(columns | others)
+    typed.save_to_disk(tmp_path / "typed")
+    curves = [
+        losses(train(name, output=kind, script={"dataset": path}))
+        for kind, path in (("texts", data[dataset]), ("parts", str(tmp_path / "typed")))
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("completion", "draws"),
+    [
+        ("<begin_of_image><img_0>", True),
+        (said("<begin_of_image><img_0>"), True),
+        (in_parts(said("<begin_of_image><img_0>")), True),
+        ("A star: <begin_of_image>", False),
+        (in_parts(said("red")), False),
+        ([{"role": "assistant", "content": []}], False),
+        ([], False),
+        ("", False),
+    ],
+)
+def test_kto_knows_drawings_however_a_completion_is_given(example, tiny_processor, completion, draws):
+    assert example("kto.py").is_drawing(completion, tiny_processor) == draws
+
+
+def test_kto_takes_completions_as_plain_text(train, data, tmp_path):
+    chats = load_from_disk(data["unpaired"])
+    columns = {name: [chat[0]["content"] for chat in chats[name]] for name in ("prompt", "completion")}
+    Dataset.from_dict({**columns, "label": chats["label"][:]}).save_to_disk(tmp_path / "plain")
+    assert losses(train("kto", script={"dataset": str(tmp_path / "plain")}))
+
+
+def without_pictures_as_none(path: str, folder: Path, decode: bool = True, **change) -> str:
+    """A copy of pairs with pictures and without, for KTO too; rows without have `None`, and `change` sets some rows'."""
+    rows = load_from_disk(path).cast_column("images", List(Image(decode=False)))
+    columns = {name: rows[name][:] for name in ("prompt", "chosen", "rejected")}
+    columns |= {"completion": columns["chosen"], "label": [i % 4 == 0 for i in range(len(rows))]}
+    images = [change.get(f"row_{i}", pictures or None) for i, pictures in enumerate(rows["images"])]
+    features = Features({**dict.fromkeys(columns, CHAT), "label": Value("bool"), "images": List(Image(decode=decode))})
+    Dataset.from_dict({**columns, "images": images}, features).save_to_disk(folder / "none")
+    return str(folder / "none")
+
+
+@pytest.mark.parametrize("name, decode", [("dpo", True), ("kto", False)])
+def test_none_says_that_a_prompt_has_no_pictures(train, data, tmp_path, name, decode):
+    path = without_pictures_as_none(data["mixed"], tmp_path, decode)
+    columns = {"dpo": ["prompt", "chosen", "rejected"], "kto": ["prompt", "completion", "label"]}[name]
+    load_from_disk(path).select_columns([*columns, "images"]).save_to_disk(tmp_path / "selected")
+    assert losses(train(name, script={"dataset": str(tmp_path / "selected")}, max_steps=1))
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_a_missing_picture_of_a_prompt_is_named_before_training(train, data, tmp_path, name):
+    red = load_from_disk(data["mixed"]).cast_column("images", List(Image(decode=False)))[0]["images"][0]
+    path = without_pictures_as_none(data["mixed"], tmp_path, row_5=[red, None])
+    with pytest.raises(ValueError, match=r"record 5 of .*none: 'images'\[1\] holds no picture"):
+        train(name, script={"dataset": path})
+
+
 def test_kto_balances_labels_or_takes_weights_but_not_both(train, data):
     with pytest.raises(ValueError, match=r"balance sets desirable_weight .* 2.0 and 1.0. Set balance to false"):
         train("kto", script={"dataset": data["unpaired"]}, max_steps=1, desirable_weight=2.0)
@@ -375,6 +461,20 @@ def test_a_judge_without_a_verdict_gives_no_reward(example, tiny_model, tiny_pro
     assert grpo.JudgeReward(judge, None, None, False, "b")([], [said("yes"), said("no")], [], **asked) == [1.0, None]
 
 
+def test_a_judge_reads_answers_however_trl_gives_them(example, tiny_model, tiny_processor):
+    seen = []
+
+    def judge(cases):
+        seen.extend(case.response for case in cases)
+        return [Verdict({"a": 1.0}, "", "j", "model")] * len(cases)
+
+    reward = example("grpo.py").JudgeReward(judge, tiny_model, tiny_processor, draw=False)
+    answers = ["yes", said("yes"), in_parts(said("yes")), [], None]
+    asked = {"answers": [[]] * 5, "text": [""] * 5, "images": [[RED], None, [], None, None]}
+    assert reward([], answers, [], **asked) == [1.0] * 5
+    assert seen == ["yes", "yes", "yes", "", ""]
+
+
 def test_sft_anneals_its_guidance(train, example, monkeypatch):
     script = {"guidance": {"scenes_cot": {"start": {"steps": 1}, "end": {"none": 1}}}, "tasks": {"scenes_cot": 1}}
     seen = []
@@ -392,6 +492,23 @@ def test_sft_takes_a_dataset_of_records(train, tmp_path):
     Dataset.from_dict({"messages": [messages] * 8, "images": [[]] * 8}).save_to_disk(tmp_path / "facts")
     curve = losses(
         train("sft", script={"dataset": str(tmp_path / "facts"), "tasks": {}}, max_steps=10, learning_rate=0.02)
+    )
+    assert curve[-1] < curve[0] / 2
+
+
+@pytest.mark.parametrize("decode", [True, False])
+def test_sft_takes_records_with_pictures_however_they_are_kept(train, tmp_path, decode):
+    RED.save(tmp_path / "red.png")
+    kept = {"bytes": (tmp_path / "red.png").read_bytes(), "path": None}
+    asked, plain = (record("t", prompt, [answer]) for prompt, answer in (([RED, "What?"], "red"), (["Hi"], "Ho")))
+    part = {"type": Value("string"), "text": Value("string")}
+    features = Features(
+        {"messages": List({"role": Value("string"), "content": List(part)}), "images": List(Image(decode=decode))}
+    )
+    rows = {"messages": [asked["messages"], plain["messages"]] * 4, "images": [[kept], None] * 4}
+    Dataset.from_dict(rows, features).save_to_disk(tmp_path / "kept")
+    curve = losses(
+        train("sft", script={"dataset": str(tmp_path / "kept"), "tasks": {}}, max_steps=10, learning_rate=0.02)
     )
     assert curve[-1] < curve[0] / 2
 

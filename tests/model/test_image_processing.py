@@ -135,21 +135,69 @@ def test_every_mode_becomes_rgb(image_processor, mode, colour, expected):
     assert colour_of(image_processor, Image.new(mode, (4, 4), colour)) == expected
 
 
-def png(width: int, height: int, bit_depth: int, colour_type: int, row: bytes) -> bytes:
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(width: int, height: int, bit_depth: int, colour_type: int, row: bytes, *chunks: bytes) -> bytes:
     """A PNG file; PIL cannot write 16-bit colours itself."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for _ in range(min(height, 64))))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    chunks = (chunk(b"IHDR", header), *chunks, chunk(b"IDAT", body), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def test_sixteen_bit_files_keep_their_brightness(image_processor):
     assert colour_of(image_processor, png(4, 4, 16, 0, struct.pack(">4H", *[0x8080] * 4))) == [128, 128, 128]
     colour = struct.pack(">12H", *[0xFFFF, 0x8080, 0x0000] * 4)
     assert colour_of(image_processor, png(4, 4, 16, 2, colour)) == [255, 128, 0]
+
+
+GREY, RGB = 0, 2
+
+
+@pytest.mark.parametrize(
+    ("bit_depth", "colour_type", "row", "transparent", "expected"),
+    [
+        (16, GREY, struct.pack(">2H", 0x1234, 0x8080), [0x1234], [255, 128]),
+        (16, GREY, struct.pack(">2H", 0x1234, 0x1235), [0x1234], [255, 18]),
+        (16, GREY, struct.pack(">2H", 0, 0x8080), [0], [255, 128]),
+        (8, GREY, bytes([3, 200]), [3], [255, 200]),
+        (4, GREY, bytes([0x3C]), [3], [255, 204]),
+        (2, GREY, bytes([0b10010000]), [2], [255, 85]),
+        (1, GREY, bytes([0b10000000]), [0], [255, 255]),
+        (1, GREY, bytes([0b01000000]), [0], [255, 255]),
+        (16, RGB, struct.pack(">6H", *[0x1234] * 3, *[0x8080] * 3), [0x1234] * 3, [255, 128]),
+        (16, RGB, struct.pack(">6H", *[12] * 3, *[0x8080] * 3), [12] * 3, [255, 128]),
+        (8, RGB, bytes([12] * 3 + [128] * 3), [12] * 3, [255, 128]),
+    ],
+)
+def test_the_transparent_value_of_a_png_turns_white(bit_depth, colour_type, row, transparent, expected):
+    declared = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    data = png(2, 1, bit_depth, colour_type, row, declared)
+    for picture in (open_picture(data), to_rgb(Image.open(io.BytesIO(data)))):
+        assert np.asarray(picture).tolist() == [[[value] * 3 for value in expected]]
+
+
+@pytest.mark.parametrize("mode, value", [("I;16", 300), ("I;16B", 300), ("I", 300), ("F", 300.0), ("L", 30), ("1", 0)])
+def test_the_transparent_value_of_a_picture_in_memory_turns_white(mode, value):
+    image = Image.new(mode, (2, 1), value)
+    image.putpixel((1, 0), 0 if value else 255)
+    image.info["transparency"] = value
+    assert to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(image).getpixel((1, 0)) == ((0, 0, 0) if value else (255, 255, 255))
+    assert image.info["transparency"] == value
+
+
+@pytest.mark.parametrize("mode", ["La", "PA", "RGBa"])
+def test_rare_modes_with_transparency_are_read(mode):
+    rgba = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+    rgba.putpixel((0, 0), (0, 0, 0, 0))
+    image = {"La": lambda: rgba.convert("LA").convert("La"), "PA": lambda: rgba.convert("PA")}.get(
+        mode, lambda: rgba.convert(mode)
+    )()
+    assert image.mode == mode
+    assert [to_rgb(image).getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 0)]
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
@@ -172,6 +220,84 @@ def test_exif_rotation_is_undone(image_processor):
     assert torch.equal(pixels_of(image_processor, stored), pixels_of(image_processor, upright))
 
 
+TURNED = (0x0112, 3, 1, struct.pack("<H", 6))  # by 90 degrees clockwise, as a number of 16 bits
+
+
+def exif(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF with tags of `(number, type, count, content of at most 4 bytes)`."""
+    entries = b"".join(struct.pack("<HHI", *tag[:3]) + tag[3].ljust(4, b"\0") for tag in tags)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        [(0x0100, 2, 4, b"abc\0"), TURNED],  # ImageWidth as text
+        [TURNED, (0x0111, 2, 4, b"abc\0")],  # StripOffsets as text
+        [TURNED, (0x8769, 4, 1, struct.pack("<I", 99_999))],  # more tags beyond the end
+        [TURNED, (0x8825, 2, 4, b"abc\0")],  # the place of GPS tags as text
+        [TURNED, (0x010F, 2, 2**31, b"abcd")],  # the maker's name of 2 GB
+        [TURNED, (0x010E, 99, 1, b"x")],  # an unknown type
+        [(0x0112, 4, 1, struct.pack("<I", 6))],  # the orientation in 32 bits
+        [(0x0112, 2, 2, b"6\0")],  # the orientation as text
+        [(0x0112, 3, 2, struct.pack("<2H", 6, 6))],  # and twice
+    ],
+)
+def test_odd_tags_beside_the_orientation_do_no_harm(image_processor, file_format, tags):
+    upright = Image.new("RGB", (SIZE, SIZE), "red")
+    upright.paste("blue", (0, 0, SIZE, SIZE // 2))  # blue on top
+    stored = encoded(upright.transpose(Image.Transpose.ROTATE_90), file_format, exif=exif(*tags))
+    for source in (stored, Image.open(io.BytesIO(stored))):
+        pixels = (pixels_of(image_processor, source)[0] + 1) * 127.5
+        assert pixels[0, 2:6, 4:12].max() < 60 < 200 < pixels[0, 10:14, 4:12].min()
+        assert pixels[2, 10:14, 4:12].max() < 60 < 200 < pixels[2, 2:6, 4:12].min()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_no_exif_makes_a_picture_unreadable(file_format):
+    image, whole, random = (
+        Image.new("RGB", (8, 4), "red"),
+        exif(TURNED, (0x0100, 2, 4, b"abc\0")),
+        np.random.default_rng(0),
+    )
+    for cut in range(6, len(whole), 3):
+        assert open_picture(encoded(image, file_format, exif=whole[:cut])).size in ((8, 4), (4, 8))
+    for _ in range(200):
+        odd = np.frombuffer(whole, dtype=np.uint8).copy()
+        odd[random.integers(6, len(odd), 6)] = random.integers(0, 256, 6)
+        assert open_picture(encoded(image, file_format, exif=odd.tobytes())).size in ((8, 4), (4, 8))
+
+
+def test_a_picture_is_turned_only_once_and_stays_as_it_was_for_its_owner():
+    opened = Image.open(io.BytesIO(encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif(TURNED))))
+    turned = to_rgb(opened)
+    assert turned.size == (4, 8) == to_rgb(turned).size and opened.size == (8, 4)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        chunk(b"zTXt", b"notes\0\0" + zlib.compress(bytes(3_000_000))),  # more than PIL unpacks
+        chunk(b"tEXt", b"notes\0text")[:-1] + b"!",  # a wrong checksum
+        chunk(b"zTXt", b"notes\0\5text"),  # an unknown compression
+        chunk(b"pHYs", b"!"),
+        chunk(b"gAMA", b""),
+        chunk(b"eXIf", b"nothing"),
+    ],
+)
+def test_what_a_png_says_beside_its_picture_does_no_harm(image_processor, picture, metadata, tmp_path):
+    data = encoded(picture)
+    data = data[:33] + metadata + data[33:]  # after the header
+    (tmp_path / "picture.png").write_bytes(data)
+    for source in (data, tmp_path / "picture.png"):
+        assert torch.equal(pixels_of(image_processor, source), pixels_of(image_processor, picture))
+    with pytest.raises(ValueError, match=r"corrupt|truncated"):
+        image_processor(data[: len(data) - 100])
+
+
 # Sources
 
 
@@ -180,7 +306,9 @@ def test_all_sources_give_the_same_pixels(image_processor, picture, tmp_path):
     path.write_bytes(data)
     text = base64.b64encode(data).decode()
     expected = pixels_of(image_processor, picture)
-    for source in (path, str(path), data, text, f"data:image/png;base64,{text}", base64.encodebytes(data).decode()):
+    kept = [{"bytes": data, "path": None}, {"bytes": None, "path": str(path)}, {"bytes": data, "path": "no/such.png"}]
+    texts = (text, f"data:image/png;base64,{text}", base64.encodebytes(data).decode())
+    for source in (path, str(path), data, *texts, *kept):
         assert torch.equal(pixels_of(image_processor, source), expected)
         assert torch.equal(pixels_of(image_processor, [[source], [picture]])[:1], expected)
 
@@ -333,7 +461,7 @@ def test_what_is_no_picture_is_refused(image_processor, tmp_path):
     ):
         with pytest.raises(ValueError, match="No picture at"):
             image_processor(source)
-    for source in (None, 7, {"url": "x"}, [None]):
+    for source in (None, 7, {"url": "x"}, {"bytes": None, "path": None}, [None]):
         with pytest.raises((TypeError, ValueError)):
             image_processor(source)
 

@@ -488,3 +488,10 @@ def test_vllm_and_trl_find_what_they_look_for(tiny_model, pictures, text_ids):
     assert base.get_image_features(pictures, return_dict=True).pooler_output.shape == (3, 4, 32)
     assert DPSForConditionalGeneration.input_modalities == ("image", "text")
     assert DPSForConditionalGeneration.output_modalities == ("image", "text")
+
+
+def test_no_picture_at_all_is_as_none_given(tiny_model, text_ids, pictures):
+    """trl's GRPO cuts `pixel_values` as it cuts a batch, and a part of it may have no picture."""
+    expected = tiny_model(input_ids=text_ids)
+    found = tiny_model(input_ids=text_ids, pixel_values=pictures[:0])
+    assert torch.equal(found.logits, expected.logits) and found.image_hidden_states is None

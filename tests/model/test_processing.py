@@ -10,7 +10,10 @@ import pytest
 import torch
 from packaging.version import Version
 from PIL import Image
+from transformers import AutoTokenizer, pipeline
 
+from dps_hf import NANO
+from dps_hf.model.image_processing_dps import DPSImageProcessor
 from dps_hf.model.processing_dps import DPSProcessor
 
 
@@ -189,6 +192,104 @@ def test_text_alone_gives_no_pixels(tiny_processor):
     for images in (None, [], [[]]):
         assert set(tiny_processor(text=["Hi"], images=images, return_tensors="pt")) == set(expected)
     assert set(tiny_processor(text=["Hi", "Ho"], images=[[], []], return_tensors="pt")) == set(expected)
+
+
+RED, BLUE = PICTURES[:2]
+
+
+def objects(*values) -> np.ndarray:
+    """An array that holds what NumPy must not look into."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        [[RED], None],
+        ([RED], None),
+        ((RED,), ()),
+        [[RED], [None]],
+        [RED, None],
+        objects(RED, None),
+        objects([RED], None),
+        [objects(RED), objects()],
+        [RED, []],
+    ],
+)
+def test_none_says_that_a_text_has_no_pictures(tiny_processor, images):
+    expected = tiny_processor(text=["<image>a", "b"], images=[[RED], []], padding=True, return_tensors="pt")
+    inputs = tiny_processor(text=["<image>a", "b"], images=images, padding=True, return_tensors="pt")
+    assert inputs.keys() == expected.keys()
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+
+
+def test_none_may_stand_before_and_between_pictures_of_other_texts(tiny_processor):
+    texts = ["a", "<image>b", "c", "<image><image>d"]
+    expected = tiny_processor(text=texts, images=[[], [RED], [], [BLUE, RED]])
+    inputs = tiny_processor(text=texts, images=[None, RED, None, (BLUE, RED)])
+    assert inputs["input_ids"] == expected["input_ids"]
+    assert np.array_equal(inputs["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    "images", [[None, None], (None, None), [None], [None, []], [[None], None], objects(None, None), []]
+)
+def test_none_for_every_text_is_no_pictures_at_all(tiny_processor, images):
+    expected = tiny_processor(text=["Hi", "Ho"])
+    inputs = tiny_processor(text=["Hi", "Ho"], images=images)
+    assert dict(inputs) == dict(expected)
+    assert dict(tiny_processor(text="Hi", images=[None])) == dict(tiny_processor(text="Hi"))
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "complaint"),
+    [
+        (["a", "<image>b"], [None, [RED, None]], "those of text 1 are 2, and number 1 is None"),
+        (["a", "<image><image>b"], [None, [None, RED]], "those of text 1 are 2, and number 0 is None"),
+        (["<image><image>b"], [RED, None], "those of text 0 are 2, and number 1 is None"),
+        ("<image>b", (RED, None), "those of text 0 are 2, and number 1 is None"),
+        (["a", "<image>b"], [RED, None, None], "number 1 is None"),
+        (["a", "<image>b"], [[RED], None], r"number of images passed; .* differ in text 0"),
+        (["<image>a", "<image>b"], [[RED], None], r"number of images passed; .* differ in text 1"),
+        (["<image>a", "<image>b"], [[RED], [None]], r"number of images passed; .* differ in text 1"),
+        (["a", "b", "<image>c"], None, r"number of images passed; .* differ in text 2"),
+    ],
+)
+def test_a_picture_that_is_missing_is_an_error_that_names_the_text(tiny_processor, text, images, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        tiny_processor(text=text, images=images)
+
+
+@pytest.mark.skipif(not SANITIZES, reason="transformers 5.23 takes pictures beside chats")
+@pytest.mark.parametrize("images", [[[RED], None], [RED, None], objects([RED], None), [(RED,), [None]]])
+def test_none_beside_chats_says_that_one_has_no_pictures(tiny_processor, images):
+    bare = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    expected = encode(tiny_processor, [[ask("What?", RED)], [ask("Hi")]], processor_kwargs={"padding": True})
+    inputs = encode(tiny_processor, [bare, [ask("Hi")]], processor_kwargs={"padding": True, "images": images})
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+    alone = encode(
+        tiny_processor, [[ask("Ho")], [ask("Hi")]], processor_kwargs={"padding": True, "images": [None, None]}
+    )
+    assert "pixel_values" not in alone
+
+
+def test_keys_without_a_value_are_as_if_missing_in_chats(tiny_processor, tmp_path):
+    """`datasets` gives every part of a message the keys of all others."""
+    (tmp_path / "red.png").write_bytes(b"")
+    RED.save(tmp_path / "red.png")
+    filled = [
+        {"type": "image", "image": None, "path": str(tmp_path / "red.png"), "text": None},
+        {"type": "text", "text": "What?", "image": None, "path": None},
+    ]
+    expected = encode(tiny_processor, [[ask("What?", RED)], [ask("Hi")]], processor_kwargs={"padding": True})
+    chats = [[{"role": "user", "content": filled}], [ask("Hi")]]
+    inputs = encode(tiny_processor, chats, processor_kwargs={"padding": True})
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+    assert filled[0]["image"] is None  # the caller's own
+    with pytest.raises(ValueError, match=r"number of images passed; .* differ in text 1"):
+        encode(tiny_processor, [[ask("Hi", RED)], [{"role": "user", "content": [{"type": "image", "image": None}]}]])
 
 
 def test_empty_prompt_is_no_tokens(tiny_processor):
@@ -436,6 +537,65 @@ def test_tokenizer_without_the_tokens_is_refused(tiny_processor):
             DPSProcessor(
                 tiny_processor.image_processor, PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unk)
             )
+
+
+# What the tokenizer knows
+
+NAMED = {"image_token": "<image>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+
+
+def test_the_tokenizer_knows_the_tokens_of_pictures_and_encodes_as_before(
+    tiny_tokenizer, tiny_config, token_ids, tmp_path
+):
+    bare = copy.deepcopy(tiny_tokenizer)
+    for name in NAMED:  # other tests may have made a processor of it
+        bare._special_tokens_map.pop(name, None)
+    bare.SPECIAL_TOKENS_ATTRIBUTES = type(bare).SPECIAL_TOKENS_ATTRIBUTES
+    given = copy.deepcopy(bare)
+    image_processor = DPSImageProcessor(size={"height": 16, "width": 16})
+    processors = [
+        DPSProcessor(image_processor, given, num_image_tokens=4, grid_size=2),
+        DPSProcessor.from_components(bare, tiny_config),
+    ]
+    processors[0].save_pretrained(tmp_path)
+    tokenizers = [processor.tokenizer for processor in processors]
+    tokenizers += [DPSProcessor.from_pretrained(tmp_path).tokenizer, AutoTokenizer.from_pretrained(tmp_path)]
+    tokenizers[3].save_pretrained(tmp_path / "again")
+    tokenizers.append(AutoTokenizer.from_pretrained(tmp_path / "again"))
+    text = " <image> a<begin_of_image><img_3> <end_of_image>\n<image><|im_end|> b<think>"
+    for tokenizer in tokenizers:
+        for name, token in NAMED.items():
+            assert getattr(tokenizer, name) == token and getattr(tokenizer, f"{name}_id") == token_ids[token]
+        assert tokenizer.get_vocab() == bare.get_vocab() and len(tokenizer) == len(bare)
+        assert tokenizer(text)["input_ids"] == bare(text)["input_ids"]
+        assert tokenizer.added_tokens_decoder == bare.added_tokens_decoder
+        ids = bare(text)["input_ids"]
+        assert tokenizer.decode(ids) == bare.decode(ids)
+        assert tokenizer.decode(ids, skip_special_tokens=True) == bare.decode(ids, skip_special_tokens=True)
+    assert not hasattr(bare, "image_token")
+
+
+def test_the_tokenizer_of_the_shipped_checkpoint_knows_its_tokens():
+    processor = DPSProcessor.from_pretrained(NANO)
+    assert processor.tokenizer.image_token == "<image>"
+    assert processor.tokenizer.image_token_id == processor.image_token_id
+    assert processor.tokenizer("<image>")["input_ids"] == [processor.image_token_id]
+
+
+def test_a_pipeline_takes_raw_text_made_from_the_image_token(tiny_model, tiny_processor, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    inputs = tiny_processor(images=RED, text="<image>What is this?", return_tensors="pt")
+    ids = tiny_model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    expected = tiny_processor.batch_decode(ids, skip_special_tokens=True)[0]
+    for parts in ({"model": str(tmp_path)}, {"model": tiny_model, "processor": tiny_processor}):
+        pipe = pipeline("image-text-to-text", **parts)
+        text = f"{pipe.tokenizer.image_token}What is this?"
+        sampling = {"do_sample": False, "max_new_tokens": 3}
+        (answer,) = pipe(images=RED, text=text, return_full_text=False, generate_kwargs=sampling)
+        assert answer["generated_text"] == expected
+        images, texts = [[RED], [BLUE, RED]], [text, pipe.tokenizer.image_token + text]
+        assert len(pipe(images=images, text=texts, generate_kwargs=sampling)) == 2
 
 
 def test_processor_survives_saving(tiny_processor, tmp_path):

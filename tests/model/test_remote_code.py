@@ -66,7 +66,9 @@ def generate(folder):
     names = [type(thing).__name__ for thing in (config, image_processor, processor, base, *models)]
     assert names == ["DPSConfig", "DPSImageProcessor", "DPSProcessor", "DPSModel"] + 3 * ["DPSForConditionalGeneration"], names
     assert type(model).__module__.startswith("transformers_modules."), type(model)
-    assert len(AutoTokenizer.from_pretrained(folder, **trust)) == config.vocab_size
+    tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+    assert len(tokenizer) == config.vocab_size
+    assert tokenizer.image_token == "<image>" and tokenizer.image_token_id == config.image_token_id
 
     message = {"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (9, 7), "red")}]}
     inputs = processor.apply_chat_template(
@@ -85,6 +87,7 @@ def generate(folder):
 
 model, processor, outputs = generate(folder)
 for names in (
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,  # and label smoothing for this
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 ):

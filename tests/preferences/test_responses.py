@@ -91,6 +91,28 @@ def test_a_folder_of_records_asks_each_question_once_and_knows_the_answers(tmp_p
     assert [(p.task, p.think, p.steps) for p in with_tasks] == [("i2t", True, "I see."), ("t2i", False, "")]
 
 
+@pytest.mark.parametrize("decode", [True, False])
+def test_prompts_of_a_folder_have_their_pictures_however_these_were_kept(tmp_path, decode):
+    RED.save(tmp_path / "red.png")
+    asked, plain = record("t", [RED, "What?"], ["red"]), record("t", ["Say yes."], ["yes"])
+    part = {"type": Value("string"), "text": Value("string")}
+    features = Features(
+        {
+            "messages": List({"role": Value("string"), "content": List(part)}),
+            "images": List(ImageFeature(decode=decode)),
+        }
+    )
+    kept = {"bytes": None, "path": str(tmp_path / "red.png")}
+    rows = {"messages": [asked["messages"], plain["messages"]], "images": [[kept], None]}
+    Dataset.from_dict(rows, features).save_to_disk(tmp_path / "mine")
+    what, say = read_prompts(tmp_path / "mine")
+    assert what.images[0].getpixel((0, 0)) == (255, 0, 0) and say.images == ()
+    rows["images"][0] = [None]
+    Dataset.from_dict(rows, features).save_to_disk(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"record 0 of .*missing: 'images'\[0\] holds no picture"):
+        list(read_prompts(tmp_path / "missing"))
+
+
 def test_steps_that_stand_in_an_answer_are_steps_and_no_part_of_it(tmp_path):
     worked = record("i2t", [RED, "What?"], ["<think>I see red.</think>red"])
     (prompt,) = read_prompts(save([worked], tmp_path / "mine"))
