@@ -24,8 +24,10 @@ AUTO_MAP = {
     "AutoImageProcessor": "image_processing_dps.DPSImageProcessor",
     "AutoProcessor": "processing_dps.DPSProcessor",
 }
-# `transformers serve` and trl look the name of a model's class up here, that of remote code too.
+# `transformers serve`, trl and the Trainer's label smoothing look the name of a model's class up here, that of remote code
+# too. Who has a choice looks among the models of pictures and text before the causal ones.
 for _names in (
+    modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
 ):
@@ -150,7 +152,15 @@ class DPSConfig(PreTrainedConfig):
         "vision_config": SiglipVisionConfig,
         "image_tokenizer_config": DPSImageTokenizerConfig,
     }
-    keys_to_ignore_at_inference = ["past_key_values"]
+    # All outputs but loss and logits: what is left is what the Trainer gives to `compute_metrics`. The cache has two names.
+    keys_to_ignore_at_inference = [
+        "past_key_values",
+        "cache",
+        "hidden_states",
+        "attentions",
+        "image_hidden_states",
+        "image_outputs",
+    ]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 from .configuration_dps import DPSConfig
 from .library_dps import (
     CACHE,
-    CACHE_NAMES,
     GenerateDecoderOnlyOutput,
     GenerationMixin,
     LogitsProcessor,
@@ -265,7 +264,8 @@ class DPSGenerationMixin(GenerationMixin):
         """
 
         # The library's own `generate` takes one of the names.
-        if (cache := take_cache(*(kwargs.pop(name, None) for name in CACHE_NAMES), kwargs)) is not None:
+        cache = take_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None), kwargs)
+        if cache is not None:
             kwargs[CACHE] = cache
 
         def setting(name):

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import zlib
 from io import BytesIO
 from pathlib import Path
 from urllib.error import URLError
@@ -9,13 +10,27 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from .library_dps import BatchFeature, JanusImageProcessorPil, infer_channel_dimension_format, is_valid_image
 
 
 MAX_MEGAPIXELS = 100
 URL_TIMEOUT_SECONDS = 30
+
+# What turns a picture upright, by the orientation in its EXIF.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # all that makes the picture
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # of a picture's `info`
 
 
 def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.Image:
@@ -32,8 +47,13 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
     try:
         if isinstance(source, str):
             source = _read(source, fetch_urls)
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return to_rgb(image)
+        try:
+            return _open(source)
+        except Exception:
+            # What a PNG says beside its picture, such as a long text, may be all that PIL refuses.
+            if (bare := _without_metadata(source)) is None:
+                raise
+            return _open(bare)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"No picture at {name}. Give a path, a PIL image, bytes, base64 or a data URL.") from None
     except URLError as error:
@@ -44,6 +64,28 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
         raise
     except Exception as error:  # a decoder may raise anything
         raise ValueError(f"The picture {name} is corrupt or of an unknown format: {error}. Save it again.") from None
+
+
+def _open(source: str | bytes | Path) -> Image.Image:
+    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return to_rgb(image)
+
+
+def _without_metadata(source: str | bytes | Path) -> bytes | None:
+    """A PNG reduced to what makes its picture, `None` for a file of another format."""
+    with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+            return None
+        data = PNG_SIGNATURE + file.read()
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, name, content, checksum
+        name, checksum = data[start + 4 : start + 8], data[end - 4 : end]
+        intact = zlib.crc32(data[start + 4 : end - 4]) == int.from_bytes(checksum, "big")
+        if name in PNG_CHUNKS and (intact or name != b"eXIf"):
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def _read(source: str, fetch_urls: bool) -> str | bytes:
@@ -84,16 +126,65 @@ def to_rgb(image: Image.Image) -> Image.Image:
     try:
         if getattr(image, "is_animated", False):
             image.seek(0)
+        packing = _packing(image)
         image.load()
-        image = ImageOps.exif_transpose(image)
     except Exception as error:  # a decoder may raise anything
         raise ValueError(f"The picture is corrupt or truncated: {error}. Save it again.") from None
+    image, transparent = _upright(image), _transparent_value(image, packing)
     if image.mode.startswith("I") or image.mode == "F":  # PIL's own conversion would cut everything above 255 to white
-        image = Image.fromarray(to_8_bit(np.asarray(image)))
+        values = np.asarray(image)
+        image = Image.fromarray(to_8_bit(values))
+        if transparent is not None:
+            image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    elif transparent != image.info.get("transparency"):
+        image = image.copy()  # the caller's own stays as it is
+        image.info["transparency"] = transparent
+    if image.mode == "La":
+        image = image.convert("LA")  # PIL converts it to nothing else
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _packing(image: Image.Image) -> str | tuple | None:
+    """How a file that is not loaded yet holds its pixels, as PIL's decoders name it: "L;2" for grey of 2 bits."""
+    tiles = getattr(image, "tile", None)
+    return tiles[0][3] if tiles else None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says; metadata that cannot be read say nothing.
+
+    `ImageOps.exif_transpose` also writes the other EXIF tags anew, and fails where one of them is of the wrong type.
+    """
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = TURNS.get(int(value[0] if isinstance(value, (bytes, str, tuple)) else value))
+    except Exception:  # the parser may raise anything
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for key in ORIENTATION_KEYS:  # or it would be turned once more by whoever reads them
+        turned.info.pop(key, None)
+    return turned
+
+
+def _transparent_value(image: Image.Image, packing: str | tuple | None):
+    """Which value of its pixels a picture declares transparent, `None` if none.
+
+    Of a PNG, PIL gives the value as the file has it, also where it scales the pixels. A colour of 16 bits is compared by the
+    8 that PIL reads.
+    """
+    value = image.info.get("transparency")
+    if image.mode == "1" and isinstance(value, int):
+        return 255 if value else 0
+    if image.mode == "L" and isinstance(value, int):
+        return value * {"L;2": 85, "L;4": 17}.get(packing, 1)
+    if image.mode == "RGB" and isinstance(value, tuple) and (packing == "RGB;16B" or max(value) > 255):
+        return tuple(channel >> 8 for channel in value)
+    return value
 
 
 def to_8_bit(values: np.ndarray) -> np.ndarray:
@@ -153,15 +244,21 @@ class DPSImageProcessor(JanusImageProcessorPil):
     fetch_urls = False
 
     def fetch_images(self, image_url_or_urls):
-        """Opens what is given as path, URL, data URL, base64 or bytes; leaves the nesting of lists as it is."""
+        """Opens what is given as path, URL, data URL, base64, bytes, or a dict of `bytes` or `path` as `datasets` keeps
+        pictures; leaves the nesting of lists as it is."""
         image = image_url_or_urls
         if isinstance(image, (list, tuple)):
             return [self.fetch_images(one) for one in image]
+        if isinstance(image, dict) and not {"bytes", "path"}.isdisjoint(image):
+            image = image.get("path") if image.get("bytes") is None else image["bytes"]
+            if image is None:
+                raise ValueError("A picture that is a dict must have bytes or a path; got neither.")
         if isinstance(image, (str, bytes, Path)):
             return open_picture(image, self.fetch_urls)
         if not is_valid_image(image):
             raise TypeError(
-                f"A picture must be a PIL image, an array, a path, a data URL, base64 or bytes; got {type(image).__name__}."
+                "A picture must be a PIL image, an array, a path, a data URL, base64, bytes, or a dict of bytes or path; "
+                f"got {type(image).__name__}."
             )
         return image[None] if getattr(image, "ndim", 3) == 2 else image
 

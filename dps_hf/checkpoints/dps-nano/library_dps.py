@@ -53,6 +53,7 @@ try:
     from transformers.modeling_outputs import BaseModelOutputWithPooling
     from transformers.models.auto import modeling_auto
     from transformers.processing_utils import MultiModalData, ProcessorMixin, Unpack
+    from transformers.quantizers import AutoQuantizationConfig
     from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, has_file, torch_compilable_check
 except ImportError as error:
     raise ImportError(_SENTENCE) from error

@@ -1,5 +1,6 @@
 """DPS: a SigLIP tower and text feed one decoder, whose vocabulary holds text and image codes alike."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from .library_dps import (
     CACHE,
     CACHE_NAMES,
     AutoModel,
+    AutoQuantizationConfig,
     BaseModelOutputWithPooling,
     Cache,
     JanusVQVAE,
@@ -117,11 +119,34 @@ class DPSPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in the library, which hands every loaded weight back as trainable: those of the image tokenizer are not."""
+        """As in the library, but the image tokenizer is never trained, and only the decoder is ever quantised.
+
+        The given `quantization_config` may be an object or a dict. It stays as it is: the model gets a copy, whose
+        list of modules to leave alone holds the others, too.
+        """
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _quantise_only_the_decoder(kwargs["quantization_config"])
+        # The library hands every loaded weight back as trainable.
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.base_model.image_tokenizer.requires_grad_(False)
         return loaded
+
+
+def _quantise_only_the_decoder(quantization_config):
+    """A copy of a quantization config, whose list of modules to leave alone holds all but the decoder, too."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.copy(quantization_config)
+    # Names are matched from their start, and those of `DPSForConditionalGeneration` begin with `model.`. A list that
+    # is given takes the place of the library's own one, which holds the head.
+    parts = ("image_tokenizer", "vision_tower", "connector")
+    whole = [*parts, *(f"model.{part}" for part in parts), "lm_head"]
+    for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if hasattr(quantization_config, field):
+            given = getattr(quantization_config, field) or []
+            setattr(quantization_config, field, [*given, *(name for name in whole if name not in given)])
+    return quantization_config
 
 
 def _check_decoder(decoder: PreTrainedModel) -> str:
@@ -336,6 +361,8 @@ class DPSModel(DPSPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None and not len(pixel_values):  # trl cuts batches, and a part may have no pictures
+            pixel_values = None
 
         image_outputs = image_features = None
         if pixel_values is not None:

@@ -1,9 +1,10 @@
 """Processor of DPS: chats to tensors, and what `generate` returns to text and pictures."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -88,6 +89,7 @@ class DPSProcessor(ProcessorMixin):
         known = tokenizer.get_vocab()
         codes = next(code for code in count() if self.code_token.format(code) not in known)
         self.code_ids = range(self.first_code_id, self.first_code_id + codes)  # other tokens may come after them
+        name_tokens(tokenizer)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
@@ -124,37 +126,60 @@ class DPSProcessor(ProcessorMixin):
         return processor
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
-        """As in the library, but lists that hold no picture are none, and a list of no texts is refused."""
+        """As in the library, but `None` is how a text has no pictures, too, and a list of no texts is refused."""
         if text is not None and not isinstance(text, (str, list, tuple)):
             raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
         if isinstance(text, (list, tuple)) and not text:
             raise ValueError("text is an empty list. Give at least one string.")
-        images, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
-        if isinstance(images, (list, tuple)) and all(isinstance(row, (list, tuple)) and not row for row in images):
-            images = None
-        return images, *others
+        images = group_pictures(images, None if text is None else 1 if isinstance(text, str) else len(text))
+        return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
         """As in the library, and for each text on its own: one placeholder for each of its pictures."""
+        if text is not None:
+            if not all(isinstance(sample, str) for sample in text):
+                raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
+            self._check_placeholders(images, text)
         super().validate_inputs(images=images, text=text, **kwargs)
-        if text is None:
-            return
-        if not all(isinstance(sample, str) for sample in text):
-            raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
         try:
-            "".join(text).encode()
+            "".join(text or ()).encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text must be whole letters; got half of a pair: {error}. Decode it as UTF-8.") from None
-        found: list | int = [sample.count(self.image_token) for sample in text]
-        if isinstance(images, (list, tuple)) and images and isinstance(images[0], (list, tuple)):
-            given: list | int = [len(row) for row in images]
+
+    def _check_placeholders(self, images, text: list[str]) -> None:
+        found, where = [sample.count(self.image_token) for sample in text], ""
+        if images is None:
+            given = [0] * len(text)
+        elif isinstance(images, (list, tuple)) and images and isinstance(images[0], (list, tuple)):
+            given = [len(row) for row in images]
         else:
-            found, given = sum(found), 0 if images is None else len(make_flat_list_of_images(images))
-        if found != given:
-            raise ValueError(
-                f"The number of {self.image_token} tokens in the prompts should be the same as the number of images passed; "
-                f"got {found} and {given}. Write one where each picture belongs, and give each text a list of its pictures."
-            )
+            found, given = [sum(found)], [len(make_flat_list_of_images(images))]
+        if found == given:
+            return
+        if len(given) == len(text) > 1:
+            where = f" in text {next(i for i, counts in enumerate(zip(found, given)) if len(set(counts)) > 1)}"
+        raise ValueError(
+            f"The number of {self.image_token} tokens in the prompts should be the same as the number of images passed; "
+            f"got {found} and {given}, which differ{where}. Write one where each picture belongs, and give each text a list of "
+            "its pictures."
+        )
+
+    def apply_chat_template(self, conversation, *args, **kwargs):
+        """As in the library, but keys of a part that are `None`, as `datasets` fills rows up, count as missing.
+
+        Lists of pictures beside the chats may say `None` where a chat has none.
+        """
+        if not isinstance(conversation, (list, tuple)) or not conversation:
+            return super().apply_chat_template(conversation, *args, **kwargs)
+        chats = len(conversation) if isinstance(conversation[0], (list, tuple)) else 1
+        if isinstance(conversation[0], (list, tuple)):
+            conversation = [_without_empty_keys(chat) for chat in conversation]
+        else:
+            conversation = _without_empty_keys(conversation)
+        if "images" in (kwargs.get("processor_kwargs") or {}):
+            images = group_pictures(kwargs["processor_kwargs"]["images"], chats)
+            kwargs["processor_kwargs"] = {**kwargs["processor_kwargs"], "images": images}
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """What stands for one picture in the text: as many placeholders as the tower gives vectors."""
@@ -258,6 +283,56 @@ class DPSProcessor(ProcessorMixin):
         return parts
 
 
+def group_pictures(images, num_texts: int | None):
+    """Pictures as a list for each text, where they are told apart by lists or by `None`, which is how a text has none.
+
+    One list for all texts, or one picture, is left as it is. Pictures that are none in whatever way are `None`.
+
+    Args:
+        images: what a processor is given as `images`; arrays of objects are lists.
+        num_texts: `None` where there are no texts.
+
+    Raises:
+        ValueError: `None` stands among the pictures of one text, or among pictures that may belong to any text.
+    """
+    if isinstance(images, np.ndarray) and images.dtype == object:
+        images = images.tolist()
+    if not isinstance(images, (list, tuple)):
+        return images
+    images = [one.tolist() if isinstance(one, np.ndarray) and one.dtype == object else one for one in images]
+    nested = any(isinstance(one, (list, tuple)) for one in images)
+    if not nested and images and not any(one is None for one in images):
+        return images
+    if not nested and num_texts != len(images):
+        images = [images]
+    rows = []
+    for i, one in enumerate(images):
+        row = [] if one is None else list(one) if isinstance(one, (list, tuple)) else [one]
+        missing = [j for j, picture in enumerate(row) if picture is None]
+        if len(missing) < len(row) and missing:
+            raise ValueError(
+                f"images must hold pictures alone for each text; those of text {i} are {len(row)}, and number {missing[0]} is "
+                "None. Leave it out together with its placeholder, or give the picture."
+            )
+        rows.append([] if missing else row)
+    return rows if any(rows) else None
+
+
+def _without_empty_keys(messages: Sequence) -> list:
+    """Messages whose parts lack the keys that are `None`."""
+    cleaned = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, (list, tuple)):
+            parts = [
+                {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
+                for part in content
+            ]
+            message = {**message, "content": parts}
+        cleaned.append(message)
+    return cleaned
+
+
 def add_tokens(tokenizer, codebook_size: int, row_end: bool = False) -> int:
     """Extends a tokenizer in place by the tokens of DPS that it lacks, and sets what ends, pads and lays out a chat.
 
@@ -298,7 +373,22 @@ def add_tokens(tokenizer, codebook_size: int, row_end: bool = False) -> int:
     tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
     tokenizer.padding_side = "left"
     tokenizer.chat_template = CHAT_TEMPLATE
+    name_tokens(tokenizer)
     return len(known)
+
+
+def name_tokens(tokenizer) -> None:
+    """Gives a tokenizer `image_token`, `boi_token` and `eoi_token`, and their ids, as other models' tokenizers have them.
+
+    Pipelines and trainers ask for them there. Ids and encodings stay as they are, and `save_pretrained` keeps the names.
+    """
+    for name in ("image_token", "boi_token", "eoi_token"):
+        token = getattr(DPSProcessor, name)
+        if token in tokenizer.get_vocab():
+            if name not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
+                # The tokenizer's own: the class has the list of all tokenizers.
+                tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, name]
+            setattr(tokenizer, name, token)
 
 
 __all__ = ["CHAT_TEMPLATE", "DPSProcessor", "add_tokens"]
