@@ -298,6 +298,26 @@ def test_half_precision_agrees_with_float32(
     assert model.decode_image_tokens(codes).equal(tiny_model.decode_image_tokens(codes))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_image_tokenizer_is_made_in_float32_whatever_the_rest_is(tiny_config, dtype):
+    for model_class in (DPSModel, DPSForConditionalGeneration):
+        model = model_class._from_config(tiny_config, dtype=dtype)
+        kept = {weight.dtype for weight in model.base_model.image_tokenizer.parameters()}
+        assert kept == {torch.float32} and model.get_input_embeddings().weight.dtype == dtype
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, torch.nn.DataParallel, lambda model: torch.nn.ModuleList([model])]
+)
+def test_no_cast_changes_a_code(make_model, tiny_model, pictures, cast, wrap):
+    model = make_model()
+    getattr(wrap(model), cast)()
+    assert model.encode_image(pictures).equal(tiny_model.encode_image(pictures))
+    weights = dict(tiny_model.model.image_tokenizer.named_parameters())
+    assert all(weight.equal(weights[name]) for name, weight in model.model.image_tokenizer.named_parameters())
+
+
 def test_eager_and_sdpa_attention_agree(make_model, mixed_inputs):
     model, logits = make_model(), {}
     for name in ("eager", "sdpa"):
