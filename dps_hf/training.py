@@ -164,6 +164,36 @@ class KeepTraining(TrainerCallback):
         model.train()
 
 
+class SkipUnusedParts(TrainerCallback):
+    """Leaves the parts that read pictures as they are in a step without pictures, on several processes as on one.
+
+    There they have gradients of zeros, because all processes reduce theirs together. An optimizer with momentum or weight
+    decay would move such weights, and leaves those without a gradient alone.
+    """
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state, control, model: torch.nn.Module, **kwargs):
+        if args.world_size == 1:
+            return
+        parts: tuple[list[torch.nn.Parameter], ...] = ([], [])
+        for name, parameter in model.named_parameters():
+            path = name.split(".")
+            if parameter.grad is not None and ("vision_tower" in path or "connector" in path):
+                parts["vision_tower" in path and "head" in path].append(parameter)  # nothing uses the pooling head
+        if not any(parts):
+            return
+        used = torch.stack([_any_nonzero(parameters, args.device) for parameters in parts]).int()
+        torch.distributed.all_reduce(used, torch.distributed.ReduceOp.MAX)
+        for parameters, is_used in zip(parts, used.tolist(), strict=True):
+            for parameter in () if is_used else parameters:
+                parameter.grad = None
+
+
+def _any_nonzero(parameters: list[torch.nn.Parameter], device: torch.device) -> torch.Tensor:
+    """Whether a gradient of these parameters, or the share of it that this process holds, has an entry other than 0."""
+    gradients = [getattr(parameter.grad, "_local_tensor", parameter.grad) for parameter in parameters]
+    return torch.stack([torch.zeros((), dtype=torch.bool, device=device), *(g.any() for g in gradients)]).any()
+
+
 def keep_settings(folder: Path, settings: dict, field: str) -> None:
     """Writes down what `folder` was made with, so that what lies there is not taken for the work of other settings.
 

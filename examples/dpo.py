@@ -20,7 +20,7 @@ from dps_hf.adapters import (
     norm_optimizer,
 )
 from dps_hf.data.saved import read_preferences
-from dps_hf.training import Curves, resumed
+from dps_hf.training import Curves, SkipUnusedParts, resumed
 
 
 @dataclass
@@ -62,7 +62,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
         eval_dataset=held_out,
         processing_class=processor,
         peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
-        callbacks=[Curves()],
+        callbacks=[Curves(), SkipUnusedParts()],
     )
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)

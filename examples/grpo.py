@@ -29,7 +29,7 @@ from dps_hf.judges.named import JUDGES, check_judge, counted, last_fault, named_
 from dps_hf.judges.openai import NO_REPLY
 from dps_hf.judges.verdict import Case, Judge
 from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
-from dps_hf.training import Curves, resumed
+from dps_hf.training import Curves, SkipUnusedParts, resumed
 
 
 @dataclass
@@ -147,7 +147,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
         train_dataset=as_dataset(prompts),
         processing_class=processor,
         peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
-        callbacks=[Curves()],
+        callbacks=[Curves(), SkipUnusedParts()],
     )
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)

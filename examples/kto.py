@@ -22,7 +22,7 @@ from dps_hf.adapters import (
 from dps_hf.data.record import words_of
 from dps_hf.data.saved import read_preferences
 from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.training import Curves, resumed
+from dps_hf.training import Curves, SkipUnusedParts, resumed
 
 
 @dataclass
@@ -87,7 +87,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         train_dataset=responses,
         processing_class=processor,
         peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
-        callbacks=[Curves()],
+        callbacks=[Curves(), SkipUnusedParts()],
     )
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)

@@ -16,7 +16,7 @@ from dps_hf.adapters import check_four_bit_training, check_trained, load_for_tra
 from dps_hf.data.guidance import schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.saved import read_records
-from dps_hf.training import Curves, KeepTraining, RecordCollator, resumed
+from dps_hf.training import Curves, KeepTraining, RecordCollator, SkipUnusedParts, resumed
 
 
 @dataclass
@@ -90,7 +90,7 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
         eval_dataset=held_out,
         processing_class=processor,
         peft_config=lora_config(model, arguments, script.vision_tower),
-        callbacks=[Curves(), KeepTraining()],
+        callbacks=[Curves(), KeepTraining(), SkipUnusedParts()],
     )
     # Each batch is of one task and counts alike: the many tokens of a drawing must not drown a short answer.
     trainer.model_accepts_loss_kwargs = False

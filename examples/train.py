@@ -17,7 +17,7 @@ from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.guidance import Schedule, schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
-from dps_hf.training import Curves, KeepTraining, fastest_precision, resumed
+from dps_hf.training import Curves, KeepTraining, SkipUnusedParts, fastest_precision, resumed
 
 
 @dataclass
@@ -122,7 +122,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=processor,
-        callbacks=[Curves(), KeepTraining()],
+        callbacks=[Curves(), KeepTraining(), SkipUnusedParts()],
         alignment_steps=script.alignment_steps,
         code_smoothing=script.code_smoothing,
     )

@@ -138,16 +138,21 @@ def test_saved_code_imports_nothing_but_its_neighbours_and_libraries(saved):
         assert {f"{name}.py" for name in get_relative_imports(path)} <= FILES
 
 
-def test_saved_folder_works_without_the_package(saved, tmp_path):
+def load_without_the_package(folder, tmp_path) -> None:
+    """Runs `SCRIPT` on a saved model and its processor, in a process of its own."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
-        [sys.executable, "-I", str(script), str(saved), str(tmp_path / "again")],
+        [sys.executable, "-I", str(script), str(folder), str(tmp_path / "again")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
     )
     assert result.stdout == "fine\n", result.stderr[-4000:]
+
+
+def test_saved_folder_works_without_the_package(saved, tmp_path):
+    load_without_the_package(saved, tmp_path)
     assert {path.name for path in (tmp_path / "again").glob("*.py")} == FILES
