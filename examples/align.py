@@ -559,13 +559,18 @@ def main(script: ScriptArguments) -> None:
         about |= {"command": shlex.join(["python", *sys.argv])}
         # Read only now: another process may have added its experiments meanwhile.
         report = json.loads(script.output.read_text()) if script.output.exists() else {}
-        report[name] = {**summary(runs, MEASURED[name]), **about}
-        write_whole(script.output, json.dumps(report, indent=2) + "\n")
-        if name == "instruction_tuning":
-            learning_curves(report[name]["categories"], script.output.with_name(f"{script.output.stem}_{name}.png"))
+        row = {**summary(runs, MEASURED[name]), **about}
         picture = script.work / name / f"{script.seeds[0]}.png"
-        if picture.exists():
-            shutil.copy(picture, script.output.with_name(f"{script.output.stem}_{name}.png"))
+        page_path = script.output.with_name(f"{script.output.stem}_{name}.png")
+        if report.get(name) == row:
+            print(f"{name} is finished; nothing is left to do.")
+        else:
+            if name == "instruction_tuning":
+                learning_curves(row["categories"], page_path)
+            if picture.exists():
+                shutil.copy(picture, page_path)
+            report[name] = row
+            write_whole(script.output, json.dumps(report, indent=2) + "\n")
         for category, row in {"all": report[name], **report[name]["categories"]}.items():
             low, high = row["ci95"]
             print(

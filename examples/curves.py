@@ -22,7 +22,7 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.inference import load
-from dps_hf.training import keep_settings
+from dps_hf.training import keep_settings, write_whole
 
 
 FIGURES = {
@@ -152,9 +152,13 @@ def main(script: ScriptArguments) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     report = {"steps": script.training["max_steps"], "items": script.items, **points}
-    script.output.parent.mkdir(parents=True, exist_ok=True)
-    script.output.write_text(json.dumps(report, indent=2) + "\n")
-    plot(points, script.output.with_suffix(".png"))
+    text = json.dumps(report, indent=2) + "\n"
+    if script.output.exists() and script.output.read_text() == text:
+        print("All points are finished; nothing is left to do.")
+    else:
+        script.output.parent.mkdir(parents=True, exist_ok=True)
+        plot(points, script.output.with_suffix(".png"))
+        write_whole(script.output, text)  # last, as the sign that the plots are there, too
     print(f"Figures: {script.output}\nPlots: {script.output.with_suffix('.png')}")
 
 

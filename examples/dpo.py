@@ -20,7 +20,7 @@ from dps_hf.adapters import (
     norm_optimizer,
 )
 from dps_hf.data.saved import read_preferences
-from dps_hf.training import Curves, SkipUnusedParts, resumed
+from dps_hf.training import Curves, SkipUnusedParts, is_finished, train_and_save
 
 
 @dataclass
@@ -40,6 +40,8 @@ class ScriptArguments:
 
 
 def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -> None:
+    if is_finished(training, script, arguments):
+        return
     # Model
     model, processor = load_for_training(arguments, script.vision_tower)
     check_four_bit_training(model, training.eval_strategy != "no")
@@ -67,9 +69,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
-    trainer.train(resume_from_checkpoint=resumed(training, script, arguments))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer, script, arguments)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from dps_hf.judges.named import JUDGES, check_judge, counted, last_fault, named_
 from dps_hf.judges.openai import NO_REPLY
 from dps_hf.judges.verdict import Case, Judge
 from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
-from dps_hf.training import Curves, SkipUnusedParts, resumed
+from dps_hf.training import Curves, SkipUnusedParts, is_finished, train_and_save
 
 
 @dataclass
@@ -116,10 +116,6 @@ def as_dataset(prompts: list[Prompt]) -> Dataset:
 
 
 def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) -> None:
-    # Model
-    model, processor = load_for_training(arguments, script.vision_tower)
-    check_four_bit_training(model, True)
-
     # Dataset
     if script.prompts:
         prompts = list(read_prompts(script.prompts))
@@ -129,11 +125,17 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     if any(prompt.draw != draw for prompt in prompts):
         got = script.prompts or ", ".join(script.tasks)
         raise ValueError(f"tasks, or prompts, must all be of drawings or all of answers; got {got}.")
-    if draw:
-        forbid_words(model)
     # Unless it is asked for, no guidance: what is drawn must be what the model would draw by itself.
     mode = {"generation_mode": "image" if draw else "text", "guidance_scale": 1.0}
     training.generation_kwargs = {**mode, **(training.generation_kwargs or {})}
+    if is_finished(training, script, arguments):
+        return
+
+    # Model
+    model, processor = load_for_training(arguments, script.vision_tower)
+    check_four_bit_training(model, True)
+    if draw:
+        forbid_words(model)
 
     # Judge
     replies = {"cache": Path(training.output_dir) / "replies.jsonl", **script.judge_options}
@@ -152,9 +154,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
-    trainer.train(resume_from_checkpoint=resumed(training, script, arguments))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer, script, arguments)
 
 
 if __name__ == "__main__":

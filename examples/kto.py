@@ -22,7 +22,7 @@ from dps_hf.adapters import (
 from dps_hf.data.record import words_of
 from dps_hf.data.saved import read_preferences
 from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.training import Curves, SkipUnusedParts, resumed
+from dps_hf.training import Curves, SkipUnusedParts, is_finished, train_and_save
 
 
 @dataclass
@@ -47,6 +47,8 @@ def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
 
 
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
+    if is_finished(training, script, arguments):
+        return
     # Model
     model, processor = load_for_training(arguments, script.vision_tower)
     check_four_bit_training(model, training.eval_strategy != "no")
@@ -92,9 +94,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained; {good} good, {bad} bad")
-    trainer.train(resume_from_checkpoint=resumed(training, script, arguments))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer, script, arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from dps_hf.adapters import check_four_bit_training, check_trained, load_for_tra
 from dps_hf.data.guidance import schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.saved import read_records
-from dps_hf.training import Curves, KeepTraining, RecordCollator, SkipUnusedParts, resumed
+from dps_hf.training import Curves, KeepTraining, RecordCollator, SkipUnusedParts, is_finished, train_and_save
 
 
 @dataclass
@@ -53,6 +53,8 @@ def lazily(mixture: Mixture) -> Dataset:
 
 
 def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -> None:
+    if is_finished(training, script, arguments):
+        return
     # Model
     model, processor = load_for_training(arguments, script.vision_tower)
     check_four_bit_training(model, training.eval_strategy != "no")
@@ -95,9 +97,7 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
     # Each batch is of one task and counts alike: the many tokens of a drawing must not drown a short answer.
     trainer.model_accepts_loss_kwargs = False
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
-    trainer.train(resume_from_checkpoint=resumed(training, script, arguments))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer, script, arguments)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.guidance import Schedule, schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.pretraining import DPSTrainer, PackingCollator, ShuffledWords
-from dps_hf.training import Curves, KeepTraining, SkipUnusedParts, fastest_precision, resumed
+from dps_hf.training import Curves, KeepTraining, SkipUnusedParts, fastest_precision, is_finished, train_and_save
 
 
 @dataclass
@@ -59,6 +59,8 @@ class ScriptArguments:
 
 
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
+    if is_finished(training, script):
+        return
     set_seed(training.seed)
     fastest_precision(training)
     # Model
@@ -126,9 +128,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         alignment_steps=script.alignment_steps,
         code_smoothing=script.code_smoothing,
     )
-    trainer.train(resume_from_checkpoint=resumed(training, script))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer, script)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from trl import TrlParser
 from dps_hf.data.mixture import Mixture
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.training import Curves, Pictures, fastest_precision, resumed
+from dps_hf.training import Curves, Pictures, fastest_precision, is_finished, train_and_save
 
 
 @dataclass
@@ -42,6 +42,8 @@ def psnr(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
+    if is_finished(training, script):
+        return
     set_seed(training.seed)
     fastest_precision(training)
     # Model
@@ -67,9 +69,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         compute_metrics=psnr,
         callbacks=[Curves()],
     )
-    trainer.train(resume_from_checkpoint=resumed(training, script))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer, script)
     print(trainer.evaluate())
 
 

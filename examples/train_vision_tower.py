@@ -11,6 +11,7 @@ python examples/train_vision_tower.py --config examples/recipes/nano_vision_towe
 import copy
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from transformers import EvalPrediction, SiglipVisionConfig, SiglipVisionModel, 
 from trl import TrlParser
 
 from dps_hf.data import emoji, scenes
-from dps_hf.training import Curves, KeepTraining, fastest_precision, resumed, to_pixels
+from dps_hf.training import Curves, KeepTraining, fastest_precision, is_finished, to_pixels, train_and_save
 
 
 EMOJI = sorted({pair.codepoints for pair in emoji.pairs("train")})
@@ -213,8 +214,15 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids[:, 0]).mean())}
 
 
-def fit(model: nn.Module, script: ScriptArguments, training: TrainingArguments, share: float, patch_size: int) -> None:
-    """Trains a model on labelled pictures, a share of them scenes, or goes on where it was interrupted."""
+def fit(
+    model: nn.Module,
+    script: ScriptArguments,
+    training: TrainingArguments,
+    share: float,
+    patch_size: int,
+    save: Callable[[], None],
+) -> None:
+    """Trains a model on labelled pictures, a share of them scenes, or goes on where it was interrupted, and saves it."""
     batch_size = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     trainer = Trainer(
         model=model,
@@ -225,12 +233,13 @@ def fit(model: nn.Module, script: ScriptArguments, training: TrainingArguments, 
         compute_metrics=accuracy,
         callbacks=[Curves(), KeepTraining()],
     )
-    trainer.train(resume_from_checkpoint=resumed(training, script))
-    trainer.save_state()
+    train_and_save(trainer, script, save=save)
     print(trainer.evaluate())
 
 
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
+    if is_finished(training, script):
+        return
     set_seed(training.seed)
     fastest_precision(training)
     training.remove_unused_columns = False
@@ -246,15 +255,17 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         lessons.output_dir, lessons.max_steps = str(folder), script.teacher_steps
         lessons.per_device_train_batch_size *= 2
         lessons.learning_rate *= 3
-        fit(teacher, script, lessons, 0.0, config.patch_size)
-        save_model(teacher, weights)
+        lessons.resume_from_checkpoint = None  # which is for the tower
+        fit(teacher, script, lessons, 0.0, config.patch_size, lambda: save_model(teacher, weights))
 
     # Tower
     set_seed(training.seed)  # whether the teacher was trained just now or before an interruption
     tower = SiglipVisionModel(config)
     print(f"{tower.num_parameters():,} parameters")
-    fit(Student(tower, teacher), script, training, script.scenes, config.patch_size)
-    tower.save_pretrained(training.output_dir)
+    student = Student(tower, teacher)
+    fit(
+        student, script, training, script.scenes, config.patch_size, lambda: tower.save_pretrained(training.output_dir)
+    )
 
 
 if __name__ == "__main__":

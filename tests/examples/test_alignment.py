@@ -74,8 +74,12 @@ def data(tiny_processor, tmp_path_factory) -> dict[str, str]:
     labels = [i % 4 == 0 for i in range(16)]
     single = [said(drawing(0 if label else 8)) for label in labels]
     unpaired = Dataset.from_dict({"prompt": prompts, "completion": single, "label": labels})
+    # Of four pairs a step, as one process sees them or two: pictures in the first two, the last two, none, one, all.
+    shown = [RED, RED, 0, 0, 0, 0, BLUE, BLUE, 0, 0, 0, 0, 0, 0, RED, 0, RED, BLUE, RED, BLUE]
+    columns = {name: [*mixed[name], *mixed[name][:4]] for name in ("prompt", "chosen", "rejected")}
+    uneven = Dataset.from_dict({**columns, "images": [[picture] if picture else [] for picture in shown]}, features)
     folders = {}
-    for name, dataset in (("pairs", pairs), ("mixed", mixed), ("unpaired", unpaired)):
+    for name, dataset in (("pairs", pairs), ("mixed", mixed), ("unpaired", unpaired), ("uneven", uneven)):
         folders[name] = str(folder / name)
         dataset.save_to_disk(folders[name])
     return folders
@@ -657,6 +661,19 @@ def test_a_killed_trainer_resumes_to_the_same_losses(name, data, saved_model, tm
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def run_on_two(kind: str, script: str, *arguments: str) -> None:
+    """Runs a script on two processes without GPUs, which talk over gloo by `use_cpu`."""
+    if kind == "ddp":
+        run([*LAUNCH, "--multi_gpu", script, *arguments])
+    else:
+        config = ["--config_file", str(ROOT / "examples/recipes/accelerate_fsdp2.yaml")]
+        run([*LAUNCH, *config, str(ROOT / "tests/examples/fsdp_on_cpu.py"), script, *arguments])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
@@ -667,14 +684,7 @@ def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path
         fields |= {"dataset": data["pairs"], "train_sampling_strategy": "sequential", "norm_learning_rate": 0.05}
     script = str(ROOT / "examples" / f"{name}.py")
     run([sys.executable, script, "--config", str(recipe(tmp_path, "one", **fields, gradient_accumulation_steps=2))])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    two = ["--config", str(recipe(tmp_path, "two", **fields))]
-    if kind == "ddp":
-        run([*launch, "--multi_gpu", script, *two])  # gloo, by `use_cpu`
-    else:
-        launch += ["--config_file", str(ROOT / "examples/recipes/accelerate_fsdp2.yaml")]
-        run([*launch, str(ROOT / "tests/examples/fsdp_on_cpu.py"), script, *two])
+    run_on_two(kind, script, "--config", str(recipe(tmp_path, "two", **fields)))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
     assert set(one) == set(other)
@@ -682,3 +692,28 @@ def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path
     if name == "dpo":
         surer = other[NORM] / load_file(Path(saved_model) / "model.safetensors")["model.language_model.norm.weight"]
         assert (surer.mean() - 1).abs() > 1e-4 and surer.std() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vision_tower", [False, True])
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_train_everything_as_one_does_wherever_the_pictures_are(
+    name, kind, vision_tower, data, saved_model, tmp_path
+):
+    fields = {"model_name_or_path": saved_model, "use_peft": False, "vision_tower": vision_tower, "max_steps": 5}
+    fields |= {"per_device_train_batch_size": 2, "learning_rate": 0.003, "weight_decay": 0.1}
+    if name == "sft":
+        fields["tasks"] = {"scenes_i2t": 2, "scenes_t2i": 1, "facts": 1}
+    else:
+        fields |= {"dataset": data["uneven" if name == "dpo" else "uneven_unpaired"]}
+        fields |= {"train_sampling_strategy": "sequential"}
+    script = str(ROOT / "examples" / f"{name}.py")
+    run([sys.executable, script, "--config", str(recipe(tmp_path, "one", **fields, gradient_accumulation_steps=2))])
+    run_on_two(kind, script, "--config", str(recipe(tmp_path, "two", **fields)))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    assert json.loads((tmp_path / "two" / "config.json").read_text())["architectures"] == [
+        "DPSForConditionalGeneration"
+    ]
+    one, other = (logits(tmp_path / name, tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-2)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from test_remote_code import FILES, load_without_the_package
 from torch.distributed._composable.replicate import replicate
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
@@ -14,7 +15,6 @@ from two_processes import run_on_two
 
 from dps_hf.model.configuration_dps import AUTO_MAP
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
-from test_remote_code import FILES, load_without_the_package
 
 
 KINDS = ["ddp", "fsdp2", "fsdp2 of tower layers"]
