@@ -559,17 +559,17 @@ def main(script: ScriptArguments) -> None:
         about |= {"command": shlex.join(["python", *sys.argv])}
         # Read only now: another process may have added its experiments meanwhile.
         report = json.loads(script.output.read_text()) if script.output.exists() else {}
-        row = {**summary(runs, MEASURED[name]), **about}
+        measured = {**summary(runs, MEASURED[name]), **about}
         picture = script.work / name / f"{script.seeds[0]}.png"
         page_path = script.output.with_name(f"{script.output.stem}_{name}.png")
-        if report.get(name) == row:
+        if report.get(name) == measured:
             print(f"{name} is finished; nothing is left to do.")
         else:
             if name == "instruction_tuning":
-                learning_curves(row["categories"], page_path)
+                learning_curves(measured["categories"], page_path)
             if picture.exists():
                 shutil.copy(picture, page_path)
-            report[name] = row
+            report[name] = measured
             write_whole(script.output, json.dumps(report, indent=2) + "\n")
         for category, row in {"all": report[name], **report[name]["categories"]}.items():
             low, high = row["ci95"]

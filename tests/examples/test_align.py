@@ -159,7 +159,7 @@ def test_no_pairs_are_an_error_that_says_so(align, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_line_runs_and_reports(align, tmp_path):
+def test_the_whole_line_runs_and_reports(align, snapshot, tmp_path):
     short = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True}
     script = align.ScriptArguments(
         experiments=list(align.EXPERIMENTS),
@@ -177,3 +177,6 @@ def test_the_whole_line_runs_and_reports(align, tmp_path):
     assert set(report["scenes_t2i_dpo"]["categories"]) == set(align.CATEGORIES)
     assert (tmp_path / "alignment_scenes_t2i_dpo.png").exists()
     assert (tmp_path / "alignment_instruction_tuning.png").exists()
+    before = snapshot(tmp_path)
+    align.main(script)
+    assert snapshot(tmp_path) == before

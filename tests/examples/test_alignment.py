@@ -603,6 +603,119 @@ def test_four_bits_on_a_cpu_refuse_what_would_stop_learning(train, data, wide_mo
         )  # fmt: skip
 
 
+# Called again
+
+
+def fields_of(name: str, data: dict) -> dict:
+    """Of a script on short data."""
+    script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 4} if name == "grpo" else {}
+    return script if name in ("sft", "grpo") else {"dataset": data["pairs" if name == "dpo" else "unpaired"]}
+
+
+ONCE = {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *((name, {"max_steps": 3, "save_strategy": "steps", "save_steps": 2}) for name in CONFIGS),
+        ("dpo", {**ONCE, "save_strategy": "epoch", "save_total_limit": 1}),
+        ("kto", {**ONCE, "num_train_epochs": 0.5, "save_strategy": "steps", "save_steps": 1}),
+        ("dpo", {"max_steps": 1, "save_strategy": "no"}),
+        ("sft", {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "lora": {}}),
+    ],
+)
+def test_a_finished_training_that_is_called_again_says_so_and_changes_nothing(
+    train, data, snapshot, capsys, name, fields
+):
+    fields = {"script": fields_of(name, data), **fields}
+    output = train(name, **fields)
+    before = snapshot(output)
+    for resume in (None, "true"):
+        capsys.readouterr()
+        train(name, **fields, resume_from_checkpoint=resume)
+        assert f"The training in {output} is finished; nothing is left to do." in capsys.readouterr().out
+        assert snapshot(output) == before
+    with pytest.raises(ValueError, match="other learning_rate"):
+        train(name, **{**fields, "learning_rate": 0.5})
+    assert snapshot(output) == before
+
+
+@pytest.mark.parametrize("lora", [LORA, {}])
+@pytest.mark.parametrize(
+    ("short", "long", "said"),
+    [
+        ({"max_steps": 3}, {"max_steps": 5}, "max_steps was 3 and is 5"),
+        ({**ONCE, "num_train_epochs": 1}, {**ONCE, "num_train_epochs": 2}, "num_train_epochs was 1 and is 2"),
+    ],
+)
+def test_a_finished_training_is_made_longer_as_if_it_had_been_so_from_the_start(
+    train, data, capsys, lora, short, long, said
+):
+    # Of a schedule that does not depend on the length.
+    fields = {"script": {"dataset": data["pairs"]}, "lora": lora, "lr_scheduler_type": "constant"}
+    fields |= {"save_strategy": "steps", "save_steps": 2, "learning_rate": 0.001}
+    whole = train("dpo", "whole", **fields, **long)
+    output = train("dpo", **fields, **short)
+    capsys.readouterr()
+    train("dpo", **fields, **long)
+    assert f"{said}: from here on, the learning rate follows the schedule" in " ".join(capsys.readouterr().out.split())
+    assert losses(output) == losses(whole)
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    one, other = load_file(output / name), load_file(whole / name)
+    assert all(torch.equal(one[key], other[key]) for key in other)
+    capsys.readouterr()
+    train("dpo", **fields, **long)
+    assert "is finished" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"must not be less than what .* has behind it, \d steps or .* epochs; got"):
+        train("dpo", **fields, **short)
+
+
+def test_a_training_without_a_checkpoint_is_not_made_longer(train, data, snapshot):
+    fields = {"script": {"dataset": data["pairs"]}, "max_steps": 1}
+    before = snapshot(train("dpo", **fields))
+    with pytest.raises(ValueError, match="ended after 1 steps without"):
+        train("dpo", **{**fields, "max_steps": 2})
+    assert snapshot(train("dpo", **fields)) == before
+
+
+@pytest.mark.parametrize("lora", [LORA, {}])
+def test_a_training_that_was_killed_after_its_last_checkpoint_takes_no_further_step(train, data, lora):
+    fields = {"script": {"dataset": data["pairs"]}, "lora": lora, "max_steps": 3}
+    fields |= {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    output = train("dpo", **fields)
+    weights = output / ("adapter_model.safetensors" if lora else "model.safetensors")
+    curve, before = losses(output), load_file(weights)
+    for path in (weights, output / "trainer_state.json", output / "curves.png"):
+        path.unlink()
+    train("dpo", **fields)
+    after = load_file(weights)
+    assert losses(output) == curve and (output / "curves.png").exists()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_named_checkpoint_is_gone_on_from(train, data, snapshot, capsys):
+    fields = {"script": {"dataset": data["pairs"]}, "max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    whole = train("dpo", "whole", **fields)
+    named = str(whole / "checkpoint-2")
+    output = train("dpo", "other", **fields, resume_from_checkpoint=named)
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+    assert losses(output) == losses(whole)
+    before = snapshot(output)
+    train("dpo", "other", **fields, resume_from_checkpoint=named)
+    assert snapshot(output) == before, "the same command, which had finished"
+    written = (whole / "checkpoint-3" / "trainer_state.json").stat().st_mtime_ns
+    train("dpo", "whole", **fields, resume_from_checkpoint=named)
+    assert (whole / "checkpoint-3" / "trainer_state.json").stat().st_mtime_ns > written
+    assert losses(whole) == losses(output)
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint must be a folder of its own: .* other beta"):
+        train("dpo", "third", **fields, resume_from_checkpoint=named, beta=0.2)
+    with pytest.raises(
+        ValueError, match=r"max_steps must not be less than what .*checkpoint-2 has behind it, 2 steps"
+    ):
+        train("dpo", "third", **{**fields, "max_steps": 1}, resume_from_checkpoint=named)
+
+
 # Recipes
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments
+from trl import TrlParser
 
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
@@ -89,12 +90,29 @@ def run(script: str, recipe: Path) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-def test_training_saves_a_model_its_processor_and_its_curves(recipe, tmp_path):
+@pytest.fixture
+def call_again(example, snapshot, capsys):
+    """Runs the command of a finished training in this process: it must say so and change nothing."""
+
+    def run(script: str, recipe: Path) -> None:
+        module, folder = example(script), Path(yaml.safe_load(recipe.read_text())["output_dir"])
+        before = snapshot(folder)
+        module.main(
+            *TrlParser((module.ScriptArguments, TrainingArguments)).parse_args_and_config(["--config", str(recipe)])
+        )
+        assert f"The training in {folder} is finished" in capsys.readouterr().out
+        assert snapshot(folder) == before
+
+    return run
+
+
+def test_training_saves_a_model_its_processor_and_its_curves(recipe, tmp_path, call_again):
     run("train.py", recipe("run", max_steps=2, eval_strategy="steps", eval_steps=2))
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"model.safetensors", "processor_config.json", "modeling_dps.py", "curves.png"} <= written
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     assert any("eval_scenes_t2i_shuffled_words_loss" in row for row in log)
+    call_again("train.py", tmp_path / "run.yaml")
 
 
 def test_training_goes_on_with_another_image_tokenizer(recipe, tmp_path):
@@ -153,16 +171,17 @@ def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-def test_an_image_tokenizer_trains_from_its_recipe(tmp_path):
+def test_an_image_tokenizer_trains_from_its_recipe(tmp_path, call_again):
     fields = yaml.safe_load((ROOT / "examples/recipes/nano_image_tokenizer.yaml").read_text())
     fields |= {**TRAINING, "output_dir": str(tmp_path / "codes"), "max_steps": 2, "num_evaluation_pictures": 4}
     fields |= {"eval_steps": 2, "per_device_eval_batch_size": 4}
     (tmp_path / "codes.yaml").write_text(yaml.safe_dump(fields))
     run("train_image_tokenizer.py", tmp_path / "codes.yaml")
     assert DPSImageTokenizer.from_pretrained(tmp_path / "codes").config.codebook_size == 4096
+    call_again("train_image_tokenizer.py", tmp_path / "codes.yaml")
 
 
-def test_a_vision_tower_trains_from_its_recipe(tmp_path):
+def test_a_vision_tower_trains_from_its_recipe(tmp_path, call_again):
     fields = yaml.safe_load((ROOT / "examples/recipes/nano_vision_tower.yaml").read_text())
     fields |= {
         **TRAINING,
@@ -174,6 +193,7 @@ def test_a_vision_tower_trains_from_its_recipe(tmp_path):
     (tmp_path / "tower.yaml").write_text(yaml.safe_dump(fields))
     run("train_vision_tower.py", tmp_path / "tower.yaml")
     assert SiglipVisionModel.from_pretrained(tmp_path / "tower").config.image_size == 64
+    call_again("train_vision_tower.py", tmp_path / "tower.yaml")
 
 
 def test_the_text_tokenizer_reads_all_languages_plans_edits_and_hints(example):
