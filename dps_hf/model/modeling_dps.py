@@ -195,7 +195,7 @@ def _check_decoder(decoder: PreTrainedModel) -> str:
             f"text_config.model_type must be that of a decoder which caches keys and values; got {kind!r}. Take another, "
             "such as 'llama'."
         )
-    width = decoder.get_input_embeddings().weight.shape[1]
+    width = decoder.get_input_embeddings().embedding_dim  # its weight may be sharded already
     if width != decoder.config.hidden_size:
         raise ValueError(
             f"text_config.hidden_size must be the width of the embeddings, too; got {decoder.config.hidden_size}, and those "
