@@ -10,6 +10,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +23,7 @@ from accelerate import PartialState
 from PIL import Image
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from dps_hf.data import Record
 from dps_hf.data.mixture import Mixture
@@ -325,11 +327,11 @@ class SkipUnusedParts(TrainerCallback):
 
 def _any_nonzero(parameters: list[torch.nn.Parameter], device: torch.device) -> torch.Tensor:
     """Whether a gradient of these parameters, or the share of it that this process holds, has an entry other than 0."""
-    gradients = [
-        parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
-        for parameter in parameters
-    ]
-    return torch.stack([torch.zeros((), dtype=torch.bool, device=device), *(g.any() for g in gradients)]).any()
+    found = torch.zeros((), dtype=torch.bool, device=device)
+    for gradient in (parameter.grad for parameter in parameters):
+        assert gradient is not None  # those without one were left out
+        found |= (gradient.to_local() if isinstance(gradient, DTensor) else gradient).any()
+    return found
 
 
 def keep_settings(folder: Path, settings: dict, field: str) -> None:
@@ -464,7 +466,13 @@ def _with_pictures(records: list[Record], processor: DPSProcessor) -> list[Recor
 def drawing_encoder(model: DPSForConditionalGeneration) -> DPSModel:
     """A copy of what turns drawings into codes, on the CPU: a loader's workers must not touch the accelerator of the model."""
     others = {id(part): None for name, part in model.model.named_children() if name != "image_tokenizer"}
-    return copy.deepcopy(model.model, others).cpu().requires_grad_(False)
+    whole: AbstractContextManager = nullcontext()
+    if is_deepspeed_zero3_enabled():  # which shards all weights as soon as they are loaded
+        import deepspeed
+
+        whole = deepspeed.zero.GatheredParameters([*model.model.image_tokenizer.parameters()])
+    with whole:
+        return copy.deepcopy(model.model, others).cpu().requires_grad_(False)
 
 
 def _pictures(record: Record) -> list[tuple[Image.Image, str]]:

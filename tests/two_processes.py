@@ -1,6 +1,7 @@
-"""Runs a function in two processes that know each other, as `torchrun` starts them, but without importing torch anew."""
+"""Runs a function, or a script, in two processes without GPUs that know each other."""
 
 import multiprocessing
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,11 +10,12 @@ from pathlib import Path
 import torch
 
 
+ROOT = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 60  # of a collective that one process waits in alone
 
 
 def run_on_two(function: Callable, folder: Path, *arguments) -> list:
-    """What `function(rank, *arguments)` returns in each process.
+    """What `function(rank, *arguments)` returns in each process, which need not import torch anew.
 
     Args:
         folder: for the files by which the processes find each other and return their results.
@@ -49,3 +51,10 @@ def _run(rank: int, function: Callable, folder: Path, arguments: tuple) -> None:
         raise
     torch.save(result, folder / f"result-{rank}")
     torch.distributed.destroy_process_group()
+
+
+def launch(kind: str, script: str, *arguments: str) -> list[str]:
+    """The command by which `accelerate` runs a script with `use_cpu`; `kind` is "ddp" or "fsdp2"."""
+    config = ["--config_file", str(ROOT / f"examples/recipes/accelerate_{kind}.yaml"), "--main_process_port", "0"]
+    wrapper = [str(ROOT / "tests/examples/fsdp_on_cpu.py")] if kind == "fsdp2" else []
+    return [sys.executable, "-m", "accelerate.commands.launch", *config, *wrapper, script, *arguments]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments
 from trl import TrlParser
+from two_processes import launch
 
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
@@ -169,6 +170,23 @@ def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
     assert not (tmp_path / "killed" / "model.safetensors").exists(), "it had finished before it was killed"
     run("train.py", killed)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_train_as_one_does_wherever_the_pictures_are(kind, recipe, tmp_path):
+    fields = {"tasks": {"scenes_i2t": 1, "scenes_t2i": 1, "facts": 2}, "per_device_train_batch_size": 1}
+    fields |= {"alignment_steps": 3, "code_smoothing": 0.1, "prompt_dropout": 0.0, "learning_rate": 0.003}
+    run("train.py", recipe("one", **fields, gradient_accumulation_steps=2))
+    script = str(ROOT / "examples/train.py")
+    result = subprocess.run(
+        launch(kind, script, "--config", str(recipe("two", **fields))), capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr[-5000:]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert list(one) == list(two) and list(two.values()) == pytest.approx(list(one.values()), abs=1e-3)
+    config = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert config["architectures"] == ["DPSForConditionalGeneration"]
 
 
 def test_an_image_tokenizer_trains_from_its_recipe(tmp_path, call_again):
