@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,16 +15,19 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from two_processes import run_on_two
 
 from dps_hf import training
 from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
 from dps_hf.inference import encode
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.pretraining import PackingCollator
 from dps_hf.training import (
     Curves,
     Pictures,
     RecordCollator,
+    SkipUnusedParts,
     encode_drawings,
     fastest_precision,
     is_finished,
@@ -307,6 +311,32 @@ def test_a_training_that_was_cut_short_may_end_earlier_but_not_before_where_it_i
             ValueError, match=r"must not be less than what .*checkpoint-40 has behind it, 40 steps or 2 ep"
         ):
             go_on(**shorter)
+
+
+def skip_unused(rank: int, folder: str) -> list[set[str]]:
+    """In steps without pictures and with some in the second process alone, the weights that the optimizer moves."""
+    moved = []
+    for pictures in (False, rank == 1):
+        model = DPSForConditionalGeneration.from_pretrained(folder).train()
+        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        for name, weight in model.named_parameters():
+            is_vision = "vision_tower" in name or "connector" in name
+            used = not is_vision or (pictures and ".head." not in name)
+            weight.grad = torch.full_like(weight, float(used)) if weight.requires_grad else None
+        training = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+        SkipUnusedParts().on_pre_optimizer_step(training, None, None, model=model)
+        torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1).step()
+        moved.append({name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])})
+    return moved
+
+
+def test_a_step_without_pictures_in_any_process_leaves_the_parts_that_read_them(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    for moved in run_on_two(skip_unused, tmp_path, str(tmp_path)):
+        without, with_some = ({name.split(".")[1] for name in names if "." in name} for names in moved)
+        assert without == {"language_model", "weight"}, "the latter is the head's"
+        assert with_some == without | {"vision_tower", "connector"}
+        assert not any(".vision_tower." in name and ".head." in name for name in moved[1]), "the pooling head"
 
 
 def test_a_training_does_not_go_on_with_other_data_under_the_same_name(tmp_path):
