@@ -26,11 +26,14 @@ def trained(example, saved_model, snapshot, tmp_path, monkeypatch):
             log = [{"eval_facts_loss": 3.0}, {"loss": 2.0}, {"eval_facts_loss": 1.0, "eval_facts_runtime": 5.0}]
             (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
             return
+        figures = Path(arguments[arguments.index("--output") + 1])
+        if figures.exists():  # finished tasks are kept
+            return
         report = {"parameters": 10**6 * len(recipes)}
         for name in curves.FIGURES.values():
             task, _, metric = name.partition(".")
             report.setdefault(task, {})[metric] = {"value": 0.5, "ci95": [0.4, 0.6], "n": 4}
-        Path(arguments[arguments.index("--output") + 1]).write_text(json.dumps(report))
+        figures.write_text(json.dumps(report))
 
     monkeypatch.setattr(subprocess, "run", run)
     training = {"text_config": {"model_type": "llama"}, "max_steps": 100, "per_device_train_batch_size": 2}
@@ -40,8 +43,7 @@ def trained(example, saved_model, snapshot, tmp_path, monkeypatch):
     curves.main(script)
     before = snapshot(tmp_path)
     curves.main(script)
-    changed = {name for name, file in snapshot(tmp_path).items() if file != before[name]}
-    assert all(name.endswith("figures.json") for name in changed), "what evaluate.py keeps, and is left out here"
+    assert snapshot(tmp_path) == before
     assert threads == ["2"] * 5
     return recipes, tmp_path / "curves.json"
 
