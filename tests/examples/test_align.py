@@ -158,6 +158,29 @@ def test_no_pairs_are_an_error_that_says_so(align, tmp_path):
         align.paired(tmp_path)
 
 
+def test_experiments_that_are_called_again_change_nothing(align, snapshot, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(align, "digest", lambda model: "of the weights")
+    monkeypatch.setitem(align.MEASURED, "instruction_tuning", ("guided_100_direct",))
+
+    def measured(script, seed):
+        names = [
+            f"{way}_{percent}_{kind}"
+            for way in ("guided", "bare")
+            for percent in align.PERCENT
+            for kind in ("direct", "answer")
+        ]
+        return {name: 0.1 for name in names}, {name: 0.2 + seed / 10 for name in names}  # fmt: skip
+
+    monkeypatch.setitem(align.EXPERIMENTS, "instruction_tuning", measured)
+    script = align.ScriptArguments(["instruction_tuning"], output=tmp_path / "figures.json", work=tmp_path / "work")
+    align.main(script)
+    before = snapshot(tmp_path)
+    assert {"figures.json", "figures_instruction_tuning.png"} <= set(before)
+    align.main(script)
+    assert snapshot(tmp_path) == before
+    assert "instruction_tuning is finished; nothing is left to do." in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_whole_line_runs_and_reports(align, snapshot, tmp_path):
     short = {"max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": True}
