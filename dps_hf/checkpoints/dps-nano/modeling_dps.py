@@ -1,6 +1,7 @@
 """DPS: a SigLIP tower and text feed one decoder, whose vocabulary holds text and image codes alike."""
 
 import copy
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +90,19 @@ class DPSCausalLMOutputWithPast(ModelOutput):
     image_outputs: DPSImageFeatures | None = None
 
 
+def _touch(hidden_states: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
+    """The same hidden states, from which `unused` gets a gradient of zeros."""
+    nowhere = torch.zeros_like(hidden_states, dtype=torch.bool)
+    return hidden_states.masked_scatter(nowhere, unused.to(hidden_states.device, hidden_states.dtype))
+
+
+def _gathers_itself(module: nn.Module) -> bool:
+    """Whether FSDP gathers the weights of this module when it runs, and not when a module around it does."""
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return isinstance(module, (FSDPModule, FullyShardedDataParallel))
+
+
 class DPSConnector(nn.Module):
     """Carries the tower's features into the decoder's space: linear, GELU, linear, as in Janus (arXiv 2410.13848)."""
 
@@ -132,6 +146,23 @@ class DPSPreTrainedModel(PreTrainedModel):
         model.base_model.image_tokenizer.requires_grad_(False)
         return loaded
 
+    def save_pretrained(self, *args, **kwargs):
+        """As in the library, but under the name of the class that the saved code defines.
+
+        FSDP2 gives a model a class that it makes at run time, and that no other process could load.
+        """
+        made = type(self)
+        self.__class__ = next(one for one in made.__mro__ if issubclass(one, DPSPreTrainedModel) and _is_defined(one))
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = made
+
+
+def _is_defined(cls: type) -> bool:
+    """Whether a module holds this class under its name."""
+    return getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls
+
 
 def _quantise_only_the_decoder(quantization_config):
     """A copy of a quantization config, whose list of modules to leave alone holds all but the decoder, too."""
@@ -164,7 +195,7 @@ def _check_decoder(decoder: PreTrainedModel) -> str:
             f"text_config.model_type must be that of a decoder which caches keys and values; got {kind!r}. Take another, "
             "such as 'llama'."
         )
-    width = decoder.get_input_embeddings().weight.shape[1]
+    width = decoder.get_input_embeddings().embedding_dim  # its weight may be sharded already
     if width != decoder.config.hidden_size:
         raise ValueError(
             f"text_config.hidden_size must be the width of the embeddings, too; got {decoder.config.hidden_size}, and those "
@@ -223,6 +254,8 @@ class DPSModel(DPSPreTrainedModel):
         kwargs["return_dict"] = True
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
         features = self.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
+        if outputs.pooler_output is not None and self._all_processes_need_pictures():
+            features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
         return DPSImageFeatures(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=features,
@@ -314,6 +347,21 @@ class DPSModel(DPSPreTrainedModel):
             )
         return drawings[-1]
 
+    def _all_processes_need_pictures(self) -> bool:
+        """Whether the tower and the connector must run in every process, even where a batch holds no picture.
+
+        Several processes reduce their gradients together, and one without a gradient stops all (DDP, FSDP, ZeRO). Where
+        weights are sharded, running a part gathers them from all processes, in inference too.
+        """
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+            return False
+        parameters = [*self.vision_tower.parameters(), *self.connector.parameters()]
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return True
+        modules = [*self.vision_tower.modules(), *self.connector.modules()]
+        return any(map(_gathers_itself, modules)) or any(hasattr(one, "ds_id") for one in parameters)  # ZeRO-3
+
     def find_placeholders(self, input_ids, inputs_embeds) -> torch.Tensor:
         """Where placeholders stand, `(batch, sequence)`; told by their embedding where there are no `input_ids`."""
         if input_ids is None:
@@ -371,6 +419,10 @@ class DPSModel(DPSPreTrainedModel):
             image_features = image_outputs.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+        elif self._all_processes_need_pictures():
+            vision = self.config.vision_config
+            blank = inputs_embeds.new_zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+            inputs_embeds = _touch(inputs_embeds, self.get_image_features(blank, return_dict=True).pooler_output)
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
