@@ -5,7 +5,7 @@ python examples/app.py --model runs/nano --votes outputs/votes/votes.jsonl --por
 python examples/app.py --server http://127.0.0.1:8080/v1    # llama-server or another that runs the model
 python examples/app.py --host 0.0.0.0    # for others, too: everybody who opens the page can draw and vote
 
-Votes are lines of the JSONL file that `dps_hf.judges.users.read_votes` reads, with the pictures beside it.
+Votes are lines of the JSONL file that `dps_hf.judges.votes.read_votes` reads, with the pictures beside it.
 """
 
 import hashlib

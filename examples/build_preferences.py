@@ -19,14 +19,14 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.inference import decode, load, weights_digest
-from dps_hf.judges.named import JUDGES, check_judge, counted, last_fault, named_judge
 from dps_hf.judges.openai import NO_REPLY, REFUSED
-from dps_hf.judges.users import read_votes
+from dps_hf.judges.resolve import JUDGES, check_judge, counted, last_fault, named_judge
 from dps_hf.judges.verdict import Judge
+from dps_hf.judges.votes import read_votes
 from dps_hf.preferences.pairs import Selection
-from dps_hf.preferences.parts import is_finished, is_written, join_parts, sheet, write_part
 from dps_hf.preferences.responses import compared, judged, read_prompts, sample, task_prompts, voted
-from dps_hf.training import keep_settings
+from dps_hf.preferences.shards import is_finished, is_written, join_parts, sheet, write_part
+from dps_hf.training.training import keep_settings
 
 
 @dataclass

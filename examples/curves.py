@@ -22,7 +22,7 @@ from trl import TrlParser
 
 from dps_hf import NANO
 from dps_hf.inference import load
-from dps_hf.training import keep_settings, write_whole
+from dps_hf.training.training import keep_settings, write_whole
 
 
 FIGURES = {

@@ -21,15 +21,15 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from dps_hf import NANO
-from dps_hf.data import emoji
-from dps_hf.data.questions import ask as ask_about
+from dps_hf.contact_sheet import Item, Section, page
 from dps_hf.data.record import pick
-from dps_hf.data.scenes import render, sample_split
 from dps_hf.evaluation.metrics import name_match
-from dps_hf.evaluation.tasks import EMOJI_GUIDANCE
 from dps_hf.inference import ask, draw, load
 from dps_hf.model.image_processing_dps import open_picture
-from dps_hf.pages import Item, Section, page
+from dps_hf.nano import emoji
+from dps_hf.nano.evaluation import EMOJI_GUIDANCE
+from dps_hf.nano.questions import ask as ask_about
+from dps_hf.nano.scenes import render, sample_split
 
 
 SCENES = (

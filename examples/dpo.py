@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.adapters import (
+from dps_hf.data.sources import read_preferences
+from dps_hf.training.adapters import (
     check_four_bit_training,
     check_trained,
     load_for_training,
     lora_config,
     norm_optimizer,
 )
-from dps_hf.data.saved import read_preferences
-from dps_hf.training import Curves, SkipUnusedParts, is_finished, train_and_save
+from dps_hf.training.training import Curves, SkipUnusedParts, is_finished, train_and_save
 
 
 @dataclass

@@ -15,7 +15,13 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.adapters import (
+from dps_hf.data.record import words_of
+from dps_hf.inference import load
+from dps_hf.judges.openai import NO_REPLY
+from dps_hf.judges.resolve import JUDGES, check_judge, counted, last_fault, named_judge
+from dps_hf.judges.verdict import Case, Judge
+from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
+from dps_hf.training.adapters import (
     check_four_bit_training,
     check_trained,
     forbid_words,
@@ -23,13 +29,7 @@ from dps_hf.adapters import (
     lora_config,
     norm_optimizer,
 )
-from dps_hf.data.record import words_of
-from dps_hf.inference import load
-from dps_hf.judges.named import JUDGES, check_judge, counted, last_fault, named_judge
-from dps_hf.judges.openai import NO_REPLY
-from dps_hf.judges.verdict import Case, Judge
-from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
-from dps_hf.training import Curves, SkipUnusedParts, is_finished, train_and_save
+from dps_hf.training.training import Curves, SkipUnusedParts, is_finished, train_and_save
 
 
 @dataclass

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
-from dps_hf.adapters import (
+from dps_hf.data.record import words_of
+from dps_hf.data.sources import read_preferences
+from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.training.adapters import (
     check_four_bit_training,
     check_trained,
     forbid_words,
@@ -19,10 +22,7 @@ from dps_hf.adapters import (
     lora_config,
     norm_optimizer,
 )
-from dps_hf.data.record import words_of
-from dps_hf.data.saved import read_preferences
-from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.training import Curves, SkipUnusedParts, is_finished, train_and_save
+from dps_hf.training.training import Curves, SkipUnusedParts, is_finished, train_and_save
 
 
 @dataclass

@@ -18,7 +18,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from trl import TrlParser
 
 import dps_hf  # noqa: F401  registers DPS with the Auto classes
-from dps_hf.cards import model_card
+from dps_hf.hub.cards import model_card
 from dps_hf.inference import load, weights_digest
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datasets import Dataset
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
 
-from dps_hf.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
 from dps_hf.data.guidance import schedules
 from dps_hf.data.mixture import Mixture
-from dps_hf.data.saved import read_records
-from dps_hf.training import Curves, KeepTraining, RecordCollator, SkipUnusedParts, is_finished, train_and_save
+from dps_hf.data.sources import read_records
+from dps_hf.training.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
+from dps_hf.training.training import Curves, KeepTraining, RecordCollator, SkipUnusedParts, is_finished, train_and_save
 
 
 @dataclass

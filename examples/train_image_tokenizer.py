@@ -16,7 +16,7 @@ from trl import TrlParser
 from dps_hf.data.mixture import Mixture
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.training import Curves, Pictures, fastest_precision, is_finished, train_and_save
+from dps_hf.training.training import Curves, Pictures, fastest_precision, is_finished, train_and_save
 
 
 @dataclass

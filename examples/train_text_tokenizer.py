@@ -10,9 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 from trl import TrlParser
 
-from dps_hf.data import emoji
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
+from dps_hf.nano import emoji
 
 
 TEXT_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

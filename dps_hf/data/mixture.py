@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dps_hf.data import TASKS
 from dps_hf.data.guidance import Schedule, guide
 from dps_hf.data.record import Record
+from dps_hf.nano.tasks import TASKS
 
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ class Case:
     prompt: what was asked, its words alone.
     response: the answer, reasoning included, or the drawing.
     images: the pictures that were shown with the prompt.
-    answers: the right ones, where they are known: for [`~dps_hf.judges.exact.exact_judge`]; no model sees them.
+    answers: the right ones, where they are known: for [`~dps_hf.nano.exact_judge.exact_judge`]; no model sees them.
     origin: where the response comes from: "model", or who else wrote it.
     steps: that lead to the right answer, where they are known: for `exact_judge`, too.
     """

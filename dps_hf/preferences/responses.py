@@ -16,7 +16,7 @@ from PIL import Image
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import Message, Record, pictures_of, validate
-from dps_hf.data.saved import IMAGE_PROCESSOR, open_pictures, read_saved, unopened
+from dps_hf.data.sources import IMAGE_PROCESSOR, open_pictures, read_saved, unopened
 from dps_hf.inference import MAX_NEW_TOKENS, code_rows, drawing_text
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case, Judge, Verdict, control_token, rewritten

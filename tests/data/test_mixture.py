@@ -5,9 +5,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from dps_hf.data import TASKS, validate
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture
+from dps_hf.nano.tasks import TASKS, validate
 
 
 def same(a, b) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainingArguments
 from trl import ModelConfig
 
-from dps_hf.adapters import check_trained, load_for_training, lora_config, lora_targets, norm_optimizer
+from dps_hf.training.adapters import check_trained, load_for_training, lora_config, lora_targets, norm_optimizer
 
 
 def matched(model, pattern: str) -> set[str]:

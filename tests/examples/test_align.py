@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from dps_hf import NANO
-from dps_hf.data.facts import capitals
-from dps_hf.data.scenes import has_unseen_count, has_unseen_pair, held_out, render
-from dps_hf.data.splits import UNSEEN
-from dps_hf.data.wording import LANGUAGES
-from dps_hf.evaluation.tasks import Subject
+from dps_hf.nano.evaluation import Subject
+from dps_hf.nano.facts import capitals
+from dps_hf.nano.scenes import has_unseen_count, has_unseen_pair, held_out, render
+from dps_hf.nano.splits import UNSEEN
+from dps_hf.nano.wording import LANGUAGES
 from dps_hf.preferences.responses import task_prompts
 
 
@@ -61,7 +61,7 @@ def test_worked_answers_are_asked_for_in_questions_of_each_seed_and_round_and_ne
 ):
     shown = []
     monkeypatch.setattr(
-        import_module("dps_hf.data.scenes_cot"), "render", lambda scene: shown.append(scene) or render(scene)
+        import_module("dps_hf.nano.scenes_cot"), "render", lambda scene: shown.append(scene) or render(scene)
     )
     script, asked = align.ScriptArguments(num_questions=60), []
     for seed, number in ((0, 0), (0, 1), (1, 0)):

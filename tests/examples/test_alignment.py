@@ -22,12 +22,12 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, SFTConfig
 from trl.trainer.utils import add_fused_lm_head
 from two_processes import launch
 
-import dps_hf.judges.named
 import dps_hf.judges.openai
-from dps_hf.adapters import forbid_words, load_for_training
+import dps_hf.judges.resolve
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
-from dps_hf.training import last_checkpoint
+from dps_hf.training.adapters import forbid_words, load_for_training
+from dps_hf.training.training import last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]
@@ -306,7 +306,7 @@ def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
 
         return [Verdict({"bright": brightness(case.response)}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", likes_bright)
+    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", likes_bright)
     script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 8, "aspect": "bright"}
     output = train("grpo", script=script, max_steps=12, per_device_train_batch_size=16, num_generations=8)
     rewards = losses(output, "reward")
@@ -362,8 +362,8 @@ def test_grpo_stops_where_its_judge_answers_no_more(train, monkeypatch):
             self.counts["no reply"] += len(cases)
             return [None] * len(cases)
 
-    monkeypatch.setattr(dps_hf.judges.named, "OpenAIJudge", Server)
-    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", Server())
+    monkeypatch.setattr(dps_hf.judges.resolve, "OpenAIJudge", Server)
+    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", Server())
     with pytest.raises(RuntimeError, match="The judge replies no more"):
         train("grpo", script={"tasks": {"scenes_t2i": 1}, "num_prompts": 4}, max_steps=1)
 
@@ -375,7 +375,7 @@ def test_grpo_quotes_what_the_server_of_its_judge_said_at_last(example):
 
     judge.counts, judge.fault = Counter(), "its reply is empty, finish_reason length"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(dps_hf.judges.named, "OpenAIJudge", type(judge))
+        patched.setattr(dps_hf.judges.resolve, "OpenAIJudge", type(judge))
         reward = example("grpo.py").JudgeReward(judge, None, None, False)
         with pytest.raises(RuntimeError, match="replies no more: its reply is empty, finish_reason length"):
             reward([], [said("yes")], [], [[]], ["one"])
@@ -422,7 +422,7 @@ def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
         asked.update(case.prompt for case in cases)
         return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", judge)
     (tmp_path / "mine.txt").write_text("a star\na heart\n")
     train("grpo", script={"prompts": tmp_path / "mine.txt"}, max_steps=2)
     assert asked == {"a star", "a heart"}
@@ -437,7 +437,7 @@ def test_grpo_asks_the_questions_of_a_folder_of_records_and_its_judge_knows_thei
         asked.update((case.prompt, case.images[0].getpixel((0, 0)), case.answers) for case in cases)
         return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", judge)
     pictures = {colour: PIL.new("RGB", (64, 64), colour) for colour in ("red", "blue")}
     records = [record("mine", [picture, "Which?"], [colour]) for colour, picture in pictures.items()]
     columns = {name: [one[name] for one in records] for name in ("messages", "images")}

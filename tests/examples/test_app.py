@@ -16,7 +16,7 @@ from scripted_server import scripted_server
 
 import dps_hf
 from dps_hf.inference import CODES
-from dps_hf.judges.users import read_votes
+from dps_hf.judges.votes import read_votes
 
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[app]'")

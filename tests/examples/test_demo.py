@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from dps_hf.data import emoji
+from dps_hf.nano import emoji
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from dps_hf.data import emoji
-from dps_hf.evaluation.tasks import TASKS
+from dps_hf.nano import emoji
+from dps_hf.nano.evaluation import TASKS
 
 
 FIGURES = {

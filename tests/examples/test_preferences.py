@@ -16,12 +16,12 @@ from datasets import Dataset, load_from_disk
 from PIL import Image
 from scripted_server import scripted_server
 
-import dps_hf.judges.named
 import dps_hf.judges.openai
+import dps_hf.judges.resolve
 from dps_hf.data.record import record
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Verdict
-from dps_hf.preferences.parts import is_finished, is_written
+from dps_hf.preferences.shards import is_finished, is_written
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def script(build, saved_model, tmp_path, monkeypatch):
 
         return [Verdict({"exact": number(case.response) % 5 / 4}, "", "parity", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.named, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", judge)
 
     def run(**arguments):
         fields = {"output": tmp_path / "out", "model": saved_model, "num_prompts": 6, "num_responses": 3}
@@ -210,7 +210,7 @@ class Server:
 @pytest.fixture
 def served(script, monkeypatch):
     """The script with that judge, on questions that are answered in words: six prompts in three parts, three answers each."""
-    monkeypatch.setattr(dps_hf.judges.named, "OpenAIJudge", Server)
+    monkeypatch.setattr(dps_hf.judges.resolve, "OpenAIJudge", Server)
     Server.will_answer = Server.asked = 0
     options = {"model": "judge-1", "rubric": "answer"}
 

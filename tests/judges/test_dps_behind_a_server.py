@@ -9,9 +9,9 @@ import urllib.request
 import pytest
 
 from dps_hf import NANO
-from dps_hf.data.scenes import Scene, Thing, render
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Case
+from dps_hf.nano.scenes import Scene, Thing, render
 
 
 @pytest.fixture(scope="module")

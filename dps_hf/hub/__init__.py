@@ -1,0 +1,1 @@
+"""Checkpoints, adapters and preference data on the Hub, and their cards."""

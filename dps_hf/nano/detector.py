@@ -1,0 +1,237 @@
+"""Reads the things off a picture of a scene, so that drawings can be marked right or wrong without a person.
+
+It shares the names and the palette with the scenes, but no drawing code: a fault of the renderer would show up here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+import numpy as np
+from PIL import Image
+
+from dps_hf.nano.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene
+from dps_hf.nano.wording import RELATIONS, Kind, Wish
+
+
+INK = 60.0  # a pixel further than this from white, in RGB, belongs to a thing
+SPECK = 25  # a thing has at least this many pixels
+BIG = 20  # a thing is big when the side of its box is at least this long, in pixels
+MISFIT = 0.14  # largest squared difference from an outline, as a share of its area; good shapes stay below half of it
+NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
+SOFTNESS = 3  # outlines are smoothed over 2 * 3 + 1 cells of the grid
+GRID = 24  # side of the box in which outlines are compared
+LEAD = 4  # pixels by which a thing must be left of, above ... another
+NEAR = 4  # pixels by which a thing may stand off its place, in x and in y
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Detected:
+    """`shape` may also be "unknown"; `x` and `y` are the middle of the box, in pixels."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+
+
+def detect(image: Image.Image) -> list[Detected]:
+    """The things in a picture on a white or light ground, left to right.
+
+    Forgives noise, blur and compression. A blob that looks like none of the shapes is reported as "unknown", so that a
+    failed drawing is never taken for a good one. Pictures of another size are read at that of the scenes.
+    """
+    image = image.convert("RGB")
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        image = image.resize((IMAGE_SIZE, IMAGE_SIZE))
+    pixels = np.asarray(image, dtype=np.float32)
+    palette = np.array(list(COLOURS.values()), dtype=np.float32)
+    colour_of = _colour_map(pixels, palette)
+    components = _components(colour_of)
+    found = []
+    for label, area in zip(*np.unique(components, return_counts=True), strict=True):
+        if label == 0 or area < SPECK:
+            continue
+        blob = components == label
+        index = colour_of[blob][0]
+        towards = 255 - palette[index]
+        # How much of each pixel is covered: 0 for white, 1 for the full colour.
+        coverage = np.where(blob, (255 - pixels) @ towards / (towards @ towards), 0).clip(0, 1)
+        shape, side, x, y = _fit(coverage)
+        found.append(Detected(shape, tuple(COLOURS)[index], "big" if side >= BIG else "small", x, y))
+    return sorted(found, key=lambda thing: (thing.x, thing.y))
+
+
+def _colour_map(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Index of each pixel's colour in the palette, -1 for the ground: `(height, width)`."""
+    ink = 255 - pixels
+    strength = np.linalg.norm(ink, axis=-1)
+    # Along its outline a thing fades to white and comes near other colours (purple fades through pink), but it keeps
+    # the direction in which it leaves white. Over 5x5 pixels, strong ones inside outvote stray ones outside.
+    directions = (255 - palette) / np.linalg.norm(255 - palette, axis=-1, keepdims=True)
+    votes = np.eye(len(palette))[(ink @ directions.T).argmax(-1)] * strength[..., None]
+    return np.where(strength > INK, _box_sum(votes, 2).argmax(-1), -1)
+
+
+def _box_sum(array: np.ndarray, radius: int) -> np.ndarray:
+    """Each value becomes the sum of the values up to `radius` away in both directions."""
+    steps = range(-radius, radius + 1)
+    rows = np.sum([_shifted(array, dy, 0) for dy in steps], axis=0)
+    return np.sum([_shifted(rows, 0, dx) for dx in steps], axis=0)
+
+
+def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """The array moved up by `dy` and left by `dx`; zeros come in."""
+    height, width = array.shape[:2]
+    moved = np.zeros_like(array)
+    moved[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)] = array[
+        max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)
+    ]
+    return moved
+
+
+def _components(colour_of: np.ndarray) -> np.ndarray:
+    """Numbers the connected parts of one colour, corners not connecting, 0 being the ground: `(height, width)`."""
+    ink = colour_of >= 0
+    labels = np.where(ink, np.arange(1, ink.size + 1).reshape(ink.shape), 0)
+    same = [(dy, dx, ink & (_shifted(colour_of + 1, dy, dx) == colour_of + 1)) for dy, dx in NEIGHBOURS]
+    while True:
+        spread = labels
+        for dy, dx, joined in same:
+            spread = np.maximum(spread, _shifted(spread, dy, dx) * joined)
+        spread = np.append(0, spread)[spread]  # a label is also a position: jump to where that one has got to
+        if np.array_equal(spread, labels):
+            return labels
+        labels = spread
+
+
+def _fit(coverage: np.ndarray) -> tuple[str, float, float, float]:
+    """The shape that fits best, or "unknown"; the side and the middle of its box.
+
+    Area and centre of gravity say where the box of each shape would have to be. Unlike the extreme pixels, they hardly
+    change with noise and blur.
+    """
+    outlines, areas, middles = _outlines()
+    area, rows, columns = coverage.sum(), coverage.sum(1), coverage.sum(0)
+    centre_x, centre_y = (line @ (np.arange(len(line)) + 0.5) / area for line in (columns, rows))
+    sides = np.sqrt(area / areas) * GRID
+    left, upper = centre_x - sides / 2, centre_y - middles * sides
+    patches = _resampled(coverage, upper - sides / 2, left - sides / 2, sides / GRID)
+    misfits = np.square(patches - outlines).sum((1, 2)) / areas
+    best = int(misfits.argmin())
+    shape, side = SHAPES[best] if misfits[best] < MISFIT else UNKNOWN, float(sides[best])
+    return shape, side, float(left[best]) + side / 2, float(upper[best]) + side / 2
+
+
+def _resampled(image: np.ndarray, upper: np.ndarray, left: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Windows of an image, each on a grid of its own, between pixels linearly; 0 outside of the image.
+
+    Shapes:
+        upper, left: `(windows,)`, a corner in pixels; scale: `(windows,)`, pixels a cell
+        returns: `(windows, 2 * GRID, 2 * GRID)`
+    """
+
+    def weights(start: np.ndarray, size: int) -> np.ndarray:
+        where = start[:, None] + (np.arange(2 * GRID) + 0.5) * scale[:, None]
+        nearest = (where - 0.5).clip(0, size - 1)
+        inside = (where >= 0) & (where < size)
+        return (1 - np.abs(nearest[..., None] - np.arange(size))).clip(0) * inside[..., None]
+
+    down, across = weights(upper, image.shape[0]), weights(left, image.shape[1])
+    return down @ image @ across.transpose(0, 2, 1)
+
+
+@lru_cache(maxsize=1)
+def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The formula of each shape's outline, its box in the middle half: `(shapes, 2 * GRID, 2 * GRID)` in [0, 1].
+
+    Then the areas of the outlines, and how far below the upper side of its box each has its centre of gravity, in sides.
+    """
+    fine = 4 * 2 * GRID
+    y, x = (np.mgrid[0:fine, 0:fine] + 0.5) / fine * 4 - 2  # the box runs from -1 to 1, y downwards
+    inside = {
+        "circle": x**2 + y**2 <= 1,
+        "square": np.maximum(np.abs(x), np.abs(y)) <= 1,
+        "triangle": (np.abs(x) <= (y + 1) / 2) & (y <= 1),
+        "star": _star(x, y),
+        "cross": (np.minimum(np.abs(x), np.abs(y)) <= 0.32) & (np.maximum(np.abs(x), np.abs(y)) <= 1),
+        "heart": _heart(x, y),
+        "diamond": np.abs(x) + np.abs(y) <= 1,
+    }
+    assert set(inside) == set(SHAPES)
+    # A little soft, as the pictures to be read are: a sharp star is unlike a blurred one.
+    soft = {name: _box_sum(mask.astype(np.float32), SOFTNESS * 2) for name, mask in inside.items()}
+    outlines = np.stack(
+        [soft[name].reshape(2 * GRID, 4, 2 * GRID, 4).mean((1, 3)) / soft[name].max() for name in SHAPES]
+    )
+    areas = outlines.sum((1, 2))
+    middles = outlines.sum(2) @ (np.arange(2 * GRID) + 0.5) / areas / GRID - 0.5
+    return outlines, areas, middles
+
+
+def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A point is in a five-pointed star when at most one of the five lines between the tips shuts it out."""
+    tips = np.deg2rad(90 + 72 * np.arange(5))
+    top, bottom = 1.0, -np.cos(np.deg2rad(36))
+    u, v = x * np.cos(np.deg2rad(18)), bottom + (1 - y) / 2 * (top - bottom)  # box to circle of radius 1, v upwards
+    distance = np.stack([u * np.cos(t) + v * np.sin(t) for t in tips])
+    return (distance <= np.cos(np.deg2rad(72)) + 0.03).sum(0) >= 4
+
+
+def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The curve (u² + v² - 1)³ = u² v³, scaled to the box."""
+    u, v = x * 1.14, 1.24 - (y + 1) / 2 * 2.24
+    return (u**2 + v**2 - 1) ** 3 <= u**2 * v**3
+
+
+def same_things(found: Iterable[Detected], wanted: Scene | Counter[Kind]) -> bool:
+    """Whether exactly the wanted things were found, as many of each, wherever they stand.
+
+    `wanted` is a scene, or kinds as `parse_caption` returns them; a size of None stands for any size.
+    """
+    if isinstance(wanted, Scene):
+        wanted = Counter((t.size, t.colour, t.shape) for t in wanted.things)
+    left = Counter((t.size, t.colour, t.shape) for t in found)
+    # Sizes that are said come first: what remains is free for those that are not.
+    for size, colour, shape in sorted(wanted.elements(), key=lambda kind: kind[0] is None):
+        options = (size,) if size else ("small", "big")
+        match = next((s for s in options if left[s, colour, shape]), None)
+        if match is None:
+            return False
+        left[match, colour, shape] -= 1
+    return not any(left.values())
+
+
+def fulfils(found: Iterable[Detected], wish: Wish) -> bool:
+    """Whether exactly the wished things were found, and stand as wished, clearly: by at least `LEAD` pixels."""
+    found = list(found)
+    if not same_things(found, wish.kinds) or wish.relation is None:
+        return same_things(found, wish.kinds)
+    one, relation, other = wish.relation
+    dx, dy = RELATIONS[relation]
+    return any(
+        (a.x - b.x) * dx + (a.y - b.y) * dy >= LEAD
+        for a, b in permutations(found, 2)
+        if same_things([a], Counter([one])) and same_things([b], Counter([other]))
+    )
+
+
+def same_scene(found: Iterable[Detected], wanted: Scene) -> bool:
+    """Whether exactly the wanted things were found, each of them within `NEAR` pixels of its place."""
+    left = list(found)
+    for thing in wanted.things:
+        here = [
+            other
+            for other in left
+            if (other.size, other.colour, other.shape) == (thing.size, thing.colour, thing.shape)
+            and max(abs(other.x - thing.x), abs(other.y - thing.y)) <= NEAR
+        ]
+        if not here:
+            return False
+        left.remove(here[0])
+    return not left

@@ -1,0 +1,409 @@
+"""What a model is asked, and how often it is right: on scenes, emoji and facts, with the uncertainty of every figure."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from dps_hf.data.record import pick
+from dps_hf.evaluation.metrics import effective_items, name_match, nearest_neighbours_right, psnr, wilson_interval
+from dps_hf.inference import ask, draw, encode
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.nano import emoji
+from dps_hf.nano.detector import detect, fulfils, same_scene
+from dps_hf.nano.facts import BACKWARD, FORWARD, capitals
+from dps_hf.nano.questions import ask as ask_about
+from dps_hf.nano.scenes import HALF_WHITE, Scene, render, sample_split, shows
+from dps_hf.nano.scenes_edit import edit
+from dps_hf.nano.scenes_t2i import drawn_in_training, layout, prompted
+from dps_hf.nano.splits import UNSEEN_PAIRS
+from dps_hf.nano.wording import DESCRIBE, DRAW, LANGUAGES, caption, parse_caption, parse_wish
+
+
+Figure = dict[str, float | int | list[float]]
+"""`value`, `n` (items it comes from) and `ci95` (limits of the 95 % confidence interval)."""
+
+FORMS: dict[str, dict[str, Any]] = {
+    "one_object": {"form": "things", "count": 1},
+    "two_objects": {"form": "things", "count": 2},
+    "counting": {"form": "counting"},
+    "position": {"form": "position"},
+    "unseen_pair": {"form": "things", "count": 1, "unseen": "pair"},
+    "unseen_count": {"form": "counting", "unseen": "count"},
+}
+"""Figures of drawn scenes, and the prompts that each comes from: arguments of `prompted`."""
+
+QUESTIONS: dict[str, tuple[str | None, bool]] = {
+    "answer": (None, True),
+    "direct": (None, False),
+    "unseen_pair": ("pair", True),
+    "unseen_count": ("count", True),
+}
+"""Figures of questions about scenes: what is unseen in the pictures, and whether the model thinks first."""
+
+CANDIDATES = 50  # emoji among which a drawing is looked up
+GALLERY = 200  # emoji among which features are looked up
+EMOJI_GUIDANCE = 3.0  # with less the page often stays white; scenes need less
+
+
+@dataclass
+class Subject:
+    """The model that is scored.
+
+    items: how many items a figure comes from, where there are as many.
+    seed: chooses the items, and what is sampled.
+    sampling: how drawings are made: `guidance_scale`, `do_sample` and whatever else `generate` takes. Answers are greedy.
+    """
+
+    model: DPSForConditionalGeneration
+    processor: DPSProcessor
+    items: int
+    seed: int
+    sampling: dict
+    batch_size: int = 48
+
+    def rng(self, stream: str) -> np.random.Generator:
+        """Two streams are independent of each other."""
+        return np.random.default_rng([self.seed, *stream.encode()])
+
+    def held_out_emoji(self, count: int | None = None) -> list[emoji.Pair]:
+        """Emoji in a style in which training never showed them."""
+        found = emoji.pairs("validation")
+        return [found[i] for i in self.rng("emoji").permutation(len(found))[: count or self.items]]
+
+    def held_out_scenes(self, count: int | None = None, unseen: str | None = None) -> list[Scene]:
+        """Scenes of `count` things, or of 1 to 4, on all grounds; with an `unseen` "pair" or "count" in each, or in none."""
+        rng = self.rng("scenes")
+        return [sample_split(rng, "validation", count, unseen, grounds=HALF_WHITE) for _ in range(self.items)]
+
+    def held_out_prompts(self, name: str, count: int | None = None) -> list[str]:
+        """Prompts for the figure `name` of `FORMS`, which training never hears, each of them once.
+
+        Half of them are English, half of them name sizes. Of the ways of asking, the last is held out, too. There are not
+        always as many as asked for: no more than 456 ask for a pair that never met.
+        """
+        rng, prompts, missed = self.rng(name), dict[str, None](), 0
+        while len(prompts) < (count or self.items) and missed < 1000:
+            language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
+            _, prompt = prompted(rng, "validation", language=language, sizes=bool(rng.random() < 0.5), **FORMS[name])
+            prompt = pick(rng, DRAW[language]).format(prompt)
+            missed = missed + 1 if prompt in prompts else 0
+            prompts[prompt] = None
+        return list(prompts)
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        pictures: list[Image.Image] | None = None,
+        guided: bool = True,
+        think: bool = False,
+    ) -> list[Image.Image]:
+        torch.manual_seed(self.seed)
+        sampling = self.sampling if guided else {**self.sampling, "guidance_scale": 1.0}
+        return draw(self.model, self.processor, prompts, pictures, think, self.batch_size, "drawings", **sampling)
+
+    def ask(
+        self, questions: Sequence[str], pictures: list[Image.Image] | None = None, think: bool = False
+    ) -> list[str]:
+        answers = ask(self.model, self.processor, questions, pictures, think, self.batch_size, "answers")
+        return [answer.text for answer in answers]
+
+
+def emoji_prompt(pair: emoji.Pair, language: str = "en") -> str:
+    return f"{pair.names[language]}, {emoji.STYLES[pair.style]} style"
+
+
+# Figures
+
+
+def share(right: Iterable[bool], groups: Sequence[Hashable] | None = None) -> Figure:
+    """How many are right, with Wilson's interval; wider where items of one of the `groups` are right or wrong together."""
+    marks = [bool(mark) for mark in right]
+    value, items = sum(marks) / len(marks), effective_items(marks, groups) if groups else len(marks)
+    return _figure(value, len(marks), wilson_interval(value * items, items))
+
+
+def mean(values: Iterable[float]) -> Figure:
+    """The mean, with the interval of the normal distribution."""
+    array = np.array(list(values), dtype=np.float64)
+    half = 1.96 * array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else 0.0
+    return _figure(array.mean(), len(array), (array.mean() - half, array.mean() + half))
+
+
+def _figure(value: float, n: int, interval: tuple[float, float]) -> Figure:
+    return {"value": round(float(value), 4), "n": n, "ci95": [round(float(limit), 4) for limit in interval]}
+
+
+# Tasks
+
+
+def scenes_t2i(
+    subject: Subject, names: Collection[str] = FORMS, guided: bool = True, think: bool = False
+) -> dict[str, Figure]:
+    """All that the prompt names is in the drawing, where it should be, and nothing else; `think`: after a plan.
+
+    `unseen_pair` is also given pair by pair. In `new_picture` are those prompts, of things that training shows, whose picture
+    it never draws for other words either.
+    """
+    drawn: dict[str, list[tuple[Scene, bool]]] = {}
+    for name in names:
+        prompts = subject.held_out_prompts(name)
+        drawings = subject.draw(prompts, guided=guided, think=think)
+        wishes = [wish for prompt in prompts if (wish := parse_wish(prompt))]
+        right = [fulfils(detect(drawing), wish) for drawing, wish in zip(drawings, wishes, strict=True)]
+        drawn[name] = list(zip(map(layout, wishes), right))
+    everything = [one for some in drawn.values() for one in some]
+    for pair in sorted(UNSEEN_PAIRS):
+        drawn["unseen_pair_{}_{}".format(*pair)] = [
+            (scene, right) for scene, right in everything if pair in {(t.colour, t.shape) for t in scene.things}
+        ]
+    drawn["new_picture"] = [
+        (scene, right) for scene, right in everything if shows(scene, None) and not drawn_in_training(scene)
+    ]
+    figures = {}
+    for name, some in drawn.items():
+        if some:  # several prompts ask for one picture
+            pictures, marks = zip(*some)
+            figures[name] = share(marks, pictures)
+    return figures
+
+
+def scenes_i2t(subject: Subject) -> dict[str, Figure]:
+    """The description names all things and each of them rightly: number, size, colour and shape.
+
+    `one_object` and `exact`, of 1 to 4 things, are as training shows them; in `unseen_pair` and `unseen_count` are a colour and
+    a shape, or a number of a shape, that training never shows together.
+    """
+    figures = {}
+    for name, count, unseen in (
+        ("one_object", 1, None),
+        ("exact", None, None),
+        ("unseen_pair", None, "pair"),
+        ("unseen_count", None, "count"),
+    ):
+        held_out = subject.held_out_scenes(count, unseen)
+        answers = subject.ask([DESCRIBE["en"][0]] * len(held_out), [render(scene) for scene in held_out])
+        truths = [parse_caption(caption(scene)) for scene in held_out]
+        figures[name] = share(parse_caption(answer) == truth for answer, truth in zip(answers, truths))
+    return figures
+
+
+def scenes_i2t_languages(subject: Subject) -> dict[str, Figure]:
+    """`exact` in the other languages (`de` ...), asked as in training, and in words that are held out (`new_wording_en` ...)."""
+    held_out, figures = subject.held_out_scenes(), {}
+    pictures, truths = [render(scene) for scene in held_out], [parse_caption(caption(scene)) for scene in held_out]
+    for prefix, wording, languages in (("", 0, LANGUAGES[1:]), ("new_wording_", -1, LANGUAGES)):
+        for language in languages:
+            answers = subject.ask([DESCRIBE[language][wording]] * len(pictures), pictures)
+            figures[prefix + language] = share(parse_caption(one) == truth for one, truth in zip(answers, truths))
+    return figures
+
+
+def scenes_cot(subject: Subject, names: Collection[str] = QUESTIONS) -> dict[str, Figure]:
+    """Questions of all kinds: after thinking (`answer`, and by kind), and the same ones without (`direct`).
+
+    `unseen_pair` and `unseen_count` are after thinking, about pictures of what training never shows together.
+    """
+    figures, by_kind = {}, {}
+    for name in names:
+        right, kinds = _answered(subject, *QUESTIONS[name])
+        figures[name] = share(right)
+        for kind in sorted(set(kinds)) if name == "answer" else ():
+            by_kind[f"answer_{kind}"] = share(mark for mark, one in zip(right, kinds) if one == kind)
+    return figures | by_kind
+
+
+def _answered(subject: Subject, unseen: str | None, think: bool) -> tuple[list[bool], list[str]]:
+    """Which questions about held-out scenes are answered rightly, and their kinds."""
+    held_out, rng = subject.held_out_scenes(unseen=unseen), subject.rng("questions")
+    questions, _, truths, kinds = zip(*(ask_about(rng, scene) for scene in held_out))
+    answers = subject.ask(questions, [render(scene) for scene in held_out], think)
+    return list(map(name_match, answers, truths)), list(kinds)
+
+
+def scenes_edit(subject: Subject, guided: bool = True) -> dict[str, Figure]:
+    """What was asked has changed, and all else is what it was and where it was: after thinking (`exact`), and `direct`."""
+    rng = subject.rng("edits")
+    before, instructions, after = zip(*(edit(rng, "validation") for _ in range(subject.items)))
+    pictures, figures = [render(scene) for scene in before], {}
+    for name, think in (("exact", True), ("direct", False)):
+        drawings = subject.draw(instructions, pictures, guided, think)
+        figures[name] = share(same_scene(detect(drawing), scene) for drawing, scene in zip(drawings, after))
+    return figures
+
+
+def emoji_i2t(subject: Subject) -> dict[str, Figure]:
+    """The name of a held-out emoji, in the language of the question: after thinking, and without (`direct_`)."""
+    pairs, languages = subject.held_out_emoji(), list(emoji.QUESTIONS)
+    pictures = [emoji.picture(pair) for pair in pairs] * len(languages)
+    questions = [emoji.QUESTIONS[language][0] for language in languages for _ in pairs]
+    truths = [pair.names[language] for language in languages for pair in pairs]
+    figures: dict[str, Figure] = {}
+    for prefix, think in (("", True), ("direct_", False)):
+        right = map(name_match, subject.ask(questions, pictures, think), truths)
+        marks = np.array(list(right)).reshape(len(languages), len(pairs))
+        figures |= {prefix + language: share(row) for language, row in zip(languages, marks)}
+        # An emoji counts once in the mean: whether it is named in one language says much about the others.
+        figures[f"{prefix}mean"] = mean(marks.mean(0))
+    return figures
+
+
+def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
+    """Of 50 emoji of the style, the one most like the drawing is the held-out one that was asked for."""
+    pairs = subject.held_out_emoji()
+    drawings = subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided)
+    return {"nn50": _found_among_50(subject, pairs, drawings)}
+
+
+def emoji_t2i_guided_by_3(subject: Subject) -> dict[str, Figure]:
+    """The same with the guidance that emoji take best, whatever scenes do with it."""
+    return emoji_t2i(replace(subject, sampling={**subject.sampling, "guidance_scale": EMOJI_GUIDANCE}))
+
+
+def reference(subject: Subject) -> dict[str, Figure]:
+    """To measure figures by, and not of the model: what art in place of the drawings of `emoji_t2i` would score.
+
+    It is that of a style in which training shows the emoji, chosen at random.
+    """
+    pairs, rng, shown = subject.held_out_emoji(), subject.rng("art"), _in_training()
+    art = [emoji.picture(pick(rng, shown[pair.codepoints])) for pair in pairs]
+    return {"emoji_art_nn50": _found_among_50(subject, pairs, art)}
+
+
+def _found_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Image.Image]) -> Figure:
+    rng, right = subject.rng("candidates"), []
+    for pair, drawing in zip(pairs, drawings, strict=True):
+        others = [p.index for p in emoji.all_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
+        candidates = emoji.pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
+        right += nearest_neighbours_right([drawing], candidates, [0])
+    return share(right)
+
+
+def _in_training() -> dict[str, list[emoji.Pair]]:
+    """Emoji to the styles in which training shows them."""
+    shown = defaultdict(list)
+    for pair in emoji.pairs("train"):
+        shown[pair.codepoints].append(pair)
+    return shown
+
+
+def facts(subject: Subject) -> dict[str, Figure]:
+    """Every country's capital and every capital's country, once in each language; learnt by heart, not held out."""
+    figures = {}
+    for language in LANGUAGES:
+        pairs = capitals(language).items()
+        asked = [(FORWARD[language][0].format(country), capital) for country, capital in pairs]
+        asked += [(BACKWARD[language][0].format(capital), country) for country, capital in pairs]
+        chosen = [asked[i] for i in subject.rng("facts").permutation(len(asked))[: subject.items]]
+        questions, truths = zip(*chosen)
+        figures[language] = share(map(name_match, subject.ask(questions), truths))
+    return figures
+
+
+def image_tokenizer(subject: Subject) -> dict[str, Figure]:
+    """How near held-out emoji come to themselves through the codes."""
+    model, size = subject.model, subject.model.config.drawing_size
+    values = []
+    for pair in subject.held_out_emoji():
+        picture = emoji.picture(pair)
+        pixels = model.decode_image_tokens(encode(model, subject.processor, [picture]))
+        again = subject.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        values.append(psnr(picture.resize((size, size)), again[0]))
+    return {"psnr_db": mean(values)}
+
+
+@torch.no_grad()
+def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
+    """Nats per image token of held-out emoji after their own words and after those of another emoji."""
+    model, processor, config = subject.model, subject.processor, subject.model.config
+    pairs = subject.held_out_emoji()
+    losses: dict[str, list[float]] = {"right": [], "shuffled": []}
+    for start in range(0, len(pairs), 25):
+        batch = pairs[start : start + 25]
+        drawings = [processor.drawing_text(c) for c in encode(model, processor, [emoji.picture(p) for p in batch])]
+        for name, worded in (("right", batch), ("shuffled", [pairs[i - 1] for i in range(start, start + len(batch))])):
+            chats = [
+                [{"role": "user", "content": emoji_prompt(pair)}, {"role": "assistant", "content": drawing}]
+                for pair, drawing in zip(worded, drawings)
+            ]
+            texts = processor.apply_chat_template(chats)
+            inputs = processor(text=texts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+            tokens = inputs["input_ids"][:, 1:]
+            logits = model(**inputs).logits[:, :-1].float()
+            loss = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+            codes = (tokens >= config.image_code_start_id) & (
+                tokens < config.image_code_start_id + config.codebook_size
+            )
+            losses[name] += ((loss * codes).sum(1) / codes.sum(1)).tolist()
+    gap = np.subtract(losses["shuffled"], losses["right"])
+    return {"right": mean(losses["right"]), "shuffled": mean(losses["shuffled"]), "gap": mean(gap)}
+
+
+@torch.no_grad()
+def features(subject: Subject) -> dict[str, Figure]:
+    """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name the English one.
+
+    More than 200 are searched for in whole galleries, each of 200 other emoji. The names are not held out: training with
+    `alignment_steps` has drawn the two together.
+    """
+    model, rng = subject.model, subject.rng("features")
+    # Whole ones: a smaller last gallery would be easier.
+    galleries = min(math.ceil(subject.items / GALLERY), len(emoji.pairs("validation")) // GALLERY)
+    pairs = subject.held_out_emoji(galleries * GALLERY if subject.items > GALLERY else subject.items)
+    shown = _in_training()
+    others = [pick(rng, shown[pair.codepoints]) for pair in pairs]
+    foreign = [pair.names[pick(rng, emoji.OTHER_LANGUAGES)] for pair in pairs]
+
+    def of_pictures(pairs: list[emoji.Pair]) -> torch.Tensor:
+        return model.get_image_features(_pixels(subject, map(emoji.picture, pairs))).image_embeds
+
+    def of_texts(texts: list[str]) -> torch.Tensor:
+        inputs = subject.processor(text=texts, padding=True, return_tensors="pt").to(model.device)
+        return model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+
+    def recall(queries: torch.Tensor, gallery: torch.Tensor) -> Figure:
+        queries, gallery = F.normalize(queries, dim=-1), F.normalize(gallery, dim=-1)
+        marks: list[bool] = []
+        for some, among in zip(queries.split(GALLERY), gallery.split(GALLERY)):
+            marks += [index == i for i, index in enumerate((some @ among.T).argmax(1).tolist())]
+        return share(marks)
+
+    return {
+        "image_r1": recall(of_pictures(pairs), of_pictures(others)),
+        "text_r1": recall(of_texts(foreign), of_texts([pair.names["en"] for pair in pairs])),
+    }
+
+
+def _pixels(subject: Subject, pictures: Iterable[Image.Image]) -> torch.Tensor:
+    pixels = subject.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
+    return pixels.to(subject.model.device)
+
+
+TASKS: dict[str, Callable[[Subject], dict[str, Figure]]] = {
+    "scenes_t2i": scenes_t2i,
+    "scenes_t2i_unguided": partial(scenes_t2i, guided=False),
+    "scenes_t2i_plan": partial(scenes_t2i, names=("counting", "position"), think=True),
+    "scenes_t2i_plan_unguided": partial(scenes_t2i, names=("counting", "position"), guided=False, think=True),
+    "scenes_i2t": scenes_i2t,
+    "scenes_i2t_languages": scenes_i2t_languages,
+    "scenes_cot": scenes_cot,
+    "scenes_edit": scenes_edit,
+    "scenes_edit_unguided": partial(scenes_edit, guided=False),
+    "emoji_i2t": emoji_i2t,
+    "emoji_t2i": emoji_t2i,
+    "emoji_t2i_unguided": partial(emoji_t2i, guided=False),
+    "emoji_t2i_guided_by_3": emoji_t2i_guided_by_3,
+    "facts": facts,
+    "image_tokenizer": image_tokenizer,
+    "right_vs_shuffled_words": right_vs_shuffled_words,
+    "features": features,
+    "reference": reference,
+}

@@ -1,0 +1,164 @@
+"""Scenes, emoji and facts, judged by the detector and the lists of names: no model, no doubt.
+
+verdicts = exact_judge([Case("a big red star", drawing), Case("What is the capital of France?", "Paris.")])
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from dps_hf.evaluation.metrics import name_match, pooled, squared_distances
+from dps_hf.judges.verdict import Case, Verdict
+from dps_hf.model.image_processing_dps import to_rgb
+from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.nano import emoji
+from dps_hf.nano.detector import detect, fulfils
+from dps_hf.nano.facts import BACKWARD, FORWARD, capitals
+from dps_hf.nano.scenes import IMAGE_SIZE
+from dps_hf.nano.wording import LANGUAGES, Kind, Wish, asked_for, parse_caption, parse_wish, say
+
+
+_SENTENCE = re.compile(r"(?<=[.:])\s+")
+_STYLED = re.compile(rf"(.+), ({'|'.join(emoji.STYLES.values())}) style", re.DOTALL)
+
+
+def exact_judge(cases: Sequence[Case]) -> list[Verdict | None]:
+    """What can be checked is, exactly; everything else has no verdict.
+
+    Drawings: scenes by caption or by how two things stand, in four languages, with "exact" and how much of "things",
+    "shapes" and "colours" is right, wherever they stand; emoji by
+    "NAME, STYLE style", with "exact" where no emoji of the style is nearer to the drawing, and "likeness", the share of
+    them that is further away. Texts: "exact", by the case's `answers`, or by the list of facts; where the right answer is
+    the caption of a scene, the answer is scored as a drawing is. Reasoning is judged where the case has `steps`: "steps" is
+    how much of it is said (F1 of the sentences) after `<think>`, for a right answer may be an accident of wrong steps (Lightman et al. 2023,
+    https://huggingface.co/papers/2305.20050).
+
+    Raises:
+        ImportError: pyarrow is missing, and a case asks for an emoji.
+    """
+    return [_verdict(case) for case in cases]
+
+
+def _verdict(case: Case) -> Verdict | None:
+    if isinstance(case.response, str):
+        thinking, answer = DPSProcessor.split_thinking(case.response)
+        found = _judge_text(case, answer)
+        # Whoever begins to think and says nothing has no step right; else no steps would beat one mistaken step.
+        if found and case.steps and (thinking or case.response.lstrip().startswith("<think>")):
+            found[0]["steps"] = steps_right(thinking, case.steps)
+    else:
+        found = _judge_drawing(case.prompt, case.response)
+    return found and Verdict(*found, judge="exact", origin=case.origin)
+
+
+Judgement = tuple[dict[str, float], str] | None
+"""Scores and rationale."""
+
+
+def _judge_drawing(prompt: str, drawing: Image.Image) -> Judgement:
+    wish = parse_wish(prompt)
+    if wish:
+        return _judge_scene(wish, drawing)
+    asked = emoji_asked_for(prompt)
+    return asked and _judge_emoji(asked[0], drawing)
+
+
+def _judge_text(case: Case, answer: str) -> Judgement:
+    names = case.answers or _facts().get(case.prompt.strip(), ())
+    if not names:
+        return None
+    things = parse_caption(names[0]) if len(names) == 1 else None
+    if things is not None:
+        return scene_scores(parse_caption(answer) or Counter(), things)
+    return {"exact": float(name_match(answer, names))}, f"right: {' or '.join(names)}"
+
+
+def steps_right(thinking: str, steps: str) -> float:
+    """How many sentences of one are in the other, as often as there (F1); a sentence ends in a full stop or a colon."""
+    said, right = (Counter(_SENTENCE.split(text.strip())) for text in (thinking, steps))
+    return 2 * (said & right).total() / (said.total() + right.total())
+
+
+# Scenes
+
+
+def _judge_scene(wish: Wish, drawing: Image.Image) -> Judgement:
+    found = detect(drawing)
+    scores, rationale = scene_scores(Counter((thing.size, thing.colour, thing.shape) for thing in found), wish.kinds)
+    where = f"; wanted {say(wish)}" if wish.relation else ""
+    return {**scores, "exact": float(fulfils(found, wish))}, rationale + where
+
+
+def scene_scores(found: Counter[Kind], wanted: Counter[Kind]) -> tuple[dict[str, float], str]:
+    """How much of what is wanted was found and the reverse (F1), for whole things, shapes alone and colours alone.
+
+    A wanted size of None stands for any. "exact" is 1 where nothing is missing and nothing is too much.
+    """
+    left, hits, total = Counter(found), 0, found.total() + wanted.total()
+    # Sizes that are said come first: what remains is free for those that are not.
+    for size, *rest in sorted(wanted.elements(), key=lambda kind: kind[0] is None):
+        match = next((kind for kind in +left if [*kind[1:]] == rest and size in (None, kind[0])), None)
+        if match is not None:
+            left[match] -= 1
+            hits += 1
+    scores = {"exact": float(2 * hits == total), "things": 2 * hits / total}
+    for field, name in ((2, "shapes"), (1, "colours")):
+        a, b = (Counter(kind[field] for kind in kinds.elements()) for kinds in (found, wanted))
+        scores[name] = 2 * (a & b).total() / total
+    return scores, f"wanted {_listed(wanted)}; found {_listed(found)}"
+
+
+def _listed(kinds: Counter[Kind]) -> str:
+    return ", ".join(f"{n} {' '.join(filter(None, kind))}" for kind, n in kinds.items()) or "nothing"
+
+
+# Names
+
+
+@cache
+def _facts() -> Mapping[str, Sequence[str]]:
+    answers: dict[str, tuple[str]] = {}
+    for language in LANGUAGES:
+        for country, capital in capitals(language).items():
+            answers |= {question.format(country): (capital,) for question in FORWARD[language]}
+            answers |= {question.format(capital): (country,) for question in BACKWARD[language]}
+    return answers
+
+
+def emoji_asked_for(prompt: str) -> tuple[emoji.Pair, str] | None:
+    """The emoji that "NAME, STYLE style" asks for, in whichever way, and the language of its name."""
+    # As it stands first: some names begin as a way of asking does.
+    for wanted in (prompt.strip(), asked_for(prompt)):
+        if _STYLED.fullmatch(wanted) and (found := _emoji_by_name().get(wanted.casefold())):
+            return found
+    return None
+
+
+@cache
+def _emoji_by_name() -> dict[str, tuple[emoji.Pair, str]]:
+    named: dict[str, tuple[emoji.Pair, str]] = {}
+    for language in emoji.QUESTIONS:  # English first: it keeps a name that two languages share
+        for pair in emoji.all_pairs():
+            prompt = f"{pair.names[language]}, {emoji.STYLES[pair.style]} style"
+            named.setdefault(prompt.casefold(), (pair, language))
+    return named
+
+
+def _judge_emoji(pair: emoji.Pair, drawing: Image.Image) -> Judgement:
+    rows, candidates = _gallery(pair.style)
+    size = to_rgb(drawing).resize((IMAGE_SIZE, IMAGE_SIZE))
+    distances = squared_distances(pooled([size]), candidates)[0]
+    right = rows.index(pair.index)
+    others = np.delete(distances, right)
+    scores = {"exact": float(distances[right] <= others.min()), "likeness": float((others > distances[right]).mean())}
+    return scores, f"nearest of the style: {emoji.all_pairs()[rows[int(distances.argmin())]].names['en']}"
+
+
+@cache
+def _gallery(style: str) -> tuple[list[int], np.ndarray]:
+    rows = [pair.index for pair in emoji.all_pairs() if pair.style == style]
+    return rows, pooled(emoji.pictures()[rows])

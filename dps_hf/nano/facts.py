@@ -1,0 +1,57 @@
+"""Countries and their capitals: something to know by heart."""
+
+import csv
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+
+from dps_hf.data.record import Record, pick, record
+from dps_hf.nano.splits import check_split
+from dps_hf.nano.wording import LANGUAGES
+
+
+FORWARD = {
+    "en": ("What is the capital of {}?", "Which city is the capital of {}?", "Name the capital of {}."),
+    "de": ("Hauptstadt von diesem Land: {}?", "Wie heißt die Hauptstadt? Das Land: {}."),
+    "es": ("¿Cuál es la capital de {}?", "Di la capital de {}."),
+    "zh": ("{}的首都是哪里？", "{}的首都叫什么？"),
+}
+BACKWARD = {
+    "en": ("{} is the capital of which country?", "Which country has the capital {}?"),
+    "de": ("Von welchem Land ist {} die Hauptstadt?",),
+    "es": ("¿De qué país es capital {}?",),
+    "zh": ("{}是哪个国家的首都？",),
+}
+
+
+@cache
+def capitals(language: str = "en") -> dict[str, str]:
+    """Country to capital: the members and observer states of the United Nations; of several capitals, one.
+
+    Raises:
+        ValueError: a language other than those of `LANGUAGES`.
+    """
+    if language not in LANGUAGES:
+        raise ValueError(f"language must be one of {', '.join(LANGUAGES)}; got {language!r}.")
+    text = files("dps_hf.nano").joinpath("files/capitals.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines(), delimiter=";")
+    return {row[f"country_{language}"]: row[f"capital_{language}"] for row in rows}
+
+
+def facts(rng: np.random.Generator, split: str) -> Record:
+    """ "What is the capital of France?" "Paris.", and in 1 of 3 records the other way round; 6 in 10 are English.
+
+    Facts are learnt by heart, so nothing is held out: `split` changes nothing.
+    """
+    check_split(split)
+    language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
+    country, capital = pick(rng, tuple(capitals(language).items()))
+    if rng.random() < 2 / 3:
+        return record("facts", [pick(rng, FORWARD[language]).format(country)], [sentence(capital)])
+    return record("facts", [pick(rng, BACKWARD[language]).format(capital)], [sentence(country)])
+
+
+def sentence(name: str) -> str:
+    """ "Paris.", "The Bahamas."."""
+    return name[0].upper() + name[1:].rstrip(".") + "."

@@ -1,0 +1,55 @@
+"""Change a picture as told: a picture in, "make the red circle blue", a picture out."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from dps_hf.data.record import Record, pick, record
+from dps_hf.nano.scenes import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    has_unseen_count,
+    has_unseen_pair,
+    held_out,
+    render,
+    sample_split,
+)
+from dps_hf.nano.wording import article, kind, places
+
+
+def scenes_edit(rng: np.random.Generator, split: str) -> Record:
+    """One thing gets another colour, another shape, or goes; all the others stay where they are.
+
+    The worked steps say what stands where in the end.
+    """
+    before, instruction, after = edit(rng, split)
+    return record("scenes_edit", [render(before), instruction], [render(after)], steps=places(after))
+
+
+def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:
+    """The scene before, the instruction, the scene after. Training sees no held-out scene after an edit, either."""
+    while True:
+        scene = sample_split(rng, split, int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2))), tidy=True)
+        index = int(rng.integers(len(scene.things)))
+        thing = scene.things[index]
+        if sum(kind(t, False) == kind(thing, False) for t in scene.things) > 1:
+            continue  # "the red circle" must mean one circle
+        name = f"the {thing.colour} {thing.shape}"
+        form = pick(rng, ("colour", "shape", "remove") if len(scene.things) > 1 else ("colour", "shape"))
+        things = list(scene.things)
+        if form == "remove":
+            del things[index]
+            instruction = f"Remove {name}."
+        elif form == "colour":
+            colour = pick(rng, [c for c in COLOURS if c != thing.colour])
+            things[index] = replace(thing, colour=colour)
+            instruction = f"Make {name} {colour}."
+        else:
+            shape = pick(rng, [s for s in SHAPES if s != thing.shape])
+            things[index] = replace(thing, shape=shape)
+            instruction = f"Turn {name} into {article(shape)}."
+        after = replace(scene, things=tuple(things))
+        kept_out = has_unseen_pair(after) or has_unseen_count(after) or (split == "train" and held_out(after))
+        if not kept_out:
+            return scene, instruction, after

@@ -1,0 +1,15 @@
+"""Describe a scene."""
+
+import numpy as np
+
+from dps_hf.data.record import Record, pick, record
+from dps_hf.nano.scenes import HALF_WHITE, render, sample_split
+from dps_hf.nano.wording import DESCRIBE, LANGUAGES, caption
+
+
+def scenes_i2t(rng: np.random.Generator, split: str) -> Record:
+    """Describe the picture, in the language of the question; half of the grounds are white."""
+    scene = sample_split(rng, split, grounds=HALF_WHITE)
+    language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
+    question = pick(rng, DESCRIBE[language][:-1])
+    return record("scenes_i2t", [render(scene), question], [caption(scene, language=language)])

@@ -1,0 +1,129 @@
+"""Draw what the words say: things, how many of them, where; the worked steps are a plan."""
+
+from collections import Counter
+
+import numpy as np
+
+from dps_hf.data.record import Record, pick, record
+from dps_hf.nano.scenes import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    held_out,
+    render,
+    shows,
+)
+from dps_hf.nano.splits import check_split, check_unseen, one_in
+from dps_hf.nano.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, kind, places, say
+
+
+# Where things are drawn: column and row out of 0, 1 and 2, by how many there are, in the order of the prompt.
+PLACES = {
+    1: ((1, 1),),
+    2: ((0, 1), (2, 1)),
+    3: ((0, 0), (1, 2), (2, 0)),
+    4: ((0, 0), (0, 2), (2, 0), (2, 2)),
+}
+UPRIGHT = ((1, 0), (1, 2))  # the upper and the lower of two
+CENTRES = {"small": (16, 32, 48), "big": (12, 28, 52)}  # pixels; boxes begin and end at multiples of 8
+
+
+def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
+    """A prompt and its drawing. Half of the prompts name no sizes, as people often don't; half of them are English."""
+    form = pick(rng, ("things", "things", "counting", "position", "position"))
+    language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
+    sizes = bool(rng.random() < 0.5)
+    scene, prompt = prompted(rng, split, form, language, sizes)
+    if rng.random() < 0.4:
+        prompt = pick(rng, DRAW[language][:-1]).format(prompt)
+    return record("scenes_t2i", [prompt], [render(scene)], steps=places(scene))
+
+
+def prompted(
+    rng: np.random.Generator,
+    split: str,
+    form: str,
+    language: str = "en",
+    sizes: bool = False,
+    count: int | None = None,
+    unseen: str | None = None,
+) -> tuple[Scene, str]:
+    """A scene and the words for it; those of "validation" ask for what training never asks for in any language.
+
+    Args:
+        form: "things" (a list), "counting" (two to four alike) or "position" (two things and how they stand).
+        count: things in the scene; by default mostly one in a list, two to four when counting.
+        unseen: "pair" or "count", for validation: exactly this of the two occurs; by default neither does.
+
+    Raises:
+        ValueError: an unknown split, or something unseen that is unknown or asked for in training.
+    """
+    check_split(split)
+    check_unseen(unseen, split)
+    while True:
+        wish = _wish(rng, form, sizes, count)
+        scene = layout(wish)
+        if not shows(scene, unseen):
+            continue
+        if split == "train" and held_out(scene):
+            continue  # a picture that is kept for reading
+        if unseen or held_out_wish(wish) == (split == "validation"):
+            return scene, say(wish, language)
+
+
+def _wish(rng: np.random.Generator, form: str, sizes: bool, count: int | None) -> Wish:
+    def any_kind() -> Kind:
+        return (pick(rng, tuple(SIZES)) if sizes else None, pick(rng, tuple(COLOURS)), pick(rng, SHAPES))
+
+    if form == "position":
+        one, other = any_kind(), any_kind()
+        while other[1:] == one[1:]:  # "a red star left of a red star" tells nothing
+            other = any_kind()
+        return Wish(Counter((one, other)), (one, pick(rng, tuple(RELATIONS)), other))
+    if form == "counting":
+        return Wish(Counter({any_kind(): count or int(rng.integers(2, MOST + 1))}))
+    # Most lists hold one thing: there a word has one place to show, which is how it is learned.
+    number = count or int(rng.choice((1, 2, 3, 4), p=(0.5, 0.3, 0.12, 0.08)))
+    return Wish(Counter(any_kind() for _ in range(number)))
+
+
+def layout(wish: Wish) -> Scene:
+    """The one picture of a wish: things in the order of the words, left to right or as they say, big if unsaid.
+
+    A small model that may put a thing anywhere spends itself on where; this one learns what the words mean.
+    """
+    kinds, places = list(wish.kinds.elements()), PLACES[wish.kinds.total()]
+    if wish.relation:
+        one, relation, other = wish.relation
+        kinds = [one, other] if relation in ("left of", "above") else [other, one]
+        places = UPRIGHT if relation in ("above", "below") else places
+    things = []
+    for (size, colour, shape), (column, row) in zip(kinds, places, strict=True):
+        centres = CENTRES[size or "big"]
+        things.append(Thing(shape, colour, size or "big", centres[column], centres[row]))
+    return Scene(tuple(things))
+
+
+def drawn_in_training(scene: Scene) -> bool:
+    """Whether training asks for this very picture in any words: "a red circle" may be held out, "a big red circle" is the same."""
+    if held_out(scene) or not shows(scene, None):
+        return False
+    wishes = []
+    for sizes in (True, False):
+        kinds = [kind(thing, sizes) for thing in scene.things]
+        wishes.append(Wish(Counter(kinds)))
+        if len(kinds) == 2 and kinds[0][1:] != kinds[1][1:]:  # as `_wish` asks how two things stand
+            wishes += [Wish(Counter(kinds), (kinds[0], relation, kinds[1])) for relation in RELATIONS]
+    # How two things stand is one wish, whichever is named first.
+    return any(layout(wish) == scene and not held_out_wish(wish) for wish in wishes)
+
+
+def held_out_wish(wish: Wish) -> bool:
+    """Whether training never asks for this, in whichever words and order: 1 wish in 10."""
+    relation = wish.relation
+    if relation and relation[1] in ("right of", "below"):
+        mirrored = {"right of": "left of", "below": "above"}[relation[1]]
+        relation = relation[2], mirrored, relation[0]
+    return one_in(10, repr((sorted(wish.kinds.items(), key=repr), relation)))

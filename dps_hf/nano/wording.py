@@ -1,0 +1,314 @@
+"""Scenes in words, in four languages, and words back into scenes."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from dps_hf.nano.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
+
+
+Kind = tuple[str | None, str, str]
+"""Size (None: unsaid), colour, shape."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a prompt asks for, in whichever words: `relation` says how one of two things stands to the other."""
+
+    kinds: Counter[Kind]
+    relation: tuple[Kind, str, Kind] | None = None
+
+
+LANGUAGES = ("en", "de", "es", "zh")
+MOST = 4  # things of a kind for which there is a word
+
+DESCRIBE = {
+    "en": (
+        "Describe the picture.", "What do you see?", "What is in the picture?", "Describe what you see.",
+        "What is drawn here?", "Tell me what you see.", "What does the picture show?",
+    ),
+    "de": (
+        "Beschreibe das Bild.", "Was siehst du?", "Was zeigt das Bild?", "Was ist hier zu sehen?",
+        "Beschreibe, was du siehst.", "Was erkennst du auf dem Bild?", "Welche Dinge sind das?",
+        "Was ist hier abgebildet?", "Was ist zu sehen?", "Was siehst du auf dem Bild?", "Was ist auf dem Bild?",
+    ),
+    "es": (
+        "Describe la imagen.", "¿Qué ves?", "¿Qué muestra la imagen?", "¿Qué se ve aquí?", "Describe lo que ves.",
+        "¿Qué cosas hay aquí?", "¿Qué hay en la imagen?",
+    ),
+    "zh": (
+        "描述这张图片。", "你看到了什么？", "图片显示了什么？", "请描述图片。", "描述你看到的东西。", "这张图画了什么？",
+        "图上能看到什么？", "图片里有什么？",
+    ),
+}  # fmt: skip
+DRAW = {
+    "en": (
+        "{}", "Draw {}.", "Draw me {}.", "A picture of {}.", "An image of {}.", "Please draw {}.", "Can you draw {}?",
+        "I want to see {}.", "Show me {}.", "A picture: {}.",
+    ),
+    "de": (
+        "{}", "Ein Bild: {}.", "Bitte zeichnen: {}.", "Zeichne dies: {}.", "Ich möchte ein Bild: {}.",
+        "Kannst du das zeichnen: {}?", "Das will ich sehen: {}.", "Mal mir das: {}.", "Mach mir ein Bild: {}.",
+        "Zeig mir das: {}.",
+    ),
+    "es": (
+        "{}", "Dibuja {}.", "Dibújame {}.", "Una imagen de {}.", "Por favor, dibuja {}.", "¿Puedes dibujar {}?",
+        "Quiero ver {}.", "Muéstrame {}.",
+    ),
+    "zh": (
+        "{}", "画{}。", "请画{}。", "帮我画{}。", "给我画{}。", "一张图片：{}。", "你能画{}吗？", "我想看{}。", "请给我{}。",
+        "给我看{}。",
+    ),
+}  # fmt: skip
+"""Ways of asking; of these and of `DESCRIBE`, the last of each language never occurs in training."""
+
+_SHAPES = {
+    # singular, plural, gender
+    "de": {
+        "circle": ("Kreis", "Kreise", "m"),
+        "square": ("Quadrat", "Quadrate", "n"),
+        "triangle": ("Dreieck", "Dreiecke", "n"),
+        "star": ("Stern", "Sterne", "m"),
+        "cross": ("Kreuz", "Kreuze", "n"),
+        "heart": ("Herz", "Herzen", "n"),
+        "diamond": ("Karo", "Karos", "n"),
+    },
+    "es": {
+        "circle": ("círculo", "círculos", "m"),
+        "square": ("cuadrado", "cuadrados", "m"),
+        "triangle": ("triángulo", "triángulos", "m"),
+        "star": ("estrella", "estrellas", "f"),
+        "cross": ("cruz", "cruces", "f"),
+        "heart": ("corazón", "corazones", "m"),
+        "diamond": ("rombo", "rombos", "m"),
+    },
+}
+_CHINESE_SHAPES = dict(zip(SHAPES, ("圆形", "正方形", "三角形", "星形", "十字", "心形", "菱形"), strict=True))
+_ADJECTIVES = {
+    "de": {
+        **dict(
+            zip(
+                COLOURS,
+                ("rot", "grün", "blau", "gelb", "orangefarben", "violett", "rosafarben", "schwarz"),
+                strict=True,
+            )
+        ),
+        **dict(zip(SIZES, ("klein", "groß"), strict=True)),
+    },
+    "es": {
+        **dict(zip(COLOURS, ("rojo", "verde", "azul", "amarillo", "naranja", "morado", "rosa", "negro"), strict=True)),
+        **dict(zip(SIZES, ("pequeño", "grande"), strict=True)),
+    },
+    "zh": {
+        **dict(zip(COLOURS, ("红色", "绿色", "蓝色", "黄色", "橙色", "紫色", "粉色", "黑色"), strict=True)),
+        **dict(zip(SIZES, "小大", strict=True)),
+    },
+}
+_NUMBERS = {
+    "en": ("two", "three", "four"),
+    "de": ("zwei", "drei", "vier"),
+    "es": ("dos", "tres", "cuatro"),
+    "zh": ("一个", "两个", "三个", "四个"),
+}
+_COMMA = {"en": ", ", "de": ", ", "es": ", ", "zh": "、"}
+_AND = {"en": " and ", "de": " und ", "es": " y ", "zh": "和"}
+
+RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+"""Relation of one thing to another, and in which direction it lies from there, in pixels to the right and downwards."""
+
+_RELATE = {
+    "en": {relation: f"{{}} {relation} {{}}" for relation in RELATIONS},
+    "de": {
+        "left of": "links {}, rechts {}",
+        "right of": "rechts {}, links {}",
+        "above": "oben {}, unten {}",
+        "below": "unten {}, oben {}",
+    },
+    "es": {
+        "left of": "{} a la izquierda de {}",
+        "right of": "{} a la derecha de {}",
+        "above": "{} encima de {}",
+        "below": "{} debajo de {}",
+    },
+    "zh": {
+        "left of": "{}在{}的左边",
+        "right of": "{}在{}的右边",
+        "above": "{}在{}的上面",
+        "below": "{}在{}的下面",
+    },
+}
+
+
+def phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
+    """ "two small red circles", "zwei kleine rote Kreise", "dos círculos rojos pequeños", "两个红色的小圆形"."""
+    size, colour, shape = kind
+    if language == "en":
+        words = " ".join(word for word in kind if word)
+        return article(words) if number == 1 else f"{_NUMBERS['en'][number - 2]} {plural(words)}"
+    adjectives = _ADJECTIVES[language]
+    if language == "zh":
+        return f"{_NUMBERS['zh'][number - 1]}{adjectives[colour]}的{adjectives[size] if size else ''}{_CHINESE_SHAPES[shape]}"
+    singular, several, gender = _SHAPES[language][shape]
+    noun = singular if number == 1 else several
+    if language == "de":
+        ending = "e" if number > 1 else {"m": "er", "n": "es"}[gender]
+        words = " ".join(adjectives[word] + ending for word in (size, colour) if word)
+        return f"{'ein' if number == 1 else _NUMBERS['de'][number - 2]} {words} {noun}"
+    words = " ".join(_spanish(adjectives[word], gender, number) for word in (colour, size) if word)
+    one = "un" if gender == "m" else "una"
+    return f"{one if number == 1 else _NUMBERS['es'][number - 2]} {noun} {words}"
+
+
+def _spanish(adjective: str, gender: str, number: int) -> str:
+    if adjective in ("naranja", "rosa"):  # names of things, which stay as they are
+        return adjective
+    if adjective.endswith("o") and gender == "f":
+        adjective = adjective[:-1] + "a"
+    return adjective + ("" if number == 1 else "s" if adjective[-1] in "aeo" else "es")
+
+
+def phrases(kinds: Counter[Kind], language: str = "en") -> str:
+    """Kinds of things and how many of each, in the order of the counter: "a red circle and two blue stars"."""
+    return join([phrase(kind, number, language) for kind, number in kinds.items()], language)
+
+
+def kind(thing: Thing, sizes: bool = True) -> Kind:
+    """What a thing is, wherever it stands; `sizes=False` leaves its size unsaid."""
+    return (thing.size if sizes else None, thing.colour, thing.shape)
+
+
+def in_reading_order(scene: Scene) -> list[Thing]:
+    """Row by row, each from left to right.
+
+    A row is 16 pixels high, as the patches of dps-nano's image encoder are: to name things in order is to go on to the
+    next patch that holds one.
+    """
+    return sorted(scene.things, key=lambda thing: (thing.y // 16, thing.x))
+
+
+def contents(scene: Scene, sizes: bool = True) -> Counter[Kind]:
+    """How many things of each kind there are, in reading order."""
+    return Counter(kind(thing, sizes) for thing in in_reading_order(scene))
+
+
+def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
+    """What is in the picture, as one reads: "a small red circle and two big blue stars"."""
+    return phrases(contents(scene, sizes), language)
+
+
+def place(thing: Thing) -> str:
+    """Where a thing stands: "row 2 column 5". Rows are 8 pixels high, columns as wide; both count from 1."""
+    return f"row {thing.y // 8 + 1} column {thing.x // 8 + 1}"
+
+
+def places(scene: Scene) -> str:
+    """Where each thing stands, in reading order: "row 2 column 5: a small red circle." """
+    return " ".join(f"{place(thing)}: {phrase(kind(thing))}." for thing in in_reading_order(scene))
+
+
+def related(one: Kind, relation: str, other: Kind, language: str = "en") -> str:
+    """ "a red circle left of a blue star", "links ein roter Kreis, rechts ein blauer Stern"."""
+    return _RELATE[language][relation].format(phrase(one, 1, language), phrase(other, 1, language))
+
+
+def say(wish: Wish, language: str = "en") -> str:
+    """The reverse of `parse_wish`."""
+    return related(*wish.relation, language) if wish.relation else phrases(wish.kinds, language)
+
+
+def article(noun: str) -> str:
+    """ "a red circle", "an orange star"."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def plural(noun: str) -> str:
+    """ "crosses", "stars"."""
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
+def join(items: Sequence[str], language: str = "en") -> str:
+    """ "a, b and c"."""
+    if len(items) == 1:
+        return items[0]
+    return f"{_COMMA[language].join(items[:-1])}{_AND[language]}{items[-1]}"
+
+
+@cache
+def _kinds() -> dict[str, tuple[Kind, int]]:
+    """Every phrase of every language, and what it means. No phrase means two things."""
+    return {
+        phrase((size, colour, shape), number, language).casefold(): ((size, colour, shape), number)
+        for language in LANGUAGES
+        for size in (None, *SIZES)
+        for colour in COLOURS
+        for shape in SHAPES
+        for number in range(1, MOST + 1)
+    }
+
+
+_SEPARATORS = re.compile(r", and |、|和|, |,| and | und | y ")
+
+
+def parse_caption(text: str) -> Counter[Kind] | None:
+    """The reverse of `phrases`, whichever the language: how many things of each kind; None if it is no caption.
+
+    Forgives what does not matter: capitals, a full stop, commas for "and", surplus spaces.
+    """
+    kinds: Counter[Kind] = Counter()
+    for item in _SEPARATORS.split(_plain(text).casefold()):
+        if item not in _kinds():
+            return None
+        kind, number = _kinds()[item]
+        kinds[kind] += number
+    return kinds
+
+
+def parse_wish(text: str) -> Wish | None:
+    """What is to be drawn: a caption or how two things stand, in any of the ways of asking; None if it is neither.
+
+    Forgives what `parse_caption` forgives.
+    """
+    wanted = asked_for(text)
+    for sentence, relation in _relations():
+        if match := sentence.fullmatch(wanted):
+            one, other = (_kinds().get(words.casefold()) for words in match.groups())
+            if one and other and one[1] == other[1] == 1:
+                return Wish(Counter([one[0], other[0]]), (one[0], relation, other[0]))
+    kinds = parse_caption(wanted)
+    return None if kinds is None else Wish(kinds)
+
+
+def asked_for(text: str) -> str:
+    """What a prompt asks to draw, without its way of asking: "Please draw a red star." asks for "a red star"."""
+    text = _plain(text)
+    match = _asking().fullmatch(text)
+    return next(filter(None, match.groups())) if match else text
+
+
+def _plain(text: str) -> str:
+    """Without surplus spaces, and without what ends a sentence."""
+    return " ".join(text.split()).rstrip(" .!?。！？")
+
+
+@cache
+def _asking() -> re.Pattern[str]:
+    # The longest first: "Draw me {}." begins as "Draw {}." does.
+    ways = sorted(
+        (_pattern(_plain(way)) for ways in DRAW.values() for way in ways if way != "{}"), key=len, reverse=True
+    )
+    return re.compile("|".join(ways), re.IGNORECASE)
+
+
+@cache
+def _relations() -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple(
+        (re.compile(_pattern(sentence), re.IGNORECASE), relation)
+        for sentences in _RELATE.values()
+        for relation, sentence in sentences.items()
+    )
+
+
+def _pattern(template: str) -> str:
+    return re.escape(template).replace(r"\{\}", "(.+)")

@@ -1,0 +1,1 @@
+"""From records to trained weights: batches, adapters, resuming, curves."""
