@@ -29,6 +29,7 @@ from dps_hf import NANO
 from dps_hf.contact_sheet import Item, Section, page, writable
 from dps_hf.data.record import pick, record
 from dps_hf.evaluation.metrics import name_match
+from dps_hf.files import write_whole
 from dps_hf.inference import ask, decode, load, save_drawing, weights_digest
 from dps_hf.judges.verdict import Case
 from dps_hf.nano.detector import detect, fulfils
@@ -36,8 +37,9 @@ from dps_hf.nano.evaluation import FORMS, Subject, scenes_cot, scenes_t2i
 from dps_hf.nano.facts import FORWARD, capitals, sentence
 from dps_hf.nano.prompts import wishes
 from dps_hf.nano.self_judge import SelfJudge
+from dps_hf.nano.steps import run_script
 from dps_hf.nano.wording import LANGUAGES, parse_wish
-from dps_hf.training.training import keep_settings, run_script, write_whole
+from dps_hf.training.resuming import keep_settings
 
 
 # Student's t for 95 %, by the number of seeds.

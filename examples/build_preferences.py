@@ -26,7 +26,7 @@ from dps_hf.judges.votes import read_votes
 from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.responses import compared, judged, read_prompts, sample, task_prompts, voted
 from dps_hf.preferences.shards import is_finished, is_written, join_parts, sheet, write_part
-from dps_hf.training.training import keep_settings
+from dps_hf.training.resuming import keep_settings
 
 
 @dataclass

@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from trl import TrlParser
 
 from dps_hf import NANO
+from dps_hf.files import write_whole
 from dps_hf.inference import load
-from dps_hf.training.training import keep_settings, write_whole
+from dps_hf.training.resuming import keep_settings
 
 
 FIGURES = {

@@ -20,7 +20,9 @@ from dps_hf.training.adapters import (
     lora_config,
     norm_optimizer,
 )
-from dps_hf.training.training import Curves, SkipUnusedParts, is_finished, train_and_save
+from dps_hf.training.curves import Curves
+from dps_hf.training.processes import SkipUnusedParts
+from dps_hf.training.resuming import is_finished, train_and_save
 
 
 @dataclass

@@ -23,12 +23,12 @@ from transformers import GenerationConfig, HfArgumentParser
 
 from dps_hf import NANO
 from dps_hf.contact_sheet import Item, Section, page, writable
+from dps_hf.files import write_whole
 from dps_hf.inference import load, weights_digest
 from dps_hf.nano import emoji
 from dps_hf.nano.evaluation import FORMS, TASKS, Subject, emoji_prompt
 from dps_hf.nano.scenes import render
 from dps_hf.nano.scenes_edit import edit
-from dps_hf.training.training import write_whole
 
 
 @dataclass

@@ -22,7 +22,7 @@ from trl import TrlParser
 from dps_hf.data.record import record
 from dps_hf.inference import ask, load
 from dps_hf.nano.evaluation import share
-from dps_hf.training.training import keep_settings
+from dps_hf.training.resuming import keep_settings
 
 
 BOXES = ((0, 0, 100, 100), (150, 0, 250, 100), (300, 0, 400, 100))

@@ -16,7 +16,10 @@ from dps_hf.data.guidance import schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.sources import read_records
 from dps_hf.training.adapters import check_four_bit_training, check_trained, load_for_training, lora_config
-from dps_hf.training.training import Curves, KeepTraining, RecordCollator, SkipUnusedParts, is_finished, train_and_save
+from dps_hf.training.collator import KeepTraining, RecordCollator
+from dps_hf.training.curves import Curves
+from dps_hf.training.processes import SkipUnusedParts
+from dps_hf.training.resuming import is_finished, train_and_save
 
 
 @dataclass

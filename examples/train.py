@@ -16,15 +16,11 @@ from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.guidance import Schedule, schedules
 from dps_hf.data.mixture import Mixture
+from dps_hf.training.collator import KeepTraining
+from dps_hf.training.curves import Curves
 from dps_hf.training.packing import DPSTrainer, PackingCollator, ShuffledWords
-from dps_hf.training.training import (
-    Curves,
-    KeepTraining,
-    SkipUnusedParts,
-    fastest_precision,
-    is_finished,
-    train_and_save,
-)
+from dps_hf.training.processes import SkipUnusedParts, fastest_precision
+from dps_hf.training.resuming import is_finished, train_and_save
 
 
 @dataclass

@@ -14,9 +14,12 @@ from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
 
 from dps_hf.data.mixture import Mixture
+from dps_hf.data.pictures import Pictures
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.training.training import Curves, Pictures, fastest_precision, is_finished, train_and_save
+from dps_hf.training.curves import Curves
+from dps_hf.training.processes import fastest_precision
+from dps_hf.training.resuming import is_finished, train_and_save
 
 
 @dataclass

@@ -23,8 +23,12 @@ from torch.nn import functional as F
 from transformers import EvalPrediction, SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
 
+from dps_hf.data.pictures import to_pixels
 from dps_hf.nano import emoji, scenes
-from dps_hf.training.training import Curves, KeepTraining, fastest_precision, is_finished, to_pixels, train_and_save
+from dps_hf.training.collator import KeepTraining
+from dps_hf.training.curves import Curves
+from dps_hf.training.processes import fastest_precision
+from dps_hf.training.resuming import is_finished, train_and_save
 
 
 EMOJI = sorted({pair.codepoints for pair in emoji.pairs("train")})

@@ -18,7 +18,7 @@ from dps_hf.data.record import Message, Record
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.nano import emoji
-from dps_hf.training.training import drawing_encoder, encode_drawings, prompt_and_text
+from dps_hf.training.collator import drawing_encoder, encode_drawings, prompt_and_text
 
 
 ROW = 256  # tokens; attention costs little up to here

@@ -27,7 +27,7 @@ import dps_hf.judges.resolve
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.training.adapters import forbid_words, load_for_training
-from dps_hf.training.training import last_checkpoint
+from dps_hf.training.resuming import last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]

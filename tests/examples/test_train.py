@@ -16,7 +16,7 @@ from two_processes import launch
 
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.training.training import last_checkpoint
+from dps_hf.training.resuming import last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]

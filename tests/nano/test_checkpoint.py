@@ -8,7 +8,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import dps_hf
 from dps_hf.data.mixture import Mixture
-from dps_hf.training.training import Pictures
+from dps_hf.data.pictures import Pictures
 
 
 FOLDER = Path(dps_hf.NANO)

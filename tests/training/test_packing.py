@@ -14,6 +14,7 @@ from transformers import JanusVQVAEConfig, TrainingArguments
 from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
 from dps_hf.inference import encode
+from dps_hf.training.collator import RecordCollator
 from dps_hf.training.packing import (
     BLOCK,
     ROW,
@@ -26,7 +27,6 @@ from dps_hf.training.packing import (
     name_alignment_loss,
     packed_loss,
 )
-from dps_hf.training.training import RecordCollator
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))

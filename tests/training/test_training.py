@@ -18,24 +18,17 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from two_processes import run_on_two
 
 from dps_hf.data.guidance import guide
+from dps_hf.data.pictures import Pictures
 from dps_hf.data.record import record
 from dps_hf.inference import encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.training import training
+from dps_hf.nano.steps import run_script
+from dps_hf.training import curves as curves_module
+from dps_hf.training.collator import RecordCollator, encode_drawings
+from dps_hf.training.curves import Curves, plot_curves
 from dps_hf.training.packing import PackingCollator
-from dps_hf.training.training import (
-    Curves,
-    Pictures,
-    RecordCollator,
-    SkipUnusedParts,
-    encode_drawings,
-    fastest_precision,
-    is_finished,
-    last_checkpoint,
-    plot_curves,
-    resumed,
-    run_script,
-)
+from dps_hf.training.processes import SkipUnusedParts, fastest_precision
+from dps_hf.training.resuming import is_finished, last_checkpoint, resumed
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -48,7 +41,7 @@ def collate(tiny_model, tiny_processor):
 
 def test_curves_are_drawn_once_after_an_evaluation_of_several_sets(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(training, "plot_curves", lambda log, path: drawn.append(path))
+    monkeypatch.setattr(curves_module, "plot_curves", lambda log, path: drawn.append(path))
     arguments, state, control = TrainingArguments(str(tmp_path), report_to="none"), TrainerState(), TrainerControl()
     curves = Curves()
     for _ in range(3):
@@ -83,7 +76,7 @@ def test_a_script_ends_when_whoever_ran_it_is_killed(tmp_path):
         f"import os, time\nopen({str(tmp_path / 'id')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     )
     parent.write_text(
-        f"from dps_hf.training.training import run_script\nif __name__ == '__main__':\n    run_script({str(script)!r})\n"
+        f"from dps_hf.nano.steps import run_script\nif __name__ == '__main__':\n    run_script({str(script)!r})\n"
     )
     process = subprocess.Popen([sys.executable, parent])
     wait_until(lambda: (tmp_path / "id").exists() and (tmp_path / "id").read_text())
