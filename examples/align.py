@@ -245,7 +245,11 @@ def asked_to_draw(script: ScriptArguments, seed: int, number: int = 0) -> dict:
 def asked_to_answer(script: ScriptArguments, seed: int, number: int) -> dict:
     """Fields for a step: the questions of a round, as training asks them, to be thought about."""
     # A seed for each round of each run: it chooses the questions.
-    fields = {"tasks": {"scenes_cot": 1}, "think": ["scenes_cot"], "num_prompts": script.num_questions}
+    fields = {
+        "tasks": {"dps_hf.nano.tasks.scenes_cot": 1},
+        "think": ["scenes_cot"],
+        "num_prompts": script.num_questions,
+    }
     return {**fields, "seed": 1 + seed + 1000 * number}
 
 
@@ -387,7 +391,7 @@ def instruction_tuning(script: ScriptArguments, seed: int) -> Figures:
             folder = script.work / "instruction_tuning" / f"seed-{seed}" / f"{name}-{percent}"
             fields = {"model_name_or_path": script.model, "output_dir": str(folder / "sft"), "eval_strategy": "no"}
             fields |= {
-                "tasks": {"scenes_cot": 1},
+                "tasks": {"dps_hf.nano.tasks.scenes_cot": 1},
                 "guidance": {"scenes_cot": levels},
                 "seed": seed,
                 **{"max_steps": 100, "per_device_train_batch_size": 16, **script.questions},

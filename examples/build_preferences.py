@@ -53,7 +53,7 @@ class ScriptArguments:
 
     output: Path
     model: str = NANO
-    tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})
+    tasks: dict = field(default_factory=lambda: {"dps_hf.nano.tasks.scenes_t2i": 1})
     think: list[str] = field(default_factory=list)
     prompts: Path | None = None
     num_prompts: int = 1000

@@ -50,7 +50,7 @@ class ScriptArguments:
         it alone.
     """
 
-    tasks: dict = field(default_factory=lambda: {"scenes_t2i": 1})
+    tasks: dict = field(default_factory=lambda: {"dps_hf.nano.tasks.scenes_t2i": 1})
     prompts: Path | None = None
     num_prompts: int = 1000
     judge: str = field(default="exact", metadata={"choices": JUDGES})

@@ -15,8 +15,8 @@ import torch
 from peft import PeftConfig
 from trl import ModelConfig, TrlParser
 
+from dps_hf.merging import load_adapter, merge
 from dps_hf.training.adapters import load_for_training
-from dps_hf.training.merging import load_adapter, merge
 
 
 @dataclass

@@ -15,7 +15,7 @@ from trl import TrlParser
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.guidance import Schedule, schedules
-from dps_hf.data.mixture import Mixture
+from dps_hf.data.mixture import Mixture, name_of
 from dps_hf.training.collator import KeepTraining
 from dps_hf.training.curves import Curves
 from dps_hf.training.packing import DPSTrainer, PackingCollator, ShuffledWords
@@ -107,14 +107,14 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     guidance = schedules(script.guidance)
     train = Mixture(script.tasks, training.seed, length, guidance=guidance, num_records=script.num_records)
     held_out = {
-        task: Mixture({task: 1}, length=script.evaluation_records, split="validation") for task in script.tasks
+        name_of(task): Mixture({task: 1}, length=script.evaluation_records, split="validation")
+        for task in script.tasks
     }
-    for task in [task for task in held_out if task.endswith("t2i")]:
+    for task in [task for task in script.tasks if task.endswith("t2i")]:
         # Without plans, which would say what the words hide.
-        bare = Mixture(
-            {task: 1}, length=script.evaluation_records, split="validation", guidance={task: Schedule({"none": 1})}
-        )
-        held_out |= {task: bare, f"{task}_shuffled_words": ShuffledWords(bare)}
+        name, unguided = name_of(task), {name_of(task): Schedule({"none": 1})}
+        bare = Mixture({task: 1}, length=script.evaluation_records, split="validation", guidance=unguided)
+        held_out |= {name: bare, f"{name}_shuffled_words": ShuffledWords(bare)}
 
     # Training
     training.remove_unused_columns = False

@@ -31,8 +31,10 @@ class ScriptArguments:
     model: fields of `DPSImageTokenizerConfig`.
     """
 
-    tasks: dict = field(default_factory=lambda: {"emoji_t2i": 0.85, "scenes_t2i": 0.15})
-    evaluation_tasks: dict = field(default_factory=lambda: {"emoji_t2i": 1.0})
+    tasks: dict = field(
+        default_factory=lambda: {"dps_hf.nano.tasks.emoji_t2i": 0.85, "dps_hf.nano.tasks.scenes_t2i": 0.15}
+    )
+    evaluation_tasks: dict = field(default_factory=lambda: {"dps_hf.nano.tasks.emoji_t2i": 1.0})
     num_evaluation_pictures: int = 500
     model: dict = field(default_factory=dict)
 

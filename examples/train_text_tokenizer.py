@@ -16,7 +16,14 @@ from dps_hf.nano import emoji
 
 
 TEXT_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TASKS = {"scenes_t2i": 1, "scenes_palette": 0.3, "scenes_i2t": 1, "scenes_cot": 1, "scenes_edit": 0.5, "facts": 2}
+TASKS = {
+    "dps_hf.nano.tasks.scenes_t2i": 1,
+    "dps_hf.nano.tasks.scenes_palette": 0.3,
+    "dps_hf.nano.tasks.scenes_i2t": 1,
+    "dps_hf.nano.tasks.scenes_cot": 1,
+    "dps_hf.nano.tasks.scenes_edit": 0.5,
+    "dps_hf.nano.tasks.facts": 2,
+}
 IMAGE_SPECIAL = ["<image>", "<begin_of_image>", "<end_of_image>"]
 
 

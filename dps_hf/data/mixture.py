@@ -1,18 +1,23 @@
 """A weighted mixture of the tasks that is never written down."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 import numpy as np
 
 from dps_hf.data.guidance import Schedule, guide
 from dps_hf.data.record import Record
-from dps_hf.nano.tasks import TASKS
+from dps_hf.resolve import resolve
 
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
+Task: TypeAlias = Callable[[np.random.Generator, str], Record]
+"""Makes a record of a split, "train" or "validation", out of random numbers."""
+
+
+def name_of(task: str) -> str:
+    """What a task is called in figures and schedules: the last part of its dotted path."""
+    return task.rpartition(".")[2]
 
 
 class Mixture:
@@ -21,17 +26,18 @@ class Mixture:
     So training resumes anywhere, exactly.
 
     Args:
-        weights: task to weight, the tasks being those of `dps_hf.data.TASKS`; weights need not sum to 1.
+        weights: task to weight; weights need not sum to 1. A task is the dotted path of a [`Task`], such as
+            `my_package.my_task`.
         seed: two seeds give two different sequences.
         length: of `len()` and of the sequence protocol. `stream` has no end.
         split: "train" or "validation".
-        guidance: task to how much help its examples give, from index 0 to `length`; by default "steps" in 2 of 3.
+        guidance: name of a task to how much help its examples give, from index 0 to `length`; by default "steps" in 2 of 3.
         block: this many consecutive records share a task, so that a batch of `block` has sequences of similar length.
         num_records: how many of them differ; they come again and again, while guidance goes on changing. By default
             none comes twice.
 
     Raises:
-        ValueError: an unknown task, a negative weight, no positive weight, `block`, `length` or `num_records` below 1,
+        ValueError: an unknown task, two of one name, a negative weight, no positive weight, `block`, `length` or `num_records` below 1,
             unknown split.
     """
 
@@ -46,38 +52,44 @@ class Mixture:
         num_records: int | None = None,
     ) -> None:
         if not isinstance(weights, Mapping):
-            raise ValueError(f"weights must give each task a number, such as {{'scenes_t2i': 1}}; got {weights!r}.")
-        if unknown := sorted(set(weights) - set(TASKS)):
-            raise ValueError(f"weights name unknown task(s) {', '.join(unknown)}. Choose from {', '.join(TASKS)}.")
-        if idle := sorted(set(guidance or {}) - set(weights)):
             raise ValueError(
-                f"guidance names {', '.join(idle)}, which weights do not. Leave it out, or give a weight."
+                f"weights must give each task a number, such as {{'my_package.my_task': 1}}; got {weights!r}."
             )
         for task, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"weights[{task!r}] must be 0 or more and finite; got {weight}.")
         if not any(weights.values()):
             raise ValueError(f"weights must give at least one task more than 0; got {dict(weights)}.")
+        names = [name_of(task) for task in weights]
+        if len({*names}) < len(names):
+            raise ValueError(
+                f"weights must name tasks that are called differently; got {', '.join(weights)}. Rename one."
+            )
+        if idle := sorted(set(guidance or {}) - {*names}):
+            raise ValueError(
+                f"guidance names {', '.join(idle)}, which weights do not. Leave it out, or give a weight."
+            )
         for name, number in (("block", block), ("length", length), ("num_records", num_records)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1; got {number}.")
         if split not in ("train", "validation"):
             raise ValueError(f"split must be 'train' or 'validation'; got {split!r}.")
-        self._guidance = {task: (guidance or {}).get(task) or Schedule() for task in weights}
+        self.tasks: dict[str, Task] = {name_of(task): resolve(task, "weights") for task in weights}
+        self._guidance = {name: (guidance or {}).get(name) or Schedule() for name in names}
         self.weights, self.seed, self.length, self.split, self.block = dict(weights), seed, length, split, block
         self.num_records = num_records
-        self._tasks = [task for task, weight in weights.items() if weight]
-        shares = np.cumsum([weights[task] for task in self._tasks])
+        self._drawn = [name_of(task) for task, weight in weights.items() if weight]
+        shares = np.cumsum([weight for weight in weights.values() if weight])
         self._bounds = shares / shares[-1]
 
     def __len__(self) -> int:
         return self.length
 
     def task(self, index: int) -> str:
-        """Which task the record at `index` belongs to."""
+        """The name of the task that the record at `index` belongs to."""
         # Three numbers: this draw and that of the record must be independent.
         draw = np.random.default_rng([self.seed, self._which(index) // self.block, 0x7A5C]).random()
-        return self._tasks[int(np.searchsorted(self._bounds, draw, side="right"))]
+        return self._drawn[int(np.searchsorted(self._bounds, draw, side="right"))]
 
     def _which(self, index: int) -> int:
         return index % self.num_records if self.num_records else index
@@ -90,19 +102,8 @@ class Mixture:
     def _at(self, index: int) -> Record:
         rng = np.random.default_rng([self.seed, self._which(index)])
         task = self.task(index)
-        return guide(TASKS[task](rng, self.split), self._guidance[task].level(rng, index / self.length), rng)
+        return guide(self.tasks[task](rng, self.split), self._guidance[task].level(rng, index / self.length), rng)
 
     def stream(self, start: int = 0) -> Iterator[Record]:
         """Records `start`, `start + 1`, ... without end."""
         return map(self._at, count(start))
-
-    def as_dataset(self) -> "IterableDataset":
-        """The `length` records as a `datasets.IterableDataset`, as trl's trainers take it."""
-        from datasets import IterableDataset
-
-        return IterableDataset.from_generator(_records, gen_kwargs={"mixture": self})
-
-
-def _records(mixture: Mixture) -> Iterator[Record]:
-    for index in range(len(mixture)):
-        yield mixture[index]

@@ -14,7 +14,7 @@ from datasets import Dataset
 from PIL import Image
 
 from dps_hf.data.guidance import Schedule
-from dps_hf.data.mixture import Mixture
+from dps_hf.data.mixture import Mixture, name_of
 from dps_hf.data.record import Message, Record, pictures_of, validate
 from dps_hf.data.sources import IMAGE_PROCESSOR, open_pictures, read_saved, unopened
 from dps_hf.inference import MAX_NEW_TOKENS, code_rows, drawing_text
@@ -126,7 +126,7 @@ def _pictures_in(*messages: Message) -> int:
 
 def task_prompts(weights: Mapping[str, float], seed: int, think: Iterable[str] = ()) -> Iterator[Prompt]:
     """Questions of tasks as a [`~dps_hf.data.mixture.Mixture`] has them, without help, each only once."""
-    guidance = dict.fromkeys(weights, Schedule({"none": 1}))
+    guidance = dict.fromkeys(map(name_of, weights), Schedule({"none": 1}))
     return prompts_of(Mixture(weights, seed, guidance=guidance).stream(), think)
 
 

@@ -52,7 +52,7 @@ def load(checkpoint: str | Path) -> tuple[DPSForConditionalGeneration, DPSProces
     try:
         from peft import PeftConfig
 
-        from dps_hf.training.merging import load_adapter, merge
+        from dps_hf.merging import load_adapter, merge
     except ImportError as error:
         raise ImportError(
             f"{checkpoint} holds an adapter, and merging it needs peft. Install it with `pip install dps_hf[train]`."

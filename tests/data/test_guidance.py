@@ -102,7 +102,9 @@ def test_bad_schedules_are_named(start, end, complaint):
 
 
 def test_a_mixture_anneals_its_guidance_over_its_length():
-    mixture = Mixture({"scenes_cot": 1}, length=300, guidance={"scenes_cot": Schedule({"steps": 1}, {"none": 1})})
+    mixture = Mixture(
+        {"dps_hf.nano.tasks.scenes_cot": 1}, length=300, guidance={"scenes_cot": Schedule({"steps": 1}, {"none": 1})}
+    )
     thought = ["<think>" in texts(mixture[i])[1] for i in range(300)]
     assert sum(thought[:75]) > 50 and sum(thought[-75:]) < 25
 

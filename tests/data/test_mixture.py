@@ -21,13 +21,13 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_every_task_gives_valid_records_under_its_own_name(task, split):
-    for example in islice(Mixture({task: 1}, split=split).stream(), 5):
+    for example in islice(Mixture({f"dps_hf.nano.tasks.{task}": 1}, split=split).stream(), 5):
         validate(example)
         assert example["task"] == task
 
 
 def test_a_record_depends_on_seed_and_index_alone():
-    weights = {"scenes_t2i": 1, "scenes_cot": 2, "facts": 1}
+    weights = {"dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.scenes_cot": 2, "dps_hf.nano.tasks.facts": 1}
     forwards, again = Mixture(weights, seed=5), Mixture(weights, seed=5, length=50)
     records = [forwards[i] for i in range(20)]
     assert all(same(again[i], records[i]) for i in reversed(range(20)))
@@ -35,20 +35,22 @@ def test_a_record_depends_on_seed_and_index_alone():
 
 
 def test_a_stream_resumes_anywhere():
-    mixture = Mixture({"scenes_t2i": 1, "facts": 1})
+    mixture = Mixture({"dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.facts": 1})
     for i, example in enumerate(islice(mixture.stream(start=1000), 10)):
         assert same(example, mixture[1000 + i])
 
 
 def test_tasks_come_as_often_as_their_weights_say():
-    mixture = Mixture({"scenes_t2i": 3, "facts": 1, "emoji_t2i": 0})
+    mixture = Mixture(
+        {"dps_hf.nano.tasks.scenes_t2i": 3, "dps_hf.nano.tasks.facts": 1, "dps_hf.nano.tasks.emoji_t2i": 0}
+    )
     counts = Counter(mixture.task(i) for i in range(2000))
     assert counts["scenes_t2i"] / 2000 == pytest.approx(0.75, abs=0.04)
     assert counts["facts"] / 2000 == pytest.approx(0.25, abs=0.04)
 
 
 def test_a_block_shares_a_task_but_no_record():
-    mixture = Mixture({"scenes_i2t": 1, "facts": 1}, block=8)
+    mixture = Mixture({"dps_hf.nano.tasks.scenes_i2t": 1, "dps_hf.nano.tasks.facts": 1}, block=8)
     blocks = [{mixture.task(i) for i in range(start, start + 8)} for start in range(0, 160, 8)]
     assert all(len(block) == 1 for block in blocks)
     assert len(set.union(*blocks)) == 2
@@ -58,7 +60,9 @@ def test_a_block_shares_a_task_but_no_record():
 
 def test_few_records_come_again_while_their_guidance_changes():
     guidance = {"scenes_cot": Schedule({"steps": 1}, {"none": 1})}
-    mixture = Mixture({"scenes_cot": 1, "facts": 1}, 0, 20, guidance=guidance, num_records=4)
+    mixture = Mixture(
+        {"dps_hf.nano.tasks.scenes_cot": 1, "dps_hf.nano.tasks.facts": 1}, 0, 20, guidance=guidance, num_records=4
+    )
     for i in range(4):
         passes = [mixture[j] for j in range(i, 20, 4)]
         assert len({(m["task"], str(m["messages"][0]["content"])) for m in passes}) == 1
@@ -69,7 +73,7 @@ def test_few_records_come_again_while_their_guidance_changes():
 
 
 def test_it_is_a_sequence():
-    mixture = Mixture({"facts": 1}, length=3)
+    mixture = Mixture({"dps_hf.nano.tasks.facts": 1}, length=3)
     assert len(mixture) == 3
     assert len(list(mixture)) == 3
     with pytest.raises(IndexError, match=r"index must be in \[0, 3\); got 3"):
@@ -77,31 +81,48 @@ def test_it_is_a_sequence():
 
 
 def test_it_travels_to_worker_processes():
-    mixture = Mixture({"facts": 1, "scenes_i2t": 1}, seed=4)
+    mixture = Mixture({"dps_hf.nano.tasks.facts": 1, "dps_hf.nano.tasks.scenes_i2t": 1}, seed=4)
     assert same(pickle.loads(pickle.dumps(mixture))[7], mixture[7])
 
 
-def test_it_becomes_a_dataset_for_trainers():
-    pytest.importorskip("datasets")
-    mixture = Mixture({"scenes_t2i": 1, "facts": 1}, length=6)
-    examples = list(mixture.as_dataset())
-    assert len(examples) == 6
-    assert all(same(example, mixture[i]) for i, example in enumerate(examples))
-    assert len(list(mixture.as_dataset().skip(4))) == 2
+def test_a_task_may_be_anybodys_function(tmp_path, monkeypatch):
+    (tmp_path / "my_tasks.py").write_text(
+        "from dps_hf.data.record import record\n"
+        "def greet(rng, split):\n"
+        "    return record('greet', ['Hello'], [f'Hello, {split} {rng.integers(100)}.'])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    mixture = Mixture({"my_tasks.greet": 1}, split="validation", guidance={"greet": Schedule({"none": 1})})
+    assert mixture[0]["messages"][1]["content"][0]["text"].startswith("Hello, validation ")
+    assert mixture.task(3) == "greet"
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"weights": {"scenes": 1}}, "unknown task.*scenes.*Choose from scenes_t2i"),
-        ({"weights": {"facts": 1}, "guidance": {"fact": None}}, "guidance names fact, which weights do not"),
-        ({"weights": {"facts": -1}}, r"weights\['facts'\] must be 0 or more.*got -1"),
-        ({"weights": {"facts": np.nan}}, r"weights\['facts'\] must be 0 or more.*got nan"),
-        ({"weights": {"facts": 0}}, "at least one task more than 0"),
+        ({"weights": {"scenes": 1}}, "weights must be the dotted path of a function.*got 'scenes'"),
+        ({"weights": {"dps_hf.nano.tasks.no_such": 1}}, "got 'dps_hf.nano.tasks.no_such'"),
+        ({"weights": {"dps_hf.nano.tasks.facts": 1, "dps_hf.nano.facts.facts": 1}}, "called differently"),
+        (
+            {"weights": {"dps_hf.nano.tasks.facts": 1}, "guidance": {"fact": None}},
+            "guidance names fact, which weights do not",
+        ),
+        (
+            {"weights": {"dps_hf.nano.tasks.facts": -1}},
+            r"weights\['dps_hf.nano.tasks.facts'\] must be 0 or more.*got -1",
+        ),
+        (
+            {"weights": {"dps_hf.nano.tasks.facts": np.nan}},
+            r"weights\['dps_hf.nano.tasks.facts'\] must be 0 or more.*got nan",
+        ),
+        ({"weights": {"dps_hf.nano.tasks.facts": 0}}, "at least one task more than 0"),
         ({"weights": {}}, "at least one task more than 0"),
-        ({"weights": {"facts": 1}, "block": 0}, "block must be at least 1; got 0"),
-        ({"weights": {"facts": 1}, "num_records": 0}, "num_records must be at least 1; got 0"),
-        ({"weights": {"facts": 1}, "split": "test"}, "split must be 'train' or 'validation'; got 'test'"),
+        ({"weights": {"dps_hf.nano.tasks.facts": 1}, "block": 0}, "block must be at least 1; got 0"),
+        ({"weights": {"dps_hf.nano.tasks.facts": 1}, "num_records": 0}, "num_records must be at least 1; got 0"),
+        (
+            {"weights": {"dps_hf.nano.tasks.facts": 1}, "split": "test"},
+            "split must be 'train' or 'validation'; got 'test'",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, complaint):

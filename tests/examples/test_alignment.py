@@ -95,7 +95,10 @@ def train(example, saved_model, tmp_path):
     ) -> Path:
         module = example(f"{name}.py")
         if name == "sft":
-            script = {"tasks": {"scenes_t2i": 1, "scenes_cot": 1}, **(script or {})}
+            script = {
+                "tasks": {"dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.scenes_cot": 1},
+                **(script or {}),
+            }
         fields = {**TRAINING, **(GRPO if name == "grpo" else {}), **training}
         module.main(
             module.ScriptArguments(**(script or {})),
@@ -307,7 +310,7 @@ def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
         return [Verdict({"bright": brightness(case.response)}, "", "j", case.origin) for case in cases]
 
     monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", likes_bright)
-    script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 8, "aspect": "bright"}
+    script = {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 8, "aspect": "bright"}
     output = train("grpo", script=script, max_steps=12, per_device_train_batch_size=16, num_generations=8)
     rewards = losses(output, "reward")
     assert sum(rewards[-3:]) > sum(rewards[:3])
@@ -365,7 +368,7 @@ def test_grpo_stops_where_its_judge_answers_no_more(train, monkeypatch):
     monkeypatch.setattr(dps_hf.judges.resolve, "OpenAIJudge", Server)
     monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", Server())
     with pytest.raises(RuntimeError, match="The judge replies no more"):
-        train("grpo", script={"tasks": {"scenes_t2i": 1}, "num_prompts": 4}, max_steps=1)
+        train("grpo", script={"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 4}, max_steps=1)
 
 
 def test_grpo_quotes_what_the_server_of_its_judge_said_at_last(example):
@@ -396,7 +399,12 @@ def test_grpo_stops_when_its_judge_is_refused_and_the_same_command_goes_on(train
             "progress": False,
             "retries": 1,
         }
-        script = {"tasks": {"scenes_i2t": 1}, "num_prompts": 8, "judge": "openai", "judge_options": options}
+        script = {
+            "tasks": {"dps_hf.nano.tasks.scenes_i2t": 1},
+            "num_prompts": 8,
+            "judge": "openai",
+            "judge_options": options,
+        }
         settings = {"script": script, "max_steps": 3, "save_strategy": "steps", "save_steps": 1}
         server.reply = lambda path, request: whole if len(server.requests) <= answered else refusal
         with pytest.raises(RuntimeError, match=f"HTTP {status}: Insufficient Balance"):
@@ -407,7 +415,7 @@ def test_grpo_stops_when_its_judge_is_refused_and_the_same_command_goes_on(train
 
 
 def test_grpo_needs_a_reward_to_begin_with(train, monkeypatch, tmp_path):
-    script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 4}
+    script = {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 4}
     with pytest.raises(ValueError, match=r"the judge scores .*shape.*, aspect is 'shpe'"):
         train("grpo", script={**script, "aspect": "shpe"}, max_steps=1)
     (tmp_path / "mine.txt").write_text("a cat on a sofa\na dog\n")
@@ -447,7 +455,7 @@ def test_grpo_asks_the_questions_of_a_folder_of_records_and_its_judge_knows_thei
 
 
 def test_grpo_answers_about_pictures(train):
-    output = train("grpo", script={"tasks": {"scenes_i2t": 1}, "num_prompts": 4})
+    output = train("grpo", script={"tasks": {"dps_hf.nano.tasks.scenes_i2t": 1}, "num_prompts": 4})
     assert all(0 <= reward <= 1 for reward in losses(output, "reward"))
 
 
@@ -481,10 +489,15 @@ def test_a_judge_reads_answers_however_trl_gives_them(example, tiny_model, tiny_
 
 
 def test_sft_anneals_its_guidance(train, example, monkeypatch):
-    script = {"guidance": {"scenes_cot": {"start": {"steps": 1}, "end": {"none": 1}}}, "tasks": {"scenes_cot": 1}}
+    script = {
+        "guidance": {"scenes_cot": {"start": {"steps": 1}, "end": {"none": 1}}},
+        "tasks": {"dps_hf.nano.tasks.scenes_cot": 1},
+    }
     seen = []
     sft = example("sft.py")
-    lazily = sft.lazily(sft.Mixture({"scenes_cot": 1}, 0, 40, guidance=sft.schedules(script["guidance"])))
+    lazily = sft.lazily(
+        sft.Mixture({"dps_hf.nano.tasks.scenes_cot": 1}, 0, 40, guidance=sft.schedules(script["guidance"]))
+    )
     seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in lazily]
     assert sum(seen[:10]) > 6 > 4 > sum(seen[-10:])
     curve = losses(train("sft", script=script, max_steps=12, learning_rate=0.02))
@@ -609,7 +622,7 @@ def test_four_bits_on_a_cpu_refuse_what_would_stop_learning(train, data, wide_mo
 
 def fields_of(name: str, data: dict) -> dict:
     """Of a script on short data."""
-    script = {"tasks": {"scenes_t2i": 1}, "num_prompts": 4} if name == "grpo" else {}
+    script = {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 4} if name == "grpo" else {}
     return script if name in ("sft", "grpo") else {"dataset": data["pairs" if name == "dpo" else "unpaired"]}
 
 
@@ -746,7 +759,7 @@ def run(command: list[str], **environment) -> None:
 
 
 FIELDS = {
-    "sft": {"tasks": {"scenes_t2i": 1, "scenes_cot": 1}},
+    "sft": {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.scenes_cot": 1}},
     "dpo": {},
     "kto": {},
     "grpo": {"num_prompts": 8, **GRPO},
@@ -805,7 +818,11 @@ def test_two_processes_train_everything_as_one_does_wherever_the_pictures_are(
     fields = {"model_name_or_path": saved_model, "use_peft": False, "vision_tower": vision_tower, "max_steps": 5}
     fields |= {"per_device_train_batch_size": 2, "learning_rate": 0.003, "weight_decay": 0.1}
     if name == "sft":
-        fields["tasks"] = {"scenes_i2t": 2, "scenes_t2i": 1, "facts": 1}
+        fields["tasks"] = {
+            "dps_hf.nano.tasks.scenes_i2t": 2,
+            "dps_hf.nano.tasks.scenes_t2i": 1,
+            "dps_hf.nano.tasks.facts": 1,
+        }
     else:
         fields |= {"dataset": data["uneven"], "train_sampling_strategy": "sequential"}
     script = str(ROOT / "examples" / f"{name}.py")

@@ -218,7 +218,7 @@ def served(script, monkeypatch):
         fields = {
             "judge": "openai",
             "judge_options": options,
-            "tasks": {"scenes_cot": 1},
+            "tasks": {"dps_hf.nano.tasks.scenes_cot": 1},
             "selection": {"max_length_ratio": 99},
         }
         return script(**{**fields, "generation": {"max_new_tokens": 8}, **arguments})  # fmt: skip
@@ -290,7 +290,7 @@ def judged(script, tmp_path, monkeypatch):
                 "progress": False,
                 "retries": 1,
             }
-            fields = {"judge": "openai", "judge_options": options, "tasks": {"scenes_cot": 1}}
+            fields = {"judge": "openai", "judge_options": options, "tasks": {"dps_hf.nano.tasks.scenes_cot": 1}}
             fields |= {"selection": {"max_length_ratio": 99}, "generation": {"max_new_tokens": 8}}
             return script(output=run.folder / output, **{**fields, **arguments})
 

@@ -63,7 +63,12 @@ def recipe(tmp_path, tiny_tokenizer):
         "text_tokenizer": str(tmp_path / "text"),
         "vision_tower": str(tmp_path / "tower"),
         "image_tokenizer": str(tmp_path / "codes"),
-        "tasks": {"scenes_t2i": 1, "scenes_i2t": 1, "scenes_edit": 1, "facts": 1},
+        "tasks": {
+            "dps_hf.nano.tasks.scenes_t2i": 1,
+            "dps_hf.nano.tasks.scenes_i2t": 1,
+            "dps_hf.nano.tasks.scenes_edit": 1,
+            "dps_hf.nano.tasks.facts": 1,
+        },
         "evaluation_records": 4,
         "prompt_dropout": 0.5,
         **TRAINING,
@@ -175,7 +180,10 @@ def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_train_as_one_does_wherever_the_pictures_are(kind, recipe, tmp_path):
-    fields = {"tasks": {"scenes_i2t": 1, "scenes_t2i": 1, "facts": 2}, "per_device_train_batch_size": 1}
+    fields = {
+        "tasks": {"dps_hf.nano.tasks.scenes_i2t": 1, "dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.facts": 2},
+        "per_device_train_batch_size": 1,
+    }
     fields |= {"alignment_steps": 3, "code_smoothing": 0.1, "prompt_dropout": 0.0, "learning_rate": 0.003}
     run("train.py", recipe("one", **fields, gradient_accumulation_steps=2))
     script = str(ROOT / "examples/train.py")

@@ -56,7 +56,7 @@ def test_it_draws_and_answers(nano):
 @torch.no_grad()
 def test_it_rebuilds_emoji_that_it_never_saw(nano):
     model, _ = nano
-    unseen = Pictures(Mixture({"emoji_t2i": 1}, length=60, split="validation"))
+    unseen = Pictures(Mixture({"dps_hf.nano.tasks.emoji_t2i": 1}, length=60, split="validation"))
     pixels = torch.stack([unseen[i]["pixel_values"] for i in range(60)])
     rebuilt = model.decode_image_tokens(model.encode_image(pixels))
     error = (rebuilt - pixels).square().mean((1, 2, 3))
