@@ -277,7 +277,16 @@ def scenes_t2i_dpo(script: ScriptArguments, seed: int) -> Figures:
 def scenes_t2i_self(script: ScriptArguments, seed: int) -> Figures:
     """The same, judged by the model itself, which says what it sees in its drawings."""
     folder = script.work / "scenes_t2i_self" / f"seed-{seed}"
-    model = in_rounds(script, folder, script.model, seed, script.rounds, asked_to_draw, script.dpo, judge="self")
+    model = in_rounds(
+        script,
+        folder,
+        script.model,
+        seed,
+        script.rounds,
+        asked_to_draw,
+        script.dpo,
+        judge="dps_hf.nano.self_judge.SelfJudge",
+    )
     return before_and_after(script, folder, model, seed, drawn)
 
 

@@ -14,7 +14,7 @@ from dps_hf.nano.facts import capitals
 from dps_hf.nano.scenes import has_unseen_count, has_unseen_pair, held_out, render
 from dps_hf.nano.splits import UNSEEN
 from dps_hf.nano.wording import LANGUAGES
-from dps_hf.preferences.responses import task_prompts
+from dps_hf.preferences.prompts import task_prompts
 
 
 @pytest.fixture
@@ -105,9 +105,13 @@ def test_a_round_goes_on_with_the_model_of_the_one_before_and_with_other_prompts
     files = [Path(fields["prompts"]) for fields in by_name["build_preferences"]]
     one, other = (path.read_text(encoding="utf-8").splitlines() for path in files)
     assert len(one) == len(other) == 20 and one != other
-    align.in_rounds(script, tmp_path / "self", NANO, 0, 2, align.asked_to_draw, {}, judge="self")
+    align.in_rounds(
+        script, tmp_path / "self", NANO, 0, 2, align.asked_to_draw, {}, judge="dps_hf.nano.self_judge.SelfJudge"
+    )
     judged = [fields for name, fields in steps.asked if name == "build_preferences"][2:]
-    assert [Path(fields["prompts"]) for fields in judged] == files and {f["judge"] for f in judged} == {"self"}
+    assert [Path(fields["prompts"]) for fields in judged] == files and {f["judge"] for f in judged} == {
+        "dps_hf.nano.self_judge.SelfJudge"
+    }
 
 
 def test_rounds_end_where_nothing_is_left_to_learn(align, steps, tmp_path):
