@@ -276,7 +276,7 @@ def _conversations(
         return [conversation(text) for text in texts]
     if len(pictures) != len(texts):
         raise ValueError(f"pictures must be as many as {name}; got {len(pictures)} and {len(texts)}. Repeat some.")
-    lists = [seen if isinstance(seen, (list, tuple)) else [seen] for seen in pictures]
+    lists: list[Any] = [seen if isinstance(seen, (list, tuple)) else [seen] for seen in pictures]
     return [conversation(text, seen) for text, seen in zip(texts, lists)]
 
 

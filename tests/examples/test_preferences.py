@@ -18,6 +18,7 @@ from PIL import Image
 from scripted_server import scripted_server
 
 import dps_hf.judges.openai
+import dps_hf.judges.server
 import dps_hf.nano.exact_judge
 from dps_hf.data.record import record
 from dps_hf.judges.openai import OpenAIJudge
@@ -358,7 +359,7 @@ def good(path: str, request: dict) -> tuple[int, dict]:
 def judged(script, tmp_path, monkeypatch):
     """The script with a real judge, and its server: six questions in three parts, three answers each."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(dps_hf.judges.openai, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(dps_hf.judges.server, "BACKOFF_SECONDS", 0.01)
     with scripted_server() as server:
 
         def run(output="out", **arguments):
