@@ -16,8 +16,8 @@ from dps_hf.judges.verdict import Case, Verdict, apply_rewrite, find_control_tok
 class OpenAIJudge(Server):
     """Scores, compares and rewrites responses by a rubric.
 
-    Arguments, counts and errors are those of [`~dps_hf.judges.server.Server`]. A verdict is None if there is no reply, or
-    none that can be read.
+    Arguments, counts and errors are those of [`~dps_hf.judges.server.Server`]. A verdict is None if there is no reply,
+    or none that can be read.
     """
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict | None]:
@@ -37,8 +37,8 @@ class OpenAIJudge(Server):
         """Compares `first[i]` with `second[i]`, in both orders.
 
         Returns:
-            A verdict on each of the two. An aspect's score is 1 if the case is better in both orders, 0 if the other one
-            is, and 0.5 otherwise. None if either order has no reply that can be read.
+            A verdict on each of the two. An aspect's score is 1 if the case is better in both orders, 0 if the other
+            one is, and 0.5 otherwise. None if either order has no reply that can be read.
 
         Raises:
             ValueError: `first[i]` and `second[i]` differ in prompt or pictures.
@@ -67,10 +67,11 @@ class OpenAIJudge(Server):
     def refine(self, cases: Sequence[Case], margin: float = 0.1) -> list[Verdict | None]:
         """Scores each case as `judge(cases)` does, and lets the model criticise and rewrite answers in words.
 
-        A rewrite is judged like any other answer, by a call that does not know where it comes from. If its score is higher
-        than that of the original by at least `margin`, the verdict has it as its `rewrite`, and the critique as its
-        rationale. [`~dps_hf.judges.verdict.apply_rewrite`] makes a case of it; judging that case costs nothing more. A
-        rewrite is not taken if it has control tokens, or if only one of the two, rewrite and answer, begins with thinking.
+        A rewrite is judged like any other answer, by a call that does not know where it comes from. If its score is
+        higher than that of the original by at least `margin`, the verdict has it as its `rewrite`, and the critique as
+        its rationale. [`~dps_hf.judges.verdict.apply_rewrite`] makes a case of it; judging that case costs nothing
+        more. A rewrite is not taken if it has control tokens, or if only one of the two, rewrite and answer, begins
+        with thinking.
 
         Raises:
             ValueError: `margin` is not above 0.

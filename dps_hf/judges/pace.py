@@ -20,7 +20,8 @@ class Call(NamedTuple):
 class Pace:
     """Lets calls of several threads begin, and counts them.
 
-    `turn` guards everything here, and what its users keep beside it. `counts` has calls, tokens and whatever is counted.
+    `turn` guards everything here, and what its users keep beside it. `counts` has calls, tokens and whatever is
+    counted.
 
     Args:
         requests_per_minute: None sets no limit.

@@ -52,7 +52,8 @@ class Rubric:
             self.aspects, self.lowest, self.highest = module.aspects, module.lowest, module.highest
         except (TemplateError, AttributeError) as error:
             raise ValueError(
-                f"The rubric {path} cannot be used: {error}. It must set aspects, lowest and highest; see {shipped.parent}."
+                f"The rubric {path} cannot be used: {error}. It must set aspects, lowest and highest; "
+                f"see {shipped.parent}."
             ) from None
         _check(path, self.aspects, self.lowest, self.highest)
         self.name = path.stem
@@ -113,7 +114,7 @@ class Question:
 
     @property
     def key(self) -> str:
-        """Digest of the judge, the instructions, the texts and the pictures, 64 hex digits; equal questions have equal keys."""
+        """Digest of judge, instructions, texts and pictures, 64 hex digits; equal questions have equal keys."""
         parts = [[label, body if isinstance(body, str) else digest(body)] for label, body in self.parts]
         return hashlib.sha256(json.dumps([self.judge, self.instructions, parts]).encode()).hexdigest()
 
@@ -141,7 +142,7 @@ class Question:
         return {"type": "json_schema", "json_schema": schema}
 
     def read(self, reply: str | Mapping) -> Any:
-        """The fields of the verdict in a reply: a JSON object that has them, with any text around it. None without one.
+        """The fields of the verdict in a reply: a JSON object that has them, whatever is around it. None without one.
 
         Objects in the model's thoughts do not count, nor do objects that also stand in the judged texts, which are
         quotations, in whatever spelling. An object with a repeated key is no verdict. Two different verdicts are none.
@@ -187,9 +188,9 @@ def read_texts(reply: str | Mapping) -> list[str]:
     """The texts of a reply that may hold the verdict, the likeliest first, without empty ones.
 
     Args:
-        reply: a text, or a whole message. Its `content` is a text or a list of blocks; a verdict may also stand in `parsed`
-            or in the arguments of a tool call. Separate thoughts count only if they are one JSON object and there is no
-            other text: some servers take a reply without thoughts for thoughts.
+        reply: a text, or a whole message. Its `content` is a text or a list of blocks; a verdict may also stand in
+            `parsed` or in the arguments of a tool call. Separate thoughts count only if they are one JSON object and
+            there is no other text: some servers take a reply without thoughts for thoughts.
     """
     if isinstance(reply, str):
         return [reply] if reply.strip() else []
@@ -262,8 +263,8 @@ _MARKS = re.compile(
 def _find_answer(reply: str) -> tuple[range, list[tuple[range, Any]]]:
     """The range of the answer after the thoughts, and all JSON objects of the reply.
 
-    The mark that begins the thoughts may be missing, since it may be part of the prompt. After thoughts that do not end
-    there is no answer. Marks inside a JSON object do not count.
+    The mark that begins the thoughts may be missing, since it may be part of the prompt. After thoughts that do not
+    end there is no answer. Marks inside a JSON object do not count.
     """
     found = list(_find_objects(reply))
     starts = [span.start for span, _ in found]

@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 class Server:
     """A model behind a server of the OpenAI chat protocol, which answers questions of a rubric.
 
-    A reply is never asked for again, in this run or a later one, even if it cannot be read. After a fault of the server or
-    the network, and after an empty or cut reply, the question is retried. If all retries fail, the question is counted as
-    "no reply", and the next run asks it again. A question that the server refuses for what it says or shows is counted as
-    "refused". If the server refuses all questions, or answers none any more, that is an error that quotes the server; a
-    test question, which any model answers, tells the two cases apart.
+    A reply is never asked for again, in this run or a later one, even if it cannot be read. After a fault of the
+    server or the network, and after an empty or cut reply, the question is retried. If all retries fail, the question
+    is counted as "no reply", and the next run asks it again. A question that the server refuses for what it says or
+    shows is counted as "refused". If the server refuses all questions, or answers none any more, that is an error that
+    quotes the server; a test question, which any model answers, tells the two cases apart.
 
-    `counts` has the number of calls and tokens, and of each fault. `fault` is what the server said when a question last
-    stayed without a reply; it is empty if the budget was spent.
+    `counts` has the number of calls and tokens, and of each fault. `fault` is what the server said when a question
+    last stayed without a reply; it is empty if the budget was spent.
 
     Args:
         model: name of the model on the server, and of the judge.
@@ -49,9 +49,9 @@ class Server:
         key_variable: environment variable that holds the key. A server given by `base_url` may need none.
         concurrency: number of requests at a time.
         retries: further attempts after a fault, with growing pauses or those that the server asks for.
-        max_calls, max_tokens: what this object may spend, retries included. When it is spent, no call begins any more and
-            the remaining replies are None. A call is expected to take as many tokens as the largest one so far; with
-            `max_tokens`, the first call runs alone. If a server does not count tokens, 3 letters count as one.
+        max_calls, max_tokens: what this object may spend, retries included. When it is spent, no call begins any more
+            and the remaining replies are None. A call is expected to take as many tokens as the largest one so far;
+            with `max_tokens`, the first call runs alone. If a server does not count tokens, 3 letters count as one.
 
     Raises:
         ImportError: openai or pydantic is missing.
@@ -109,7 +109,8 @@ class Server:
         """The fields of each reply, None where there is no reply or it cannot be read.
 
         Raises:
-            RuntimeError: the server refuses all questions, for example because the account is empty, or answers no more.
+            RuntimeError: the server refuses all questions, for example because the account is empty, or answers no
+                more.
             OSError: the cache cannot be written.
         """
         keys = [question.key for question in questions]
@@ -233,7 +234,8 @@ class Server:
         """Closes the open questions before a call that the server did answer: they fail by themselves.
 
         Args:
-            spoken: number of a call that got a completion of any kind. It closes no question whose reply was empty or cut.
+            spoken: number of a call that got a completion of any kind. It closes no question whose reply was empty or
+                cut.
             answered: number of a call that got a reply.
         """
         with self._turn:
@@ -251,7 +253,7 @@ class Server:
             self._open = left
 
     def _test(self) -> None:
-        """Asks a question that any model answers. If that reply is empty or cut too, nothing more is asked in this run.
+        """Asks a question that any model answers. If that reply is empty or cut too, nothing more is asked now.
 
         Raises:
             RuntimeError: the server refuses it, or does not answer it.
@@ -283,7 +285,7 @@ class Server:
 
 
 class _Open(NamedTuple):
-    """A question that was refused, or on which all retries failed. An answer to a call after number `since` closes it."""
+    """A question that was refused, or whose retries all failed. An answer to a call after `since` closes it."""
 
     since: int
     fault: Fault

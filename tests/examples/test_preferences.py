@@ -281,15 +281,16 @@ class Server:
 
     def compare(self, first, second):
         Server.asked += 2 * len(first)
-        return [
-            tuple(Verdict({"a": score}, "", "server", "model") for score in ((1, 0) if a.response > b.response else (0, 1)))
-            for a, b in zip(first, second)
-        ]  # fmt: skip
+
+        def verdicts(won):
+            return tuple(Verdict({"a": score}, "", "server", "model") for score in (float(won), float(not won)))
+
+        return [verdicts(a.response > b.response) for a, b in zip(first, second)]
 
 
 @pytest.fixture
 def served(script, monkeypatch):
-    """The script with that judge, on questions that are answered in words: six prompts in three parts, three answers each."""
+    """The script with that judge, on questions with answers in words: three parts of two prompts, three answers each."""
     monkeypatch.setattr(dps_hf.judges.openai, "OpenAIJudge", Server)
     Server.will_answer = Server.asked = 0
     options = {"model": "judge-1", "rubric": "answer"}
