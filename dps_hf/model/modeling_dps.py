@@ -298,8 +298,7 @@ class DPSModel(DPSPreTrainedModel):
         if tuple(pixel_values.shape[-2:]) != (size, size):
             pixel_values = F.interpolate(pixel_values.float(), size=(size, size), mode="bicubic", antialias=True)
             pixel_values = pixel_values.clamp(-1, 1)
-        with torch.autocast(pixel_values.device.type, enabled=False):  # which would round differently
-            tokens = self.image_tokenizer.encode(pixel_values.to(self.image_tokenizer.dtype)).image_tokens
+        tokens = self.image_tokenizer.encode(pixel_values.to(self.image_tokenizer.dtype)).image_tokens
         return tokens.view(pixel_values.shape[0], -1)
 
     @torch.no_grad()
@@ -330,8 +329,7 @@ class DPSModel(DPSPreTrainedModel):
             image_tokens = (
                 torch.stack([self._last_drawing(row, mask) for row, mask in zip(image_tokens, is_code)]) - start
             )
-        with torch.autocast(image_tokens.device.type, enabled=False):
-            return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
+        return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
 
     def _last_drawing(self, row: torch.Tensor, is_code: torch.Tensor) -> torch.Tensor:
         """The last whole drawing of a row of token ids; one that was cut off is none, nor are codes that a prompt spells."""

@@ -318,16 +318,6 @@ def test_no_cast_changes_a_code(make_model, tiny_model, pictures, cast, wrap):
     assert all(weight.equal(weights[name]) for name, weight in model.model.image_tokenizer.named_parameters())
 
 
-def test_autocast_changes_no_code(make_model):
-    model = make_model()
-    pictures = torch.rand(100, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    codes = model.encode_image(pictures)
-    pixels = model.decode_image_tokens(codes)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model.encode_image(pictures).equal(codes)
-        assert model.decode_image_tokens(codes).equal(pixels)
-
-
 def test_eager_and_sdpa_attention_agree(make_model, mixed_inputs):
     model, logits = make_model(), {}
     for name in ("eager", "sdpa"):
