@@ -72,7 +72,8 @@ bench: $(VENV)/.extra-train ## time generation
 test: $(VENV)/.extra-test ## run the tests; ARGS="-m slow" for the slow ones
 	$(python) -m pytest $(ARGS)
 
-# Of each version its newest patch, in an environment that shares all else with $(VENV), and the library's own tests of a model.
+# Of each version its newest patch, in an environment that shares all else with $(VENV), the library's own tests of a model,
+# and more ways of loading in fewer bits.
 COMPAT ?= 5.19 5.24
 compat_tests := tests/model tests/test_registration.py tests/test_hub.py tests/test_inference.py
 
@@ -81,7 +82,7 @@ $(VENV)/compat-%/.ready: $(VENV)/.extra-test
 	$(python) -m venv --without-pip $(@D)
 	$(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth
-	$(@D)/bin/python -m pip install 'transformers==$*.*'
+	$(@D)/bin/python -m pip install 'transformers==$*.*' 'optimum-quanto<0.3' 'torchao<0.19'
 	$(python) -m pip download --no-deps --no-binary transformers --dest $(@D) \
 		"transformers==$$($(@D)/bin/python -c 'import transformers; print(transformers.__version__)')"
 	tar --extract --gzip --directory $(@D) --strip-components=1 --wildcards --file $(@D)/transformers-*.tar.gz '*/tests'
