@@ -2,26 +2,59 @@
 
 import copy
 import os
-from typing import cast
+from typing import TypeAlias
 
-from transformers import AutoTokenizer, PreTrainedModel
+import torch
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+from transformers import (
+    AddedToken,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    JanusVQVAE,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+from transformers.utils import has_file
 
-from dps_hf.model.components_dps import Component, find_image_tokenizer, liken
-from dps_hf.model.image_tokenizer_dps import FiniteScalarQuantizer
+from dps_hf.model.configuration_dps import GEOMETRIES, TEXT_TOKEN_IDS, DPSConfig
+from dps_hf.model.image_processing_dps import DPSImageProcessor
+from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS, DPSImageTokenizer, FiniteScalarQuantizer
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.model.processing_dps import CHAT_TEMPLATE, DPSProcessor, name_tokens
+
+
+Component: TypeAlias = "str | os.PathLike | PreTrainedModel | PreTrainedConfig"
+
+# The ids of a config, and the tokens that they belong to.
+TOKEN_OF_ID = {
+    "image_code_start_id": DPSProcessor.code_token.format(0),
+    "image_token_id": DPSProcessor.image_token,
+    "boi_token_id": DPSProcessor.boi_token,
+    "eoi_token_id": DPSProcessor.eoi_token,
+}
 
 
 def from_components(
-    text: Component, vision: Component, image_tokenizer: Component, tokenizer=None, row_end: bool = False
+    text: Component, vision: Component, image_tokenizer: Component, tokenizer=None
 ) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
-    """Joins a decoder, an image encoder and an image tokenizer; the connector between them and the new tokens are fresh.
+    """Joins a decoder, an image encoder and an image tokenizer, and makes the processor that belongs to them.
 
-    The arguments are those of [`DPSForConditionalGeneration.from_components`]; a tokenizer that is left out is that of
-    the checkpoint which `text` is or was loaded from.
+    The connector and the embeddings of new tokens are fresh. Each part may be a checkpoint (its weights are taken as
+    they are), a loaded model (which is copied and stays as it is) or a config (fresh weights). All parts but the image
+    tokenizer take the decoder's dtype.
+
+    Args:
+        text: any decoder that `AutoModelForCausalLM` loads, with its head or without.
+        vision: a SigLIP vision model of fixed resolution, or a whole SigLIP.
+        image_tokenizer: a [`DPSImageTokenizer`], a [`~transformers.JanusVQVAE`] or a whole Janus.
+        tokenizer (*optional*): a tokenizer or its checkpoint; it decides which ids the new tokens get. By default the
+            one that was saved with the checkpoint of `text`.
 
     Raises:
-        ValueError: a component of another kind, or no tokenizer to be found.
+        ValueError: a part is of the wrong kind, or there is no tokenizer.
     """
     tokenizer = tokenizer or getattr(text, "name_or_path", text)
     if not tokenizer:
@@ -35,8 +68,151 @@ def from_components(
             raise ValueError(
                 f"tokenizer could not be loaded from {tokenizer!r}: {error} Give a tokenizer, or the path of one."
             ) from error
-    model = DPSForConditionalGeneration.from_components(text, vision, image_tokenizer, tokenizer, row_end)
-    return model, DPSProcessor.from_components(tokenizer, model.config)
+    model = assemble_model(text, vision, image_tokenizer, tokenizer)
+    return model, make_processor(tokenizer, model.config)
+
+
+def assemble_model(
+    text: Component, vision: Component, image_tokenizer: Component, tokenizer=None
+) -> DPSForConditionalGeneration:
+    """As [`from_components`], for the model alone.
+
+    Without a tokenizer, given or saved with `text`, the new tokens follow after all rows of the decoder's embeddings.
+    """
+    text = _load(text_source := text, AutoModelForCausalLM)
+    vision = _find("vision", vision, ("siglip_vision_model", "siglip"), SiglipVisionModel)
+    image_tokenizer = find_image_tokenizer(image_tokenizer)
+    decoder, head = text.base_model, text.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ValueError(f"text must have a head without bias; {type(text).__name__} has one. Choose another decoder.")
+
+    text_config = decoder.config
+    geometry = GEOMETRIES[image_tokenizer.config.model_type](image_tokenizer.config)
+    codebook_size = sum(geometry.codebook_sizes)
+    if tokenizer is None and not isinstance(text_source, PreTrainedConfig):
+        tokenizer = _find_tokenizer(getattr(text_source, "name_or_path", text_source))
+    if tokenizer is None:  # the config's own layout: new tokens come last
+        num_known, ids = text_config.vocab_size, {}
+        text_config.vocab_size += len(("<image>", "<begin_of_image>", "<end_of_image>")) + codebook_size
+    else:
+        is_path = isinstance(tokenizer, (str, os.PathLike))
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer) if is_path else copy.deepcopy(tokenizer)
+        num_known = add_tokens(tokenizer, codebook_size)
+        ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in TOKEN_OF_ID.items()}
+        for name in TEXT_TOKEN_IDS:
+            setattr(text_config, name, getattr(tokenizer, name))
+        # Some decoders have more rows than their tokenizer has tokens.
+        text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+
+    for part in (text_config, vision.config, image_tokenizer.config):
+        part.dtype = text.dtype
+    tied = getattr(text_config, "tie_word_embeddings", False)
+    config = DPSConfig(
+        text_config=text_config,
+        vision_config=vision.config,
+        image_tokenizer_config=image_tokenizer.config,
+        tie_word_embeddings=tied,
+        dtype=text.dtype,
+        **ids,
+    )
+    with torch.device("meta"):
+        model = DPSForConditionalGeneration(config)
+    if type(model.model.language_model) is not type(decoder):
+        raise ValueError(
+            f"text must be a decoder that AutoModel builds; got {type(decoder).__name__}. Choose another."
+        )
+
+    place = {"device": text.device, "dtype": text.dtype}
+    embeddings = copy.deepcopy(decoder.get_input_embeddings())
+    old_weight, vocab_size = embeddings.weight, text_config.vocab_size
+    embeddings.weight = _grow(old_weight, num_known, vocab_size)
+    new_codes = config.image_code_start_id >= num_known or isinstance(text_source, PreTrainedConfig)
+    if new_codes:
+        liken(embeddings.weight, config.image_code_start_id, image_tokenizer)
+    embeddings.num_embeddings, embeddings.padding_idx = vocab_size, text_config.pad_token_id
+    decoder.set_input_embeddings(embeddings)
+    model.model.language_model = decoder
+    model.model.vision_tower = vision.to(**place)
+    # In float32 whatever the rest is in, as `from_pretrained` keeps it too: its codes are rounded numbers.
+    model.model.image_tokenizer = image_tokenizer.to(device=text.device, dtype=torch.float32).requires_grad_(False)
+    model.model.connector = type(model.model.connector)(config).apply(model._init_weights).to(**place)
+    if not tied:
+        model.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False).apply(model._init_weights).to(**place)
+        if head is not None:
+            model.lm_head.weight = _grow(head.weight, num_known, vocab_size)
+        if new_codes:
+            liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
+    model.tie_weights()
+    return model.eval()
+
+
+def make_processor(tokenizer, config: DPSConfig) -> DPSProcessor:
+    """The processor of a config, around a copy of a tokenizer; [`add_tokens`] adds the tokens that it lacks.
+
+    Raises:
+        ValueError: the codes or the special tokens have other ids in the tokenizer than in the config.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = config.text_config.max_position_embeddings  # it warns of longer texts
+    add_tokens(tokenizer, config.codebook_size)
+    for name, token in TOKEN_OF_ID.items():
+        given, known = getattr(config, name), tokenizer.convert_tokens_to_ids(token)
+        if given != known:
+            raise ValueError(
+                f"{name} must be the id of {token}; got {given}, and the tokenizer has {known}. "
+                "Give the tokenizer that the model was assembled with."
+            )
+    image_size = config.vision_config.image_size
+    return DPSProcessor(
+        DPSImageProcessor(size={"height": image_size, "width": image_size}),
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+        grid_size=config.grid_size,
+        num_codes=config.num_codes,
+    )
+
+
+def add_tokens(tokenizer, codebook_size: int) -> int:
+    """Extends a tokenizer in place by the tokens of DPS that it lacks, and sets what ends, pads and lays out a chat.
+
+    Returns:
+        How many tokens it had before; every new one has an id from there on.
+
+    Raises:
+        ValueError: it has some of the codes' tokens already, and not in a row.
+    """
+    known = tokenizer.get_vocab()
+    pad_tokens = (tokenizer.pad_token, "<|endoftext|>", tokenizer.eos_token)
+    specials = [DPSProcessor.image_token, DPSProcessor.boi_token, DPSProcessor.eoi_token]
+    codes = [DPSProcessor.code_token.format(code) for code in range(codebook_size)]
+    # `skip_special_tokens` must drop placeholders, and must not drop thoughts and drawings.
+    plain = ("<think>", "</think>", *codes)
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=token not in plain, normalized=False)
+            for token in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", *specials, *codes)
+            if token not in known
+        ]
+    )
+    if (surplus := DPSProcessor.code_token.format(codebook_size)) in known:
+        raise ValueError(
+            f"The tokenizer has codes for another image tokenizer: {surplus}, and the codebook ends at {codebook_size - 1}. "
+            "Take the tokenizer that was made for this one."
+        )
+    ids = tokenizer.convert_tokens_to_ids(codes)
+    if ids != list(range(ids[0], ids[0] + codebook_size)):
+        raise ValueError(
+            f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer that has none of them."
+        )
+
+    tokenizer.eos_token = "<|im_end|>"
+    # Not the token that ends an answer, where there is another: loss and masks leave padding out.
+    pads = [token for token in pad_tokens if token in known and token != tokenizer.eos_token]
+    tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    name_tokens(tokenizer)
+    return len(known)
 
 
 def replace_image_tokenizer(
@@ -66,8 +242,8 @@ def replace_image_tokenizer(
     model.model.image_tokenizer = found.to(device=old.device, dtype=old.dtype).requires_grad_(False)
     # One table where the two are tied.
     for weight in dict.fromkeys([model.get_input_embeddings().weight, model.get_output_embeddings().weight]):
-        liken(weight, cast(int, model.config.image_code_start_id), found)
-    changed = DPSProcessor.from_components(processor.tokenizer, model.config)
+        liken(weight, model.config.image_code_start_id, found)
+    changed = make_processor(processor.tokenizer, model.config)
     changed.image_processor, changed.chat_template = processor.image_processor, processor.chat_template
     return changed
 
@@ -83,3 +259,83 @@ def same_image_tokenizer(one: PreTrainedModel, other: PreTrainedModel) -> bool:
         and weights.keys() == others.keys()
         and all(weight.to(others[key]).equal(others[key]) for key, weight in weights.items())
     )
+
+
+@torch.no_grad()
+def liken(weight: torch.Tensor, start: int, image_tokenizer: PreTrainedModel) -> None:
+    """Gives codes of similar patches similar rows, so that what is learned of one code holds for its neighbours.
+
+    The rows become random Fourier features of the codes' latents (Rahimi and Recht 2007, section 3): their similarity
+    is a Gaussian kernel, one standard deviation of the latents wide.
+    """
+    known = weight[:start].float()
+    for latents in code_latents(image_tokenizer):
+        latents = (latents - latents.mean(0)) / latents.std(0).clamp(min=1e-6)
+        directions, phases = torch.randn(latents.shape[1], weight.shape[1]), torch.rand(weight.shape[1]) * 2 * torch.pi
+        features = (latents.to(directions.device) @ directions + phases).cos()
+        features = (features - features.mean(0)) / features.std(0)
+        weight[start : start + len(features)] = (features.to(known) * known.std(0) + known.mean(0)).to(weight)
+        start += len(features)
+
+
+def code_latents(image_tokenizer: PreTrainedModel) -> list[torch.Tensor]:
+    """For each codebook the latents of its codes, `(codes, latent channels)`, float32: similar patches have near ones."""
+    if isinstance(image_tokenizer, JanusVQVAE):
+        return [image_tokenizer.quantize.embedding.weight.float()]
+    quantizers = [module for module in image_tokenizer.modules() if isinstance(module, FiniteScalarQuantizer)]
+    return [quantizer.dequantize(torch.arange(quantizer.num_codes)) for quantizer in quantizers]
+
+
+def _find_tokenizer(checkpoint: str | os.PathLike) -> str | os.PathLike | None:
+    """The checkpoint, if a tokenizer was saved with it."""
+    files = ("tokenizer_config.json", "tokenizer.json")
+    try:
+        return checkpoint if checkpoint and any(has_file(checkpoint, name) for name in files) else None
+    except HFValidationError:  # a folder that no longer exists
+        return None
+
+
+def _grow(weight: torch.Tensor, num_known: int, size: int) -> nn.Parameter:
+    """The first `num_known` rows of a table, and new ones after them: `(size, hidden_size)`."""
+    known = weight.detach()[:num_known]
+    # Each dimension has the mean and the spread that it has over the known rows: such vectors are what the layers above
+    # were trained on, and no new token starts likelier than the old ones. The library's own way has next to no spread,
+    # so that all codes would start as one.
+    values = known.float()
+    new = torch.randn(size - len(known), known.shape[1], device=weight.device) * values.std(0) + values.mean(0)
+    return nn.Parameter(torch.cat([known, new.to(known.dtype)]))
+
+
+def find_image_tokenizer(component: Component) -> PreTrainedModel:
+    """
+    Raises:
+        ValueError: it is none.
+    """
+    types = (*IMAGE_TOKENIZERS, "janus")
+    return _find("image_tokenizer", component, types, (DPSImageTokenizer, JanusVQVAE))
+
+
+def _find(name: str, component: Component, model_types: tuple[str, ...], wanted) -> PreTrainedModel:
+    """The module of a wanted class in a component."""
+    config = getattr(component, "config", component)
+    if not isinstance(config, PreTrainedConfig):
+        model_type = PreTrainedConfig.get_config_dict(component)[0].get("model_type")
+    else:
+        model_type = config.model_type
+    if model_type not in model_types:
+        raise ValueError(
+            f"{name} must be of a model type out of {', '.join(model_types)}; got {model_type!r}. Choose another checkpoint"
+            + (", of one fixed resolution (not naflex)." if name == "vision" else ".")
+        )
+    model = _load(component, IMAGE_TOKENIZERS.get(model_type, AutoModel))
+    return next(module for module in model.modules() if isinstance(module, wanted))
+
+
+def _load(component: Component, model_class) -> PreTrainedModel:
+    """A component as a model: a copy of itself, fresh where it is a config, else its checkpoint."""
+    if isinstance(component, PreTrainedModel):
+        return copy.deepcopy(component)
+    if isinstance(component, PreTrainedConfig):
+        make = getattr(model_class, "from_config", None) or model_class._from_config
+        return make(copy.deepcopy(component))
+    return model_class.from_pretrained(component, dtype="auto")

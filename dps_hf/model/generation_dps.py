@@ -30,9 +30,8 @@ class DrawingState:
     """
 
     def __init__(self, config: DPSConfig):
-        self.begin, self.end, self.row_end = config.boi_token_id, config.eoi_token_id, config.row_end_token_id
+        self.begin, self.end, self.num_codes = config.boi_token_id, config.eoi_token_id, config.num_codes
         self.codes = slice(config.image_code_start_id, config.image_code_start_id + config.codebook_size)
-        self.grid_size, self.num_tokens = config.grid_size, config.num_drawing_tokens
 
     def last_begin(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The column of the last begin-of-image of each row, `(batch,)`; -1 where there is none."""
@@ -43,19 +42,11 @@ class DrawingState:
         """How many tokens of a drawing each row has so far, `(batch,)`; -1 outside of drawings."""
         last_begin = self.last_begin(input_ids)
         position = input_ids.shape[1] - 1 - last_begin
-        # Who writes begin-of-image among words has begun none.
+        # Begin-of-image among words begins no drawing.
         drawn = (input_ids >= self.codes.start) & (input_ids < self.codes.stop)
-        if self.row_end is not None:
-            drawn |= input_ids == self.row_end
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
         whole = (drawn | (columns <= last_begin[:, None])).all(dim=1)
-        return torch.where((last_begin >= 0) & (position <= self.num_tokens) & whole, position, -1)
-
-    def ends_row(self, position: torch.Tensor) -> torch.Tensor:
-        """Whether a row-end token is due."""
-        if self.row_end is None:
-            return torch.zeros_like(position, dtype=torch.bool)
-        return (position >= 0) & (position % (self.grid_size + 1) == self.grid_size)
+        return torch.where((last_begin >= 0) & (position <= self.num_codes) & whole, position, -1)
 
 
 class DrawingLogitsProcessor(LogitsProcessor):
@@ -76,9 +67,7 @@ class DrawingLogitsProcessor(LogitsProcessor):
         not_text = scores.new_zeros(scores.shape[-1], dtype=torch.bool)
         not_text[drawing.codes] = True
         not_text[[self.image_token_id, drawing.end]] = True
-        if drawing.row_end is not None:
-            not_text[drawing.row_end] = True
-        fits = self.max_length is None or length + 1 + drawing.num_tokens + 1 <= self.max_length
+        fits = self.max_length is None or length + 1 + drawing.num_codes + 1 <= self.max_length
         not_text[drawing.begin] = not (self.may_draw and fits)
         if not self.may_draw:
             return scores.masked_fill(not_text, float("-inf"))
@@ -90,13 +79,11 @@ class DrawingLogitsProcessor(LogitsProcessor):
 
         position = drawing.position(input_ids)[:, None]
         banned = torch.where(position < 0, not_text, all_but(drawing.codes))
-        banned = torch.where(position == drawing.num_tokens, all_but(drawing.end), banned)
-        if drawing.row_end is not None:
-            banned = torch.where(drawing.ends_row(position), all_but(drawing.row_end), banned)
+        whole = position == drawing.num_codes
+        banned = torch.where(whole, all_but(drawing.end), banned)
         scores = scores.masked_fill(banned, float("-inf"))
         # Where one token alone may follow, no other processor may forbid it, as no_repeat_ngram_size would.
-        only = (position == drawing.num_tokens) | drawing.ends_row(position)
-        return torch.where(only & ~banned & scores.isneginf(), 0.0, scores)
+        return torch.where(whole & ~banned & scores.isneginf(), 0.0, scores)
 
 
 def draw_lots(chances: torch.Tensor) -> torch.Tensor:
@@ -163,7 +150,7 @@ def drawing_sample(
 
     while True:
         position = drawing.position(input_ids)
-        draws = (position >= 0) & (position < drawing.num_tokens) & ~drawing.ends_row(position)
+        draws = (position >= 0) & (position < drawing.num_codes)
         codes_only = not (collect and generation_config.output_logits) and bool(draws.all())
         mask = attention_mask
         if guided:
@@ -308,7 +295,7 @@ class DPSGenerationMixin(GenerationMixin):
         max_length = None
         if mode == "interleaved" and input_ids is not None and input_ids.shape[1]:
             if setting("max_new_tokens") is None and setting("max_length") is None:
-                kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 256
+                kwargs["max_new_tokens"] = self.config.num_codes + 256
             max_new_tokens = setting("max_new_tokens")
             max_length = setting("max_length") if max_new_tokens is None else input_ids.shape[1] + max_new_tokens
             self._check_begun_drawings(input_ids, max_length)
@@ -350,7 +337,7 @@ class DPSGenerationMixin(GenerationMixin):
         """
         state = DrawingState(self.config)
         position = state.position(input_ids)
-        due = int(torch.where(position >= 0, state.num_tokens + 1 - position, 0).max())  # end-of-image included
+        due = int(torch.where(position >= 0, state.num_codes + 1 - position, 0).max())  # end-of-image included
         if (left := max_length - input_ids.shape[1]) < due:
             raise ValueError(
                 f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; got {left}. Set it higher."
@@ -380,7 +367,7 @@ class DPSGenerationMixin(GenerationMixin):
         kwargs["attention_mask"] = mask
         # None also where the model's own generation config sets a value.
         kwargs.update(max_length=None, min_length=None, min_new_tokens=None)
-        kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 1
+        kwargs["max_new_tokens"] = self.config.num_codes + 1
         kwargs["eos_token_id"] = self.config.eoi_token_id
         return input_ids
 

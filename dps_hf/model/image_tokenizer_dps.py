@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_dps import DPSImageTokenizerConfig
-from .library_dps import ModelOutput, PreTrainedModel
+from .library_dps import JanusVQVAE, ModelOutput, PreTrainedModel
 
 
 @dataclass
@@ -220,4 +220,7 @@ class DPSImageTokenizer(PreTrainedModel):
         return pixels if self.training else pixels.clamp(-1, 1)
 
 
-__all__ = ["DPSImageTokenizer", "DPSImageTokenizerOutput"]
+# The classes that an image tokenizer of DPS may have, by model type; each has `encode` and `decode`.
+IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": JanusVQVAE}
+
+__all__ = ["IMAGE_TOKENIZERS", "DPSImageTokenizer", "DPSImageTokenizerOutput"]

@@ -19,14 +19,10 @@ if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 19):
     raise ImportError(_SENTENCE)
 try:
     from huggingface_hub.dataclasses import strict
-    from huggingface_hub.errors import HFValidationError
     from transformers import (
         CONFIG_MAPPING,
-        AddedToken,
         AutoConfig,
         AutoModel,
-        AutoModelForCausalLM,
-        AutoTokenizer,
         BatchFeature,
         GenerationMixin,
         JanusImageProcessorPil,
@@ -50,11 +46,15 @@ try:
         is_valid_image,
         make_flat_list_of_images,
     )
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.modeling_outputs import (
+        BaseModelOutputWithPast,
+        BaseModelOutputWithPooling,
+        CausalLMOutputWithPast,
+    )
     from transformers.models.auto import modeling_auto
     from transformers.processing_utils import MultiModalData, ProcessorMixin, Unpack
     from transformers.quantizers import AutoQuantizationConfig
-    from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, has_file, torch_compilable_check
+    from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
 except ImportError as error:
     raise ImportError(_SENTENCE) from error
 

@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from .configuration_dps import DPSConfig
 from .generation_dps import DPSGenerationMixin
-from .image_tokenizer_dps import DPSImageTokenizer
+from .image_tokenizer_dps import IMAGE_TOKENIZERS
 from .library_dps import (
     ACT2FN,
     CACHE,
     CACHE_NAMES,
     AutoModel,
     AutoQuantizationConfig,
+    BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     Cache,
-    JanusVQVAE,
-    ModelOutput,
+    CausalLMOutputWithPast,
     PreTrainedModel,
     SiglipVisionModel,
     TransformersKwargs,
@@ -35,57 +35,33 @@ from .library_dps import (
 @dataclass
 class DPSImageFeatures(BaseModelOutputWithPooling):
     """
-    last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output
-    pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): what replaces placeholders
-    hidden_states, attentions: those of the tower, where asked for
-    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): one vector a picture, for retrieval: the mean of what
-        replaces placeholders, each made one long
+    last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output.
+    pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): what replaces the placeholders.
+    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): one vector a picture, for retrieval: the mean of the
+        vectors in `pooler_output`, each scaled to length 1.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_embeds: torch.Tensor | None = None
 
 
 @dataclass
-class DPSModelOutputWithPast(ModelOutput):
+class DPSModelOutputWithPast(BaseModelOutputWithPast):
     """
-    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`)
-    cache (`Cache`): `past_key_values` up to transformers 5.23
-    hidden_states, attentions: those of the decoder, where asked for
-    image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output
-    image_outputs ([`DPSImageFeatures`]): all that the tower and the connector gave
+    image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output.
+    image_outputs ([`DPSImageFeatures`]): all outputs of the tower and the connector.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    if CACHE == "cache":
-        cache: Cache | None = None
-    else:
-        past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     image_outputs: DPSImageFeatures | None = None
 
 
 @dataclass
-class DPSCausalLMOutputWithPast(ModelOutput):
+class DPSCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
-    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100
-    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes
-    cache, hidden_states, attentions, image_hidden_states, image_outputs: as in [`DPSModelOutputWithPast`]
+    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes.
+    image_hidden_states, image_outputs: as in [`DPSModelOutputWithPast`].
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    if CACHE == "cache":
-        cache: Cache | None = None
-    else:
-        past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     image_outputs: DPSImageFeatures | None = None
 
@@ -215,9 +191,7 @@ class DPSModel(DPSPreTrainedModel):
         self.connector = DPSConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.decoder_cache = _check_decoder(self.language_model)
-        tokenizer_class = (
-            JanusVQVAE if config.image_tokenizer_config.model_type == "janus_vqgan" else DPSImageTokenizer
-        )
+        tokenizer_class = IMAGE_TOKENIZERS[config.image_tokenizer_config.model_type]
         # Its codes are roundings, which half precision would change: float32 whatever the rest is in.
         self.image_tokenizer = tokenizer_class._from_config(config.image_tokenizer_config, dtype=torch.float32)
         # Its codes are the decoder's vocabulary: training the one would change the meaning of the other.
@@ -459,30 +433,6 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
-
-    @classmethod
-    def from_components(
-        cls, text, vision, image_tokenizer, tokenizer=None, row_end: bool = False
-    ) -> "DPSForConditionalGeneration":
-        """Joins a decoder, an image encoder and an image tokenizer; the connector between them and the new tokens are fresh.
-
-        Each may be a checkpoint (its weights are taken as they are), a loaded model (which is copied and stays as it is)
-        or a config (fresh weights). All but the image tokenizer take the decoder's dtype. `DPSProcessor.from_components` makes the processor.
-
-        Args:
-            text: any decoder with which `AutoModelForCausalLM` works, with its head or without.
-            vision: a SigLIP tower of fixed resolution, or the whole SigLIP.
-            image_tokenizer: a [`DPSImageTokenizer`], a [`~transformers.JanusVQVAE`] or a whole Janus.
-            tokenizer (*optional*): or its checkpoint, if not that of `text`; it decides which ids the new tokens get.
-                Where there is none, they follow after all rows of the decoder's embeddings.
-            row_end: whether drawings end each row of codes with a token of its own.
-
-        Raises:
-            ValueError: a component of another kind.
-        """
-        from .components_dps import assemble
-
-        return assemble(cls, text, vision, image_tokenizer, tokenizer, row_end)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

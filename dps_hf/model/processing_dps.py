@@ -1,6 +1,5 @@
 """Processor of DPS: chats to tensors, and what `generate` returns to text and pictures."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
@@ -8,9 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .configuration_dps import AUTO_MAP, DPSConfig
-from .image_processing_dps import DPSImageProcessor
-from .library_dps import AddedToken, MultiModalData, ProcessorMixin, make_flat_list_of_images
+from .configuration_dps import AUTO_MAP
+from .library_dps import MultiModalData, ProcessorMixin, make_flat_list_of_images
 
 
 # Text a message holds, and a bare placeholder for each picture, whatever its turn. A content may be a plain string.
@@ -51,7 +49,6 @@ class DPSProcessor(ProcessorMixin):
         num_image_tokens (`int`): placeholders that one picture in the prompt takes.
         grid_size (`int`): patches along one side of a drawing.
         num_codes (`int`, *optional*): codes of a drawing; by default one for each patch.
-        row_end (`bool`): whether drawings end each row with `<row_end>`.
 
     `apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)` lets the model think first.
 
@@ -64,7 +61,6 @@ class DPSProcessor(ProcessorMixin):
     image_token = "<image>"
     boi_token = "<begin_of_image>"
     eoi_token = "<end_of_image>"
-    row_end_token = "<row_end>"
     code_token = "<img_{}>"
 
     def __init__(
@@ -74,17 +70,16 @@ class DPSProcessor(ProcessorMixin):
         chat_template: str | None = None,
         num_image_tokens: int = 64,
         grid_size: int = 8,
-        row_end: bool = False,
         num_codes: int | None = None,
         **kwargs,
     ):
-        self.num_image_tokens, self.grid_size, self.row_end = num_image_tokens, grid_size, row_end
+        self.num_image_tokens, self.grid_size = num_image_tokens, grid_size
         self.num_codes = grid_size**2 if num_codes is None else num_codes
         tokens = [self.image_token, self.code_token.format(0)]
         self.image_token_id, self.first_code_id = tokenizer.convert_tokens_to_ids(tokens)
         if {self.image_token_id, self.first_code_id} & {None, tokenizer.unk_token_id}:
             raise ValueError(
-                f"The tokenizer must hold {' and '.join(tokens)}. Call DPSProcessor.from_components(tokenizer, config)."
+                f"The tokenizer must hold {' and '.join(tokens)}. Take the processor that belongs to the model."
             )
         known = tokenizer.get_vocab()
         codes = next(code for code in count() if self.code_token.format(code) not in known)
@@ -92,38 +87,6 @@ class DPSProcessor(ProcessorMixin):
         name_tokens(tokenizer)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
-
-    @classmethod
-    def from_components(cls, tokenizer, config: DPSConfig) -> "DPSProcessor":
-        """The processor that belongs to a config, around a copy of a tokenizer; [`add_tokens`] adds what that lacks.
-
-        Raises:
-            ValueError: the tokenizer gives the codes or the special tokens other ids than the config does.
-        """
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.model_max_length = config.text_config.max_position_embeddings  # it warns of texts that are longer
-        row_end = config.row_end_token_id is not None
-        add_tokens(tokenizer, config.codebook_size, row_end)
-        size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-        processor = cls(
-            DPSImageProcessor(size=size),
-            tokenizer,
-            num_image_tokens=config.num_image_tokens,
-            grid_size=config.grid_size,
-            row_end=row_end,
-            num_codes=config.num_codes,
-        )
-        tokens = {"image_code_start_id": cls.code_token.format(0), "image_token_id": cls.image_token}
-        tokens |= {"boi_token_id": cls.boi_token, "eoi_token_id": cls.eoi_token}
-        tokens |= {"row_end_token_id": cls.row_end_token} if row_end else {}
-        for name, token in tokens.items():
-            given, known = getattr(config, name), tokenizer.convert_tokens_to_ids(token)
-            if given != known:
-                raise ValueError(
-                    f"{name} must be the id of {token}; got {given}, and the tokenizer has {known}. "
-                    "Give the tokenizer that the model was assembled with."
-                )
-        return processor
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
         """As in the library, but `None` is how a text has no pictures, too, and a list of no texts is refused."""
@@ -199,10 +162,7 @@ class DPSProcessor(ProcessorMixin):
         """
         if len(codes) != self.num_codes:
             raise ValueError(f"codes must be {self.num_codes} for a grid of {self.grid_size}; got {len(codes)}.")
-        tokens = [self.code_token.format(int(code)) for code in codes]
-        rows = ["".join(tokens[i : i + self.grid_size]) for i in range(0, len(tokens), self.grid_size)]
-        row_end = self.row_end_token if self.row_end else ""
-        return self.boi_token + "".join(row + row_end for row in rows) + self.eoi_token
+        return self.boi_token + "".join(self.code_token.format(int(code)) for code in codes) + self.eoi_token
 
     @staticmethod
     def split_thinking(text: str) -> tuple[str, str]:
@@ -333,50 +293,6 @@ def _without_empty_keys(messages: Sequence) -> list:
     return cleaned
 
 
-def add_tokens(tokenizer, codebook_size: int, row_end: bool = False) -> int:
-    """Extends a tokenizer in place by the tokens of DPS that it lacks, and sets what ends, pads and lays out a chat.
-
-    Returns:
-        How many tokens it had before; every new one has an id from there on.
-
-    Raises:
-        ValueError: it has some of the codes' tokens already, and not in a row.
-    """
-    known = tokenizer.get_vocab()
-    pad_tokens = (tokenizer.pad_token, "<|endoftext|>", tokenizer.eos_token)
-    specials = [DPSProcessor.image_token, DPSProcessor.boi_token, DPSProcessor.eoi_token]
-    specials += [DPSProcessor.row_end_token] if row_end else []
-    codes = [DPSProcessor.code_token.format(code) for code in range(codebook_size)]
-    # `skip_special_tokens` must drop placeholders, and must not drop thoughts and drawings.
-    plain = ("<think>", "</think>", *codes)
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=token not in plain, normalized=False)
-            for token in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", *specials, *codes)
-            if token not in known
-        ]
-    )
-    if (surplus := DPSProcessor.code_token.format(codebook_size)) in known:
-        raise ValueError(
-            f"The tokenizer has codes for another image tokenizer: {surplus}, and the codebook ends at {codebook_size - 1}. "
-            "Take the tokenizer that was made for this one."
-        )
-    ids = tokenizer.convert_tokens_to_ids(codes)
-    if ids != list(range(ids[0], ids[0] + codebook_size)):
-        raise ValueError(
-            f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer that has none of them."
-        )
-
-    tokenizer.eos_token = "<|im_end|>"
-    # Not the token that ends an answer, where there is another: loss and masks leave padding out.
-    pads = [token for token in pad_tokens if token in known and token != tokenizer.eos_token]
-    tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    tokenizer.chat_template = CHAT_TEMPLATE
-    name_tokens(tokenizer)
-    return len(known)
-
-
 def name_tokens(tokenizer) -> None:
     """Gives a tokenizer `image_token`, `boi_token` and `eoi_token`, and their ids, as other models' tokenizers have them.
 
@@ -391,4 +307,4 @@ def name_tokens(tokenizer) -> None:
             setattr(tokenizer, name, token)
 
 
-__all__ = ["CHAT_TEMPLATE", "DPSProcessor", "add_tokens"]
+__all__ = ["CHAT_TEMPLATE", "DPSProcessor"]

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 import dps_hf
 from dps_hf.inference import MAX_NEW_TOKENS, TEMPERATURE, Answer, with_codes
-from dps_hf.model.components_dps import IMAGE_TOKENIZERS
+from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS
 
 
 # What servers call themselves in their list of models. `transformers serve` lists the Hub's cache instead.
@@ -205,18 +205,10 @@ class Client:
 
     def _codes_by_logit_bias(self, prompt, temperature, seed) -> list[int]:
         """Every other server lets nothing but codes through if their bias is raised far enough."""
-        begun, drawn = self._begun(prompt), ""
         bias = {str(self.config.image_code_start_id + code): 100 for code in range(self.config.codebook_size)}
         fields = {"logit_bias": bias, "temperature": temperature, "extra_body": PLAIN_SAMPLING}
-        # Where rows end with a token of their own, each row is a request.
-        num_requests = self.config.num_codes // self.config.grid_size if self.processor.row_end else 1
-        for index in range(num_requests):
-            seeds = {} if seed is None else {"seed": seed + index}
-            drawn += self._complete(
-                begun + drawn, max_tokens=self.config.num_codes // num_requests, **fields, **seeds
-            ).text
-            drawn += self._row_end((index + 1) * self.config.num_codes // num_requests)
-        return self._codes(drawn)
+        fields |= {} if seed is None else {"seed": seed}
+        return self._codes(self._complete(self._begun(prompt), max_tokens=self.config.num_codes, **fields).text)
 
     def _guided_codes(self, prompt, temperature, guidance_scale, seed) -> list[int]:
         """As `drawing_sample` in `generation_dps.py`, two requests a code, over what is likely with the prompt."""
@@ -239,7 +231,6 @@ class Client:
             else:
                 choice = guided.argmax()
             drawn += self.processor.code_token.format(codes[int(choice)])
-            drawn += self._row_end(index + 1)
         return self._codes(drawn)
 
     def _code_scores(self, prompt: str, candidates: Iterable[int] = ()) -> dict[int, float]:
@@ -263,10 +254,6 @@ class Client:
         """The prompt up to the first code."""
         message = [{"role": "user", "content": prompt}]
         return self.processor.apply_chat_template(message, add_generation_prompt=True) + self.processor.boi_token
-
-    def _row_end(self, num_codes: int) -> str:
-        ends = self.processor.row_end and num_codes % self.config.grid_size == 0
-        return self.processor.row_end_token if ends else ""
 
     def _complete(self, prompt: str, **fields):
         return self._call(
