@@ -1,4 +1,4 @@
-"""Processor of DPS: chats to tensors, and what `generate` returns to text and pictures."""
+"""Processor of DPS: turns chats into tensors, and generated tokens into text and pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -11,9 +11,9 @@ from .configuration_dps import AUTO_MAP
 from .library_dps import MultiModalData, ProcessorMixin, make_flat_list_of_images
 
 
-# Text a message holds, and a bare placeholder for each picture, whatever its turn. A content may be a plain string.
-# Thinking is asked for by `enable_thinking=True`, which begins the answer with <think>. No line ends after the last answer:
-# generation has stopped, and trainers would teach it.
+# Renders the text of each message, and a placeholder for each picture in it. A content may be a plain string.
+# `enable_thinking=True` begins the answer with <think>. There is no newline after the last answer, because generation
+# stops before it, and trainers would train on it.
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
 {%- if content is string -%}{{ content }}
@@ -40,21 +40,21 @@ CHAT_TEMPLATE = """\
 
 
 class DPSProcessor(ProcessorMixin):
-    """Joins a tokenizer and [`DPSImageProcessor`]; `__call__` and `apply_chat_template` are the library's.
+    """Joins a tokenizer and [`DPSImageProcessor`].
 
     Args:
         image_processor ([`DPSImageProcessor`])
-        tokenizer: its vocabulary holds `<image>`, `<begin_of_image>`, `<end_of_image>` and a token for each code.
+        tokenizer: has the tokens `<image>`, `<begin_of_image>`, `<end_of_image>` and one for each code.
         chat_template (`str`, *optional*)
         num_image_tokens (`int`): placeholders that one picture in the prompt takes.
         grid_size (`int`): patches along one side of a drawing.
-        num_codes (`int`, *optional*): codes of a drawing; by default one for each patch.
+        num_codes (`int`, *optional*): codes in a drawing; by default one for each patch.
 
     `apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)` lets the model think first.
 
-    Text may spell tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends it. Text of strangers goes
-    through `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)` (transformers 5.23), which reads such
-    names as plain text; names of codes stay codes, as drawings are written into conversations with them.
+    Text may contain names of tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends the question. For
+    text that you do not trust, use `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)` (transformers
+    5.23), which reads such names as plain text. Names of codes stay codes, because drawings in conversations use them.
     """
 
     _auto_class = "AutoProcessor"
@@ -83,13 +83,13 @@ class DPSProcessor(ProcessorMixin):
             )
         known = tokenizer.get_vocab()
         codes = next(code for code in count() if self.code_token.format(code) not in known)
-        self.code_ids = range(self.first_code_id, self.first_code_id + codes)  # other tokens may come after them
+        self.code_ids = range(self.first_code_id, self.first_code_id + codes)  # other tokens may follow
         name_tokens(tokenizer)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
-        """As in the library, but `None` is how a text has no pictures, too, and a list of no texts is refused."""
+        """As in the library, but a text without pictures may have `None`, and an empty list of texts is refused."""
         if text is not None and not isinstance(text, (str, list, tuple)):
             raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
         if isinstance(text, (list, tuple)) and not text:
@@ -98,7 +98,7 @@ class DPSProcessor(ProcessorMixin):
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
-        """As in the library, and for each text on its own: one placeholder for each of its pictures."""
+        """As in the library, and checks that each text has one placeholder for each of its pictures."""
         if text is not None:
             if not all(isinstance(sample, str) for sample in text):
                 raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
@@ -123,14 +123,14 @@ class DPSProcessor(ProcessorMixin):
             where = f" in text {next(i for i, counts in enumerate(zip(found, given)) if len(set(counts)) > 1)}"
         raise ValueError(
             f"The number of {self.image_token} tokens in the prompts should be the same as the number of images passed; "
-            f"got {found} and {given}, which differ{where}. Write one where each picture belongs, and give each text a list of "
-            "its pictures."
+            f"got {found} and {given}, which differ{where}. Write one where each picture belongs, and give each text a "
+            "list of its pictures."
         )
 
     def apply_chat_template(self, conversation, *args, **kwargs):
-        """As in the library, but keys of a part that are `None`, as `datasets` fills rows up, count as missing.
+        """As in the library, but ignores keys of a part that are `None`, with which `datasets` fills rows up.
 
-        Lists of pictures beside the chats may say `None` where a chat has none.
+        In lists of pictures beside the chats, `None` stands for a chat without pictures.
         """
         if not isinstance(conversation, (list, tuple)) or not conversation:
             return super().apply_chat_template(conversation, *args, **kwargs)
@@ -145,7 +145,7 @@ class DPSProcessor(ProcessorMixin):
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """What stands for one picture in the text: as many placeholders as the tower gives vectors."""
+        """Returns as many placeholders as the tower gives vectors for a picture."""
         return self.image_token * self.num_image_tokens
 
     def _get_num_multimodal_tokens(self, image_sizes: Sequence | None = None, **kwargs) -> MultiModalData:
@@ -155,7 +155,7 @@ class DPSProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * pictures, num_image_patches=[1] * pictures)
 
     def drawing_text(self, codes: torch.Tensor | Sequence[int]) -> str:
-        """Codes `(num_codes,)` as text that the tokenizer reads back, `<begin_of_image>` to `<end_of_image>`.
+        """Writes codes `(num_codes,)` as text, from `<begin_of_image>` to `<end_of_image>`.
 
         Raises:
             ValueError: another number of codes.
@@ -166,9 +166,9 @@ class DPSProcessor(ProcessorMixin):
 
     @staticmethod
     def split_thinking(text: str) -> tuple[str, str]:
-        """The steps between `<think>` and `</think>`, and the answer after them; no steps give an empty string.
+        """Splits text into the thoughts between `<think>` and `</think>`, and the answer; either may be empty.
 
-        `<think>` may be missing, since the prompt may have held it; steps that never end leave an empty answer.
+        `<think>` may be missing, because the prompt may end with it. Thoughts that never end leave an empty answer.
         """
         before, begin, rest = text.partition("<think>")
         if not begin:
@@ -186,19 +186,19 @@ class DPSProcessor(ProcessorMixin):
         decode_image_tokens: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs,
     ) -> list:
-        """Reads back what the model made.
+        """Turns generated tokens into text and pictures.
 
         Args:
             generated_outputs: token ids `(batch, sequence)`; in mode `"image"` the pixels
                 `(batch, 3, size, size)` that `model.decode_image_tokens` gives.
-            generation_mode: `"text"` (also where left out), `"image"` or `"interleaved"`.
-            decode_image_tokens: `model.decode_image_tokens`, which mode `"interleaved"` needs.
+            generation_mode: `"text"` (the default), `"image"` or `"interleaved"`.
+            decode_image_tokens: `model.decode_image_tokens`, for mode `"interleaved"`.
 
         Returns:
-            A list of strings, of PIL images, or of lists of both in reading order.
+            A list of strings, of PIL images, or of lists of both in order.
 
         Raises:
-            ValueError: an unknown mode, tokens in place of pixels, or `"interleaved"` without `decode_image_tokens`.
+            ValueError: an unknown mode, tokens instead of pixels, or `"interleaved"` without `decode_image_tokens`.
         """
         if generation_mode in (None, "text"):
             return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
@@ -207,7 +207,7 @@ class DPSProcessor(ProcessorMixin):
         if generation_mode == "interleaved":
             if decode_image_tokens is None:
                 raise ValueError(
-                    "generation_mode='interleaved' needs decode_image_tokens. Pass decode_image_tokens=model.decode_image_tokens."
+                    "generation_mode='interleaved' needs decode_image_tokens. Pass model.decode_image_tokens."
                 )
             return [self._split_drawings(row, skip_special_tokens, decode_image_tokens) for row in generated_outputs]
         raise ValueError(f"generation_mode must be one of text, image, interleaved; got {generation_mode!r}.")
@@ -222,11 +222,11 @@ class DPSProcessor(ProcessorMixin):
         return self.image_processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
 
     def _split_drawings(self, row: torch.Tensor, skip_special_tokens: bool, decode_image_tokens) -> list:
-        """One row of token ids as strings and pictures in turn."""
+        """Splits one row of token ids into strings and pictures."""
         row = torch.as_tensor(row)
         boi, eoi = self.tokenizer.convert_tokens_to_ids([self.boi_token, self.eoi_token])
         parts: list = []
-        if len(row) and int(row[0]) in self.code_ids:  # the prompt, which was cut off, had begun the drawing
+        if len(row) and int(row[0]) in self.code_ids:  # begin-of-image was cut off with the prompt
             row = torch.cat([row.new_full((1,), boi), row])
         while len(row):
             start = (row == boi).nonzero().flatten()
@@ -237,23 +237,23 @@ class DPSProcessor(ProcessorMixin):
             stop = int(end[end > begin][0]) if (end > begin).any() else len(row)
             drawing = row[begin:stop]
             is_code = (drawing >= self.code_ids.start) & (drawing < self.code_ids.stop)
-            if is_code.sum() == self.num_codes:  # a drawing that was cut off is left out
+            if is_code.sum() == self.num_codes:  # incomplete drawings are left out
                 parts += self._to_pictures(decode_image_tokens(drawing[None]))
             row = row[stop + 1 :]
         return parts
 
 
 def group_pictures(images, num_texts: int | None):
-    """Pictures as a list for each text, where they are told apart by lists or by `None`, which is how a text has none.
+    """Groups pictures into a list for each text where lists or `None` tell them apart; `None` is a text without pictures.
 
-    One list for all texts, or one picture, is left as it is. Pictures that are none in whatever way are `None`.
+    One picture, or one list for all texts, is returned as it is. `None` is returned where there are no pictures at all.
 
     Args:
-        images: what a processor is given as `images`; arrays of objects are lists.
-        num_texts: `None` where there are no texts.
+        images: the argument `images` of a processor; arrays of objects count as lists.
+        num_texts: `None` without texts.
 
     Raises:
-        ValueError: `None` stands among the pictures of one text, or among pictures that may belong to any text.
+        ValueError: `None` among the pictures of one text.
     """
     if isinstance(images, np.ndarray) and images.dtype == object:
         images = images.tolist()
@@ -271,15 +271,15 @@ def group_pictures(images, num_texts: int | None):
         missing = [j for j, picture in enumerate(row) if picture is None]
         if len(missing) < len(row) and missing:
             raise ValueError(
-                f"images must hold pictures alone for each text; those of text {i} are {len(row)}, and number {missing[0]} is "
-                "None. Leave it out together with its placeholder, or give the picture."
+                f"images must hold only pictures for each text; those of text {i} are {len(row)}, and number "
+                f"{missing[0]} is None. Leave it out together with its placeholder, or give the picture."
             )
         rows.append([] if missing else row)
     return rows if any(rows) else None
 
 
 def _without_empty_keys(messages: Sequence) -> list:
-    """Messages whose parts lack the keys that are `None`."""
+    """Copies messages without the keys of their parts that are `None`."""
     cleaned = []
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
@@ -294,15 +294,15 @@ def _without_empty_keys(messages: Sequence) -> list:
 
 
 def name_tokens(tokenizer) -> None:
-    """Gives a tokenizer `image_token`, `boi_token` and `eoi_token`, and their ids, as other models' tokenizers have them.
+    """Sets `image_token`, `boi_token` and `eoi_token` of a tokenizer, which pipelines and trainers ask for.
 
-    Pipelines and trainers ask for them there. Ids and encodings stay as they are, and `save_pretrained` keeps the names.
+    Ids and encodings stay as they are. `save_pretrained` saves the names.
     """
     for name in ("image_token", "boi_token", "eoi_token"):
         token = getattr(DPSProcessor, name)
         if token in tokenizer.get_vocab():
             if name not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
-                # The tokenizer's own: the class has the list of all tokenizers.
+                # A list of its own: that of the class belongs to all tokenizers.
                 tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, name]
             setattr(tokenizer, name, token)
 

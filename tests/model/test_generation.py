@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from dps_hf.model.generation_dps import draw_lots
+from dps_hf.model.generation_dps import sample_tokens
 
 
 IMAGE, BOI, EOI, CODE_0 = 262, 263, 264, 265
@@ -519,7 +519,7 @@ def test_sharp_sampling_equals_greedy(tiny_model, text_ids, guidance_scale, opti
 def test_lots_fall_as_the_chances_say():
     chances = torch.tensor([0.0, 0.5, 0.0, 0.1, 0.4, 0.0])
     torch.manual_seed(0)
-    drawn = draw_lots(chances.expand(100_000, -1)).bincount(minlength=6) / 100_000
+    drawn = sample_tokens(chances.expand(100_000, -1)).bincount(minlength=6) / 100_000
     assert drawn[chances == 0].sum() == 0
     torch.testing.assert_close(drawn, chances, atol=0.006, rtol=0)  # four standard deviations
 
@@ -530,12 +530,12 @@ def test_the_only_possible_choice_is_drawn_whichever_number_comes(monkeypatch, n
     monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, number))
     chances = torch.zeros(1, 4096)
     chances[0, certain] = 0.9999999
-    assert draw_lots(chances).item() == certain
+    assert sample_tokens(chances).item() == certain
 
 
 def test_chances_that_are_no_numbers_are_refused():
     with pytest.raises(RuntimeError, match=r"logits overflowed\. Load the model in float32"):
-        draw_lots(torch.tensor([[0.5, float("nan"), 0.5]]))
+        sample_tokens(torch.tensor([[0.5, float("nan"), 0.5]]))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
