@@ -173,19 +173,19 @@ def make_processor(tokenizer, config: DPSConfig) -> DPSProcessor:
 
 
 def add_tokens(tokenizer, codebook_size: int) -> int:
-    """Extends a tokenizer in place by the tokens of DPS that it lacks, and sets what ends, pads and lays out a chat.
+    """Adds the tokens of DPS that a tokenizer lacks, in place, and sets its end, padding and chat template.
 
     Returns:
-        How many tokens it had before; every new one has an id from there on.
+        How many tokens it had before; the ids of new tokens begin there.
 
     Raises:
-        ValueError: it has some of the codes' tokens already, and not in a row.
+        ValueError: it has some tokens of codes already, and their ids are not consecutive.
     """
     known = tokenizer.get_vocab()
     pad_tokens = (tokenizer.pad_token, "<|endoftext|>", tokenizer.eos_token)
     specials = [DPSProcessor.image_token, DPSProcessor.boi_token, DPSProcessor.eoi_token]
     codes = [DPSProcessor.code_token.format(code) for code in range(codebook_size)]
-    # `skip_special_tokens` must drop placeholders, and must not drop thoughts and drawings.
+    # `skip_special_tokens` must drop placeholders, but not thoughts and drawings.
     plain = ("<think>", "</think>", *codes)
     tokenizer.add_tokens(
         [
@@ -196,17 +196,17 @@ def add_tokens(tokenizer, codebook_size: int) -> int:
     )
     if (surplus := DPSProcessor.code_token.format(codebook_size)) in known:
         raise ValueError(
-            f"The tokenizer has codes for another image tokenizer: {surplus}, and the codebook ends at {codebook_size - 1}. "
-            "Take the tokenizer that was made for this one."
+            f"The tokenizer has the codes of another image tokenizer: it has {surplus}, and this one has "
+            f"{codebook_size} codes. Take the tokenizer that was made for this image tokenizer."
         )
     ids = tokenizer.convert_tokens_to_ids(codes)
     if ids != list(range(ids[0], ids[0] + codebook_size)):
         raise ValueError(
-            f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer that has none of them."
+            f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer without these tokens."
         )
 
     tokenizer.eos_token = "<|im_end|>"
-    # Not the token that ends an answer, where there is another: loss and masks leave padding out.
+    # Loss and masks ignore padding, so it should not be the token that ends an answer.
     pads = [token for token in pad_tokens if token in known and token != tokenizer.eos_token]
     tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -218,15 +218,15 @@ def add_tokens(tokenizer, codebook_size: int) -> int:
 def replace_image_tokenizer(
     model: DPSForConditionalGeneration, processor: DPSProcessor, image_tokenizer: Component
 ) -> DPSProcessor:
-    """Gives a model another image tokenizer, whose codes it has yet to learn; all else that it knows is left as it was.
+    """Replaces the image tokenizer of a model in place; the model has to learn the new codes, and keeps all else.
 
-    An image tokenizer that is the model's own changes nothing.
+    If the new image tokenizer equals the old one, nothing changes.
 
     Returns:
-        The processor that belongs to the model now; the same one if nothing changed.
+        The processor for the changed model; `processor` itself if nothing changed.
 
     Raises:
-        ValueError: an image tokenizer of another kind, or one with more or fewer codes, which the vocabulary would not hold.
+        ValueError: not an image tokenizer, or one with another number of codes, for which the vocabulary has no room.
     """
     found, old = find_image_tokenizer(image_tokenizer), model.model.image_tokenizer
     if same_image_tokenizer(found, old):
@@ -235,8 +235,8 @@ def replace_image_tokenizer(
     config.image_tokenizer_config = found.config
     if config.codebook_size != codes:
         raise ValueError(
-            f"image_tokenizer must have as many codes as the one that it replaces, {codes}; got {config.codebook_size}. "
-            "Choose levels and colour_levels whose products add up to that."
+            f"image_tokenizer must have as many codes as the one that it replaces, {codes}; "
+            f"got {config.codebook_size}. Choose levels and colour_levels whose products add up to {codes}."
         )
     model.config.image_tokenizer_config = found.config
     model.model.image_tokenizer = found.to(device=old.device, dtype=old.dtype).requires_grad_(False)
@@ -249,7 +249,7 @@ def replace_image_tokenizer(
 
 
 def same_image_tokenizer(one: PreTrainedModel, other: PreTrainedModel) -> bool:
-    """Whether two image tokenizers give the same codes, in whatever precision they were saved."""
+    """Whether two image tokenizers give the same codes, even if one was saved in lower precision."""
     weights, others = one.state_dict(), other.state_dict()
     levels, other_levels = (
         [part.levels for part in model.modules() if isinstance(part, FiniteScalarQuantizer)] for model in (one, other)
@@ -279,7 +279,7 @@ def liken(weight: torch.Tensor, start: int, image_tokenizer: PreTrainedModel) ->
 
 
 def code_latents(image_tokenizer: PreTrainedModel) -> list[torch.Tensor]:
-    """For each codebook the latents of its codes, `(codes, latent channels)`, float32: similar patches have near ones."""
+    """The latents of the codes of each codebook, `(codes, latent channels)`, float32; close for similar patches."""
     if isinstance(image_tokenizer, JanusVQVAE):
         return [image_tokenizer.quantize.embedding.weight.float()]
     quantizers = [module for module in image_tokenizer.modules() if isinstance(module, FiniteScalarQuantizer)]
@@ -296,27 +296,27 @@ def _find_tokenizer(checkpoint: str | os.PathLike) -> str | os.PathLike | None:
 
 
 def _grow(weight: torch.Tensor, num_known: int, size: int) -> nn.Parameter:
-    """The first `num_known` rows of a table, and new ones after them: `(size, hidden_size)`."""
+    """A table of `(size, hidden_size)`: the first `num_known` rows of `weight`, then new ones."""
     known = weight.detach()[:num_known]
-    # Each dimension has the mean and the spread that it has over the known rows: such vectors are what the layers above
-    # were trained on, and no new token starts likelier than the old ones. The library's own way has next to no spread,
-    # so that all codes would start as one.
+    # Each dimension keeps the mean and the standard deviation of the known rows, which the layers above were trained
+    # on, so that no new token starts likelier than old ones. The library's own way makes all new rows nearly equal.
     values = known.float()
     new = torch.randn(size - len(known), known.shape[1], device=weight.device) * values.std(0) + values.mean(0)
     return nn.Parameter(torch.cat([known, new.to(known.dtype)]))
 
 
 def find_image_tokenizer(component: Component) -> PreTrainedModel:
-    """
+    """Loads the image tokenizer of a component.
+
     Raises:
-        ValueError: it is none.
+        ValueError: the component is or contains no image tokenizer.
     """
     types = (*IMAGE_TOKENIZERS, "janus")
     return _find("image_tokenizer", component, types, (DPSImageTokenizer, JanusVQVAE))
 
 
 def _find(name: str, component: Component, model_types: tuple[str, ...], wanted) -> PreTrainedModel:
-    """The module of a wanted class in a component."""
+    """Loads the module of a wanted class from a component."""
     config = getattr(component, "config", component)
     if not isinstance(config, PreTrainedConfig):
         model_type = PreTrainedConfig.get_config_dict(component)[0].get("model_type")
@@ -324,7 +324,7 @@ def _find(name: str, component: Component, model_types: tuple[str, ...], wanted)
         model_type = config.model_type
     if model_type not in model_types:
         raise ValueError(
-            f"{name} must be of a model type out of {', '.join(model_types)}; got {model_type!r}. Choose another checkpoint"
+            f"{name} must be of model type {' or '.join(model_types)}; got {model_type!r}. Choose another checkpoint"
             + (", of one fixed resolution (not naflex)." if name == "vision" else ".")
         )
     model = _load(component, IMAGE_TOKENIZERS.get(model_type, AutoModel))
@@ -332,7 +332,7 @@ def _find(name: str, component: Component, model_types: tuple[str, ...], wanted)
 
 
 def _load(component: Component, model_class) -> PreTrainedModel:
-    """A component as a model: a copy of itself, fresh where it is a config, else its checkpoint."""
+    """Returns a copy of a model, a fresh model of a config, or the model of a checkpoint."""
     if isinstance(component, PreTrainedModel):
         return copy.deepcopy(component)
     if isinstance(component, PreTrainedConfig):

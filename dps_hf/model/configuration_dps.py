@@ -25,8 +25,8 @@ AUTO_MAP = {
     "AutoImageProcessor": "image_processing_dps.DPSImageProcessor",
     "AutoProcessor": "processing_dps.DPSProcessor",
 }
-# `transformers serve`, trl and the Trainer's label smoothing look the name of a model's class up here, that of remote code
-# too. Who has a choice looks among the models of pictures and text before the causal ones.
+# `transformers serve`, trl and the Trainer's label smoothing look up the name of a model's class here, also for remote
+# code. They look among image-text models before causal models.
 for _names in (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -36,8 +36,8 @@ for _names in (
 
 # Ids that belong to the decoder's config, and that peft and trl read at the top level.
 TEXT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# How the two kinds of image tokenizer call the number of colours in a picture.
-CHANNELS = ("num_channels", "in_channels", "out_channels")
+# Fields of a Janus image tokenizer that its geometry depends on.
+JANUS_SIZES = ("num_patches", "num_embeddings", "channel_multiplier")
 
 
 def _require(holds: bool, field: str, rule: str, value, remedy: str) -> None:
@@ -54,13 +54,14 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
     image_size (`int`, defaults to 64): side of the square pictures, in pixels.
     num_channels (`int`, defaults to 3): colour channels.
     patch_size (`int`, defaults to 4): side of the patches that the decoder's last convolution writes.
-    hidden_sizes (`list[int]`, defaults to `[96, 160]`): width of each stage; each stage after the first halves the grid.
+    hidden_sizes (`list[int]`, defaults to `[96, 160]`): width of each stage; each but the first halves the grid.
     num_encoder_blocks (`int`, defaults to 3): residual blocks of the encoder, which has the last stage's width.
     num_res_blocks (`int`, defaults to 1): residual blocks in each stage of the decoder.
-    levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the number of codes.
-    colour_levels (`list[int]`, *optional*): gives each patch a second code, for its colours, with these levels; `levels` are
-        those of the first one then, for its pattern. The codes of colours are numbered after those of patterns, and a picture
-        has all of its patterns first.
+    levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the number of
+        codes.
+    colour_levels (`list[int]`, *optional*): levels of a second code for each patch, for its colours. `levels` are then
+        those of the first code, for its pattern. Codes of colours are numbered after those of patterns, and follow them
+        in a picture.
     """
 
     model_type = "dps_image_tokenizer"
@@ -124,7 +125,7 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
 
 
 class ImageTokenizerGeometry(NamedTuple):
-    """What DPS asks of an image tokenizer, of whichever kind.
+    """The properties of an image tokenizer that DPS needs, the same for each kind.
 
     image_size: side of the square pictures, in pixels.
     grid_size: patches along one side of a picture.
@@ -149,7 +150,7 @@ def _janus_geometry(config: PreTrainedConfig) -> ImageTokenizerGeometry:
     return ImageTokenizerGeometry(image_size, config.num_patches, [config.num_embeddings], None)
 
 
-# Whatever `DPSConfig` needs of each kind of image tokenizer, by its model type. `IMAGE_TOKENIZERS` has their classes.
+# How to get the geometry from the config of each kind of image tokenizer. `IMAGE_TOKENIZERS` has their classes.
 GEOMETRIES = {DPSImageTokenizerConfig.model_type: _dps_geometry, "janus_vqgan": _janus_geometry}
 
 
@@ -158,20 +159,20 @@ class DPSConfig(PreTrainedConfig):
     r"""
     Configuration of [`DPSModel`] and [`DPSForConditionalGeneration`].
 
-    The vocabulary belongs to the decoder (`text_config.vocab_size`): text first, then a few special tokens, then one
-    token for each code of the image tokenizer. Ids that are left out lie at the very end of it, in that order.
+    The vocabulary is that of the decoder (`text_config.vocab_size`): text, a few special tokens, and a token for each
+    code of the image tokenizer. By default, the special tokens and the codes are its last tokens, in this order.
 
     text_config (`PreTrainedConfig` or `dict`, defaults to Llama): any decoder that `AutoModel` builds.
     vision_config (`SiglipVisionConfig` or `dict`): the image encoder.
     image_tokenizer_config (`DPSImageTokenizerConfig`, `JanusVQVAEConfig` or `dict`): chosen by its `model_type`.
     projector_hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): activation between the connector's two linears.
-    image_token_id (`int`): placeholder that one feature vector of a picture in the prompt replaces.
+    image_token_id (`int`): placeholder for one feature vector of a picture in the prompt.
     boi_token_id, eoi_token_id (`int`): begin and end of a drawing.
     image_code_start_id (`int`): id of the token of code 0; code `i` is token `image_code_start_id + i`.
     tie_word_embeddings (`bool`, defaults to `True`): whether `lm_head` shares the embeddings' weight.
 
     Raises:
-        ValueError: a geometry or an id that cannot work, with the field, the value and the remedy.
+        ValueError: a geometry or an id that cannot work.
     """
 
     model_type = "dps"
@@ -180,7 +181,7 @@ class DPSConfig(PreTrainedConfig):
         "vision_config": SiglipVisionConfig,
         "image_tokenizer_config": DPSImageTokenizerConfig,
     }
-    # All outputs but loss and logits: what is left is what the Trainer gives to `compute_metrics`. The cache has two names.
+    # All outputs but loss and logits, so that the Trainer gives only these to `compute_metrics`.
     keys_to_ignore_at_inference = [
         "past_key_values",
         "cache",
@@ -221,7 +222,7 @@ class DPSConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in the library, but fields that are given beside the dict are looked at, too."""
+        """As in the library, but also checks fields that are given beside the dict."""
         made = super().from_dict(config_dict, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
         config.validate_geometry()
@@ -274,37 +275,56 @@ class DPSConfig(PreTrainedConfig):
 
     def validate_geometry(self) -> None:
         text, vision, codes = self.text_config, self.vision_config, self.image_tokenizer_config
-        rule = "be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution)"
-        remedy, kind = "Take the vision_config of such a checkpoint.", vision.model_type
-        _require(kind == "siglip_vision_model", "vision_config.model_type", rule, repr(kind), remedy)
+        _require(
+            vision.model_type == "siglip_vision_model",
+            "vision_config.model_type",
+            "be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution)",
+            repr(vision.model_type),
+            "Take the vision_config of such a checkpoint.",
+        )
         for name in ("image_size", "patch_size"):
-            value, remedy = getattr(vision, name), "Set it to 224 or 16, say."
-            _require(
-                isinstance(value, int), f"vision_config.{name}", "be one number, of a square", repr(value), remedy
-            )
-        # image_size need not be a multiple: published towers read 384 pixels in patches of 14, and leave out the rest.
-        rule, given = "be positive and at most image_size", f"{vision.patch_size} and {vision.image_size}"
-        fits = 0 < vision.patch_size <= vision.image_size
-        _require(fits, "vision_config.patch_size", rule, given, "Set it to 14 or 16, say.")
-        rule, kind = f"be {' or '.join(map(repr, GEOMETRIES))}", codes.model_type
-        _require(kind in GEOMETRIES, "image_tokenizer_config.model_type", rule, repr(kind), "Set one of the two.")
-        for name in ("num_patches", "num_embeddings", "channel_multiplier"):  # of Janus
-            value = getattr(codes, name, 1)
-            filled = value > 0 if isinstance(value, int) else bool(value)
-            remedy = "Take that of Janus-Pro."
-            _require(filled, f"image_tokenizer_config.{name}", "be positive, or not empty", value, remedy)
-        for part, names in (("vision_config", ["num_channels"]), ("image_tokenizer_config", CHANNELS)):
-            for name in names:
-                value = getattr(getattr(self, part), name, 3)
-                _require(value == 3, f"{part}.{name}", "be 3 (pictures are RGB)", value, "Set it to 3.")
-        rule, remedy = "be an activation that transformers knows", "Set it to 'gelu_pytorch_tanh', say."
-        known, given = self.projector_hidden_act in ACT2FN, repr(self.projector_hidden_act)
-        _require(known, "projector_hidden_act", rule, given, remedy)
+            size = getattr(vision, name)
+            square = isinstance(size, int)
+            _require(square, f"vision_config.{name}", "be one number, of a square", repr(size), "Set it to 224 or 16.")
+        # image_size need not be a multiple: published towers read 384 pixels in patches of 14, and ignore the rest.
+        _require(
+            0 < vision.patch_size <= vision.image_size,
+            "vision_config.patch_size",
+            "be positive and at most image_size",
+            f"{vision.patch_size} and {vision.image_size}",
+            "Set it to 14 or 16.",
+        )
+        _require(
+            codes.model_type in GEOMETRIES,
+            "image_tokenizer_config.model_type",
+            f"be {' or '.join(map(repr, GEOMETRIES))}",
+            repr(codes.model_type),
+            "Set one of the two.",
+        )
+        for name in JANUS_SIZES:
+            size = getattr(codes, name, 1)
+            filled = size > 0 if isinstance(size, int) else len(size) > 0
+            _require(filled, f"image_tokenizer_config.{name}", "be positive", size, "Take Janus-Pro's.")
+        for part in ("vision_config", "image_tokenizer_config"):
+            for name in ("num_channels", "in_channels", "out_channels"):
+                channels = getattr(getattr(self, part), name, 3)
+                _require(channels == 3, f"{part}.{name}", "be 3 (pictures are RGB)", channels, "Set it to 3.")
+        _require(
+            self.projector_hidden_act in ACT2FN,
+            "projector_hidden_act",
+            "be an activation that transformers knows",
+            repr(self.projector_hidden_act),
+            "Set it to 'gelu_pytorch_tanh'.",
+        )
         may_encode = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
         encoder = text.is_encoder_decoder or (may_encode and not getattr(text, "is_decoder", False))
-        decodes = not encoder and getattr(text, "vocab_size", None) is not None
-        remedy = "Take a model that AutoModelForCausalLM loads, such as 'llama'."
-        _require(decodes, "text_config.model_type", "be that of a decoder", repr(text.model_type), remedy)
+        _require(
+            not encoder and getattr(text, "vocab_size", None) is not None,
+            "text_config.model_type",
+            "be that of a decoder",
+            repr(text.model_type),
+            "Take a model that AutoModelForCausalLM loads, such as 'llama'.",
+        )
         for part, width, count in (
             ("vision_config", "hidden_size", "num_attention_heads"),
             ("text_config", "num_attention_heads", "num_key_value_heads"),
@@ -312,9 +332,13 @@ class DPSConfig(PreTrainedConfig):
             whole, parts = (getattr(getattr(self, part), name, None) for name in (width, count))
             if isinstance(whole, int) and isinstance(parts, int):  # some decoders have a number for each layer
                 unit = max(1, parts)
-                fits, remedy = min(whole, parts) > 0 and whole % unit == 0, max(1, round(whole / unit)) * unit
-                rule, given = f"be a positive multiple of {count}", f"{whole} and {parts}"
-                _require(fits, f"{part}.{width}", rule, given, f"Try {remedy} and {unit}.")
+                _require(
+                    whole > 0 and parts > 0 and whole % unit == 0,
+                    f"{part}.{width}",
+                    f"be a positive multiple of {count}",
+                    f"{whole} and {parts}",
+                    f"Try {max(1, round(whole / unit)) * unit} and {unit}.",
+                )
 
     def validate_ids(self) -> None:
         start, vocab_size = self.image_code_start_id, self.vocab_size
@@ -324,7 +348,7 @@ class DPSConfig(PreTrainedConfig):
             "image_code_start_id + codebook size",
             "lie within text_config.vocab_size",
             f"{start} + {self.codebook_size} and {vocab_size}",
-            f"Set text_config.vocab_size to at least {max(start, 3) + self.codebook_size}, which leaves room for text.",
+            f"Set text_config.vocab_size to at least {max(start, 3) + self.codebook_size}.",
         )
         rule = f"lie in the vocabulary of {vocab_size} tokens and outside of the image codes [{start}, {end})"
         taken: dict[int, str] = {}

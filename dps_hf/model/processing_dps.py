@@ -52,9 +52,9 @@ class DPSProcessor(ProcessorMixin):
 
     `apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)` lets the model think first.
 
-    Text may contain names of tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends the question. For
-    text that you do not trust, use `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)` (transformers
-    5.23), which reads such names as plain text. Names of codes stay codes, because drawings in conversations use them.
+    Text may contain names of tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends the question.
+    For text that you do not trust, use `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)`
+    (transformers 5.23), which reads such names as plain text. Names of codes stay codes, because drawings use them.
     """
 
     _auto_class = "AutoProcessor"
@@ -122,9 +122,9 @@ class DPSProcessor(ProcessorMixin):
         if len(given) == len(text) > 1:
             where = f" in text {next(i for i, counts in enumerate(zip(found, given)) if len(set(counts)) > 1)}"
         raise ValueError(
-            f"The number of {self.image_token} tokens in the prompts should be the same as the number of images passed; "
-            f"got {found} and {given}, which differ{where}. Write one where each picture belongs, and give each text a "
-            "list of its pictures."
+            f"The number of {self.image_token} tokens in the prompts should be the same as the number of images "
+            f"passed; got {found} and {given}, which differ{where}. Write one where each picture belongs, and give "
+            "each text a list of its pictures."
         )
 
     def apply_chat_template(self, conversation, *args, **kwargs):
@@ -244,9 +244,9 @@ class DPSProcessor(ProcessorMixin):
 
 
 def group_pictures(images, num_texts: int | None):
-    """Groups pictures into a list for each text where lists or `None` tell them apart; `None` is a text without pictures.
+    """Groups pictures into a list for each text, where lists or `None` (a text without pictures) tell them apart.
 
-    One picture, or one list for all texts, is returned as it is. `None` is returned where there are no pictures at all.
+    One picture, or one list for all texts, is returned as it is. Where there are no pictures, `None` is returned.
 
     Args:
         images: the argument `images` of a processor; arrays of objects count as lists.

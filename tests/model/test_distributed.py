@@ -71,7 +71,7 @@ def gradients(model: DPSForConditionalGeneration) -> dict[str, torch.Tensor]:
 
 
 def learn(rank: int, folder: str, kind: str, trained: tuple[str, ...]) -> list[dict]:
-    """The gradients of each step, and the logits of an evaluation after it in which this process alone has pictures."""
+    """The gradients of each step, and logits of an evaluation in which only this process has pictures."""
     model = load(folder, trained)
     wrapped = DistributedDataParallel(model) if kind == "ddp" else shard(model, kind)
     found = []

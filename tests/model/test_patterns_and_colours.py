@@ -1,4 +1,4 @@
-"""Two codes for each patch: one of its pattern, the same in all colours, and one of its colours, the same in all patterns."""
+"""Two codes for each patch: patterns do not depend on colours, and all patterns of a drawing come first."""
 
 import pytest
 import torch

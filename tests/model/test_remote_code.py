@@ -64,7 +64,8 @@ def generate(folder):
     models = [auto_class.from_pretrained(folder, **trust) for auto_class in classes]
     model = models[0]
     names = [type(thing).__name__ for thing in (config, image_processor, processor, base, *models)]
-    assert names == ["DPSConfig", "DPSImageProcessor", "DPSProcessor", "DPSModel"] + 3 * ["DPSForConditionalGeneration"], names
+    expected = ["DPSConfig", "DPSImageProcessor", "DPSProcessor", "DPSModel"] + 3 * ["DPSForConditionalGeneration"]
+    assert names == expected, names
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
     assert len(tokenizer) == config.vocab_size
@@ -74,7 +75,8 @@ def generate(folder):
     inputs = processor.apply_chat_template(
         [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    assert torch.equal(inputs["pixel_values"], image_processor(message["content"][0]["image"], return_tensors="pt")["pixel_values"])
+    pixels = image_processor(message["content"][0]["image"], return_tensors="pt")["pixel_values"]
+    assert torch.equal(inputs["pixel_values"], pixels)
     for other in models[1:]:
         assert torch.equal(other(**inputs).logits, model(**inputs).logits)
     assert torch.equal(base(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)

@@ -77,7 +77,7 @@ def test_transformers_serve_draws_and_guides_by_itself(make_client, server):
 
 
 def test_guidance_prefers_what_the_prompt_makes_likelier(make_client, server, token_ids):
-    """Code 1 is the likeliest with the prompt, but no likelier than without it; code 2 is: 0.4^1.5 / 0.1^0.5 is more."""
+    """Code 1 is likely with the prompt and without it; code 2 mostly with the prompt: 0.4^1.5 / 0.1^0.5 is more."""
 
     def reply(path, request):
         guided = {1: 0.6, 2: 0.4} if "a heart" in request["prompt"] else {1: 0.9, 2: 0.1}
