@@ -85,7 +85,7 @@ def draw(
     for batch in _batches(_chats("prompts", prompts, pictures), batch_size, progress):
         inputs = _inputs(processor, batch, enable_thinking=think).to(model.device)
         if think:
-            length = _answer_length(model) + model.config.num_drawing_tokens + 2  # begin and end of image
+            length = _answer_length(model) + model.config.num_codes + 2  # begin and end of image
             tokens = model.generate(**inputs, **{"max_new_tokens": length, **sampling}, generation_mode="interleaved")
             answers = processor.post_process_multimodal_output(
                 tokens[:, inputs["input_ids"].shape[1] :],
@@ -148,7 +148,7 @@ def encode(
 def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: str) -> Image.Image | None:
     """The drawing that a text holds as [`DPSProcessor.drawing_text`] writes it, the last of several; None without one."""
     code = re.escape(processor.code_token).replace(r"\{\}", r"(\d{1,9})")
-    spans = re.findall(f"{processor.boi_token}((?:{code}|{processor.row_end_token})+){processor.eoi_token}", text)
+    spans = re.findall(f"{processor.boi_token}((?:{code})+){processor.eoi_token}", text)
     drawings = [[int(found) for found in re.findall(code, span[0])] for span in spans]
     count, codebook = model.config.num_codes, model.config.codebook_size
     whole = [codes for codes in drawings if len(codes) == count and max(codes) < codebook]

@@ -99,7 +99,6 @@ def _with_own_tokenizer(processor: DPSProcessor, adapter: str) -> DPSProcessor |
         chat_template=processor.chat_template,
         num_image_tokens=processor.num_image_tokens,
         grid_size=processor.grid_size,
-        row_end=processor.row_end,
         num_codes=processor.num_codes,
     )
 

@@ -30,7 +30,6 @@ class ScriptArguments:
         which with it are not used.
     text_config: fields of the decoder's config, `model_type` among them.
     text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
-    row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
     freeze_vision_tower: keeps the tower as it was trained.
     tasks: task to weight.
     num_records: how many different records; they come again and again. By default none comes twice.
@@ -48,7 +47,6 @@ class ScriptArguments:
     text_tokenizer: str | None = None
     vision_tower: str | None = None
     image_tokenizer: str | None = None
-    row_end: bool = False
     freeze_vision_tower: bool = False
     tasks: dict = field(default_factory=dict)
     num_records: int | None = None
@@ -88,7 +86,6 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
             vision=script.vision_tower,
             image_tokenizer=script.image_tokenizer,
             tokenizer=script.text_tokenizer,
-            row_end=script.row_end,
         )
     model.model.vision_tower.requires_grad_(not script.freeze_vision_tower)
     # From the start: the loader fetches the first batch, which may drop prompts, before the trainer says so.

@@ -22,7 +22,7 @@ from dps_hf.model.processing_dps import DPSProcessor
 LEVELS = (4, 4)
 CODEBOOK_SIZE = 16
 # 256 bytes, then these, then the codes: the ids of the tokenizer are those of the config.
-CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<row_end>"]
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|spare|>"]
 IMAGE_TOKENS = ["<image>", "<begin_of_image>", "<end_of_image>"]
 CODE_TOKENS = [f"<img_{code}>" for code in range(CODEBOOK_SIZE)]
 TOKENS = [*CONTROL_TOKENS, *IMAGE_TOKENS, *CODE_TOKENS]
@@ -88,7 +88,7 @@ def make_decoder_config(make_text_config):
 def make_config(make_text_config):
     """Builds a DPSConfig: pictures of 16 pixels, 4 placeholders for one, drawings of 2 x 2 codes out of 16."""
 
-    def make(row_end: bool = False, **overrides) -> DPSConfig:
+    def make(**overrides) -> DPSConfig:
         fields = {
             "text_config": make_text_config(),
             "vision_config": SiglipVisionConfig(
@@ -105,7 +105,6 @@ def make_config(make_text_config):
             "image_token_id": TOKEN_IDS["<image>"],
             "boi_token_id": TOKEN_IDS["<begin_of_image>"],
             "eoi_token_id": TOKEN_IDS["<end_of_image>"],
-            "row_end_token_id": TOKEN_IDS["<row_end>"] if row_end else None,
             "image_code_start_id": TOKEN_IDS["<img_0>"],
         }
         return DPSConfig(**(fields | overrides))

@@ -12,8 +12,8 @@ from PIL import Image
 
 
 # What tokenizers do not take for text. A drawing may be written with it, as the model writes its own, and thoughts may.
-_CONTROL = re.compile(r"<\|\w+\|>|<image>|<begin_of_image>|<end_of_image>|<row_end>|<img_\d+>")
-_DRAWING = re.compile(r"<begin_of_image>(<img_\d+>|<row_end>)+<end_of_image>")
+_CONTROL = re.compile(r"<\|\w+\|>|<image>|<begin_of_image>|<end_of_image>|<img_\d+>")
+_DRAWING = re.compile(r"<begin_of_image>(<img_\d+>)+<end_of_image>")
 
 
 def control_token(text: str) -> str | None:

@@ -233,7 +233,7 @@ def _sample(prompts: list[Prompt], model, processor, num_responses: int, generat
     ).to(model.device)
     mode = "text" if not draw else "interleaved" if think else "image"
     length = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
-    length += model.config.num_drawing_tokens + 2 if draw else 0  # begin and end of image
+    length += model.config.num_codes + 2 if draw else 0  # begin and end of image
     options = {"do_sample": True, "max_new_tokens": length, **generation, "num_return_sequences": num_responses}
     tokens = model.generate(**inputs, **options, generation_mode=mode)[:, inputs["input_ids"].shape[1] :]
     begun = "<think>" if think else ""  # the prompt ends in it

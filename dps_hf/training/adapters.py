@@ -180,7 +180,7 @@ def forbid_words(model: DPSForConditionalGeneration, but: Iterable[int] = ()) ->
     assert config.image_code_start_id is not None  # models that draw have one
     bias = torch.full((config.vocab_size,), -1e4).to(head.weight)
     bias[config.image_code_start_id : config.image_code_start_id + config.codebook_size] = 0
-    bias[[config.boi_token_id, config.eoi_token_id, config.row_end_token_id or config.eoi_token_id, *but]] = 0
+    bias[[config.boi_token_id, config.eoi_token_id, *but]] = 0
     own = head.bias
     del head.bias
     head.register_buffer("bias", bias if own is None else own.detach() + bias, persistent=False)

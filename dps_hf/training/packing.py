@@ -141,7 +141,7 @@ class PackingCollator:
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
                 asked, images = [([config.boi_token_id], ids[begin:])], []
             elif chance.random() < self.code_dropout:
-                codes = np.array(ids[begin + 1 : begin + 1 + config.num_drawing_tokens])
+                codes = np.array(ids[begin + 1 : begin + 1 + config.num_codes])
                 codes[chance.random(len(codes)) < chance.random()] = config.pad_token_id
                 hidden = [*ids[: begin + 1], *codes.tolist(), *ids[begin + 1 + len(codes) :]]
                 return _joined([(prompt, ids)], images, hidden)
@@ -234,11 +234,11 @@ class DPSTrainer(Trainer):
         self.alignment_steps, self.code_smoothing = alignment_steps, code_smoothing
         if not 0 <= code_smoothing <= 0.5:
             raise ValueError(f"code_smoothing must be between 0 and 0.5; got {code_smoothing}.")
-        tokenizer = self.accelerator.unwrap_model(self.model).config.image_tokenizer_config
-        if code_smoothing and not hasattr(tokenizer, "levels"):
+        config = self.accelerator.unwrap_model(self.model).config
+        if code_smoothing and config.image_tokenizer_geometry.levels is None:
             raise ValueError(
                 f"code_smoothing={code_smoothing} needs an image tokenizer with `levels`, whose codes have neighbours; "
-                f"{tokenizer.model_type!r} has none. Set it to 0."
+                f"{config.image_tokenizer_config.model_type!r} has none. Set it to 0."
             )
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
@@ -290,13 +290,15 @@ def packed_loss(
         total = _NatsOfAnswers.apply(hidden[due], rows, labels[due], weights[due])
     else:
         is_text = due & ~is_code
-        text = torch.where(labels >= end, labels - bare.config.codebook_size, labels)  # row ends may follow the codes
+        text = torch.where(
+            labels >= end, labels - bare.config.codebook_size, labels
+        )  # other tokens may follow the codes
         others = torch.cat([rows[:first], rows[end:]])
         total = _NatsOfAnswers.apply(hidden[is_code], rows[first:end], labels[is_code] - first, weights[is_code])
         total = total + _NatsOfAnswers.apply(hidden[is_text], others, text[is_text], weights[is_text])
     if code_smoothing:
         # By logits a code's aim is its row; what the smoothed aim is away from it makes up for the difference.
-        codebooks = bare.config.image_tokenizer_config.codebooks
+        codebooks = bare.config.image_tokenizer_geometry.levels
         parts = rows[first:end].split([math.prod(levels) for levels in codebooks])
         smoothed = [_smoothed(part, levels, code_smoothing) for part, levels in zip(parts, codebooks, strict=True)]
         away = rows[first:end] - torch.cat(smoothed)

@@ -156,7 +156,7 @@ def summary(model, time_of: dict[str, float]) -> dict[str, float]:
     figures["tokens_per_second.prefill"] = tokens / time_of["prefill"]
     figures["share_of_matmul_limit.prefill"] = 2 * (tokens * decoder + rows * head) / time_of["prefill"] / limit
     for batch in (1, BATCH):
-        rate = batch * (model.config.num_drawing_tokens + 1) / time_of[f"unguided_{batch}"]
+        rate = batch * (model.config.num_codes + 1) / time_of[f"unguided_{batch}"]
         figures[f"tokens_per_second.decoding.batch_{batch}"] = rate
         figures[f"share_of_matmul_limit.decoding.batch_{batch}"] = 2 * rate * (decoder + head) / limit
     return {name: round(value, 4) for name, value in figures.items()}

@@ -302,7 +302,7 @@ def test_names_in_two_languages_are_drawn_together(make_model, tiny_processor):
     assert tiny_processor.tokenizer.backend_tokenizer.padding is None  # as it will be saved
 
 
-def test_row_ends_that_come_after_the_codes_are_text(make_model, tiny_processor):
+def test_tokens_that_come_after_the_codes_are_text(make_model, tiny_processor):
     model = make_model()
     end = model.config.image_code_start_id + model.config.codebook_size
     model.resize_token_embeddings(end + 2, mean_resizing=False)
