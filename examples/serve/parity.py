@@ -35,7 +35,7 @@ from transformers.utils.logging import tqdm
 from dps_hf import NANO
 from dps_hf.inference import MAX_NEW_TOKENS, load, weights_digest
 from dps_hf.nano import emoji, questions
-from dps_hf.nano.evaluation import FORMS
+from dps_hf.nano.held_out import FORMS
 from dps_hf.nano.scenes import render, sample_split
 from dps_hf.nano.scenes_t2i import prompted
 from dps_hf.serving.client import TRANSFORMERS, Client

@@ -21,7 +21,7 @@ from trl import TrlParser
 
 from dps_hf.data.record import record
 from dps_hf.inference import ask, load
-from dps_hf.nano.evaluation import share
+from dps_hf.evaluation.figures import share
 from dps_hf.training.resuming import keep_settings
 
 
@@ -39,7 +39,7 @@ class ScriptArguments:
 
     train: str
     dev: str
-    output: Path = Path("model_cards/results/nlvr.json")
+    output: Path = Path("runs/nlvr/figures.json")
     work: Path = Path("runs/nlvr")
     sft: dict = field(default_factory=dict)
 
