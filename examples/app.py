@@ -8,10 +8,7 @@ python examples/app.py --host 0.0.0.0    # for others, too: everybody who opens 
 Votes are lines of the JSONL file that `dps_hf.judges.votes.read_votes` reads, with the pictures beside it.
 """
 
-import hashlib
 import html
-import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +21,8 @@ from PIL import Image
 from transformers import HfArgumentParser, TextIteratorStreamer
 
 from dps_hf import NANO
-from dps_hf.inference import CODES, Answer, ask, draw, load, save_drawing
+from dps_hf.inference import Answer, ask, draw, load
+from dps_hf.judges.votes import Votes
 from dps_hf.model.image_processing_dps import open_picture
 from dps_hf.serving.client import Client, ServerError
 
@@ -95,36 +93,6 @@ class ServedModel:
 
 
 Model = LocalModel | ServedModel
-
-
-class Votes:
-    """Appends to a JSONL file, and keeps the pictures that its lines speak of in a folder beside it."""
-
-    def __init__(self, path: Path):
-        self.path, self._lock = path, threading.Lock()
-        (path.parent / "pictures").mkdir(parents=True, exist_ok=True)
-
-    def thumb(self, shown: dict, response: str | Image.Image, thumb: str) -> None:
-        self._append({**self._asked(shown), "response": self._kept(response), "thumb": thumb})
-
-    def choice(self, shown: dict, chosen: Image.Image, rejected: Image.Image) -> None:
-        self._append({**self._asked(shown), "chosen": self._kept(chosen), "rejected": self._kept(rejected)})
-
-    def _asked(self, shown: dict) -> dict:
-        picture = shown.get("picture")
-        return {"prompt": shown["prompt"]} | ({"images": [self._kept(picture)["image"]]} if picture else {})
-
-    def _kept(self, response: str | Image.Image) -> str | dict[str, str]:
-        if isinstance(response, str):
-            return response
-        codes = response.info.get(CODES, "")  # other ones may look the same
-        name = f"pictures/{hashlib.sha256(response.tobytes() + codes.encode()).hexdigest()[:16]}.png"
-        save_drawing(response, self.path.parent / name)
-        return {"image": name}
-
-    def _append(self, vote: dict) -> None:
-        with self._lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(vote, ensure_ascii=False) + "\n")
 
 
 def draw_tab(model: Model, votes: Votes) -> None:
