@@ -1,7 +1,7 @@
 """Direct preference optimisation of a DPS on pairs of answers or drawings (https://huggingface.co/papers/2305.18290).
 
-python examples/dpo.py --config examples/recipes/nano_dpo.yaml
-accelerate launch examples/dpo.py --config examples/recipes/nano_dpo.yaml
+python examples/dpo.py --config examples/recipes/nano/dpo.yaml
+accelerate launch examples/dpo.py --config examples/recipes/nano/dpo.yaml
 
 The pairs are those of `examples/build_preferences.py`. Where long drawings and short answers are mixed, the loss type
 `sigmoid_norm` counts a token in each of them alike. Killed at any moment, the same command goes on from the last

@@ -1,7 +1,7 @@
 """Group relative policy optimisation of a DPS, with a judge's scores as rewards, of answers or of drawings.
 
-python examples/grpo.py --config examples/recipes/nano_grpo.yaml
-accelerate launch examples/grpo.py --config examples/recipes/nano_grpo.yaml
+python examples/grpo.py --config examples/recipes/nano/grpo.yaml
+accelerate launch examples/grpo.py --config examples/recipes/nano/grpo.yaml
 
 https://huggingface.co/papers/2402.03300. Killed at any moment, the same command goes on from the last checkpoint to the
 same losses.

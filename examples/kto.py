@@ -1,7 +1,7 @@
 """Kahneman-Tversky optimisation of a DPS on answers or drawings that are good or bad, by themselves.
 
-python examples/kto.py --config examples/recipes/nano_kto.yaml
-accelerate launch examples/kto.py --config examples/recipes/nano_kto.yaml
+python examples/kto.py --config examples/recipes/nano/kto.yaml
+accelerate launch examples/kto.py --config examples/recipes/nano/kto.yaml
 
 https://huggingface.co/papers/2402.01306. The data are those of `examples/build_preferences.py`, people's thumbs for
 example. Killed at any moment, the same command goes on from the last checkpoint to the same losses.

@@ -1,8 +1,8 @@
 """Tunes a DPS on instructions: the whole model, with LoRA, or with QLoRA.
 
-python examples/sft.py --config examples/recipes/nano_sft.yaml
-python examples/sft.py --config examples/recipes/nano_sft.yaml --load_in_8bit
-accelerate launch examples/sft.py --config examples/recipes/nano_sft.yaml
+python examples/sft.py --config examples/recipes/nano/sft.yaml
+python examples/sft.py --config examples/recipes/nano/sft.yaml --load_in_8bit
+accelerate launch examples/sft.py --config examples/recipes/nano/sft.yaml
 
 Killed at any moment, the same command goes on from the last checkpoint to the same losses.
 """

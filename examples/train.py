@@ -1,7 +1,7 @@
 """Trains DPS on a mixture of tasks: drawing, describing and reasoning in one model.
 
-python examples/train.py --config examples/recipes/nano.yaml
-accelerate launch examples/train.py --config examples/recipes/nano.yaml
+python examples/train.py --config examples/recipes/nano/model.yaml
+accelerate launch examples/train.py --config examples/recipes/nano/model.yaml
 
 Killed at any moment, the same command goes on from the last checkpoint to the same losses.
 """

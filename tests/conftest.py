@@ -1,5 +1,7 @@
 """Tiny models and processors, built in memory: nothing here needs the network."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -210,3 +212,14 @@ def save_adapter():
         return adapted.eval(), torch.tensor([processor.tokenizer.convert_tokens_to_ids(names)])
 
     return save
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """What lies in a folder: each file's bytes and when it was written."""
+
+    def take(folder: Path) -> dict[str, tuple[bytes, int]]:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    return take

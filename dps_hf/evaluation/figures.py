@@ -2,13 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeAlias
+from typing import TypedDict
 
 import numpy as np
 
 
-Figure: TypeAlias = dict[str, float | int | list[float]]
-"""`value`, `n` (the number of items it comes from) and `ci95` (the limits of its 95 % confidence interval)."""
+class Figure(TypedDict):
+    """A measured value, the number of items it comes from, and the limits of its 95 % confidence interval."""
+
+    value: float
+    n: int
+    ci95: list[float]
 
 
 def share(right: Iterable[bool], groups: Sequence[Hashable] | None = None) -> Figure:

@@ -87,7 +87,9 @@ def run_evaluations(subject: Subject, name: str, tasks: list[str], output: Path,
             )
         if not changed:
             report = {key: value for key, value in kept.items() if not (fresh and key in evaluations)}
-    if all(task in evaluations for task in report["seconds"]):  # a task that is added later keeps the command of the rest
+    if all(
+        task in evaluations for task in report["seconds"]
+    ):  # a task that is added later keeps the command of the rest
         report["command"] = shlex.join(["python", *sys.argv])
     for task, evaluation in evaluations.items():
         if task in report:

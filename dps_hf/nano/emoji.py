@@ -4,7 +4,7 @@ Where the art and the names come from, and their licences: `files/LICENSES.md`.
 """
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -82,6 +82,20 @@ def all_pairs() -> tuple[Pair, ...]:
         )
         for i, row in enumerate(rows)
     )
+
+
+def tokenizer_texts(english: int = 12) -> Iterator[str]:
+    """Names, questions and styles for a text tokenizer to learn; each name also after a space, as within a sentence.
+
+    Args:
+        english: the weight of English names, so that most of them are one token a word; names in other languages have 1.
+    """
+    for names in {pair.codepoints: pair.names for pair in all_pairs()}.values():
+        for language, name in names.items():
+            yield from [name, f" {name}"] * (english if language == "en" else 1)
+    for questions in QUESTIONS.values():
+        yield from questions * 10
+    yield from [f", {style} style" for style in STYLES.values()] * 100
 
 
 @lru_cache(maxsize=1)

@@ -1,9 +1,9 @@
-"""What dps-nano needs: losses and figures against the share of its data, and against its parameters, as plots.
+"""Learning curves of dps-nano: losses and figures by the share of its data and by its number of parameters, as plots.
 
-python examples/curves.py --config examples/recipes/nano_curves.yaml
+python examples/nano/curves.py --config examples/recipes/nano/curves.yaml
 
-Each point is a decoder trained from nothing by `examples/train.py`, all for the same number of steps, many fewer than
-dps-nano itself took; tokenizers and vision tower are those of dps-nano. Killed at any moment, the same command goes on.
+Each point is a decoder trained from nothing by `examples/train.py`, with the tokenizers and the vision tower of dps-nano. All are
+trained for the same number of steps, many fewer than dps-nano itself. If the command is interrupted, the same command continues.
 """
 
 import json
@@ -43,17 +43,17 @@ FIGURES = {
 @dataclass
 class ScriptArguments:
     """
-    output: the figures of every point; the plots go beside it, as PNG.
+    output: JSON file for the figures of every point; the plots are saved beside it, as PNG.
     work: folder for the trained decoders.
-    model: whose tokenizers and vision tower they take.
-    percent: shares of the data; the rest of the steps sees the same records again.
-    widths: of the decoder, multiples of 64; the largest is that of the shares of the data.
-    items: how many items a figure comes from.
-    jobs: trainings side by side, each on its share of the cores: two on a core each are faster than one on both.
+    model: the model whose tokenizers and vision tower are used.
+    percent: shares of the data, whose records are repeated until the last step.
+    widths: of the decoder, multiples of 64; the largest is used for the shares of the data.
+    items: the number of items that a figure comes from.
+    jobs: trainings at the same time, each on its share of the cores, which is faster than one after the other.
     training: fields of `examples/train.py`.
     """
 
-    output: Path = Path("model_cards/results/curves.json")
+    output: Path = Path("runs/curves/curves.json")
     work: Path = Path("runs/curves")
     model: str = NANO
     percent: list[int] = field(default_factory=lambda: [10, 30, 100])
@@ -63,8 +63,8 @@ class ScriptArguments:
     training: dict = field(default_factory=dict)
 
 
-def parts(script: ScriptArguments) -> dict[str, str]:
-    """Folders of what all decoders share, by their names in `examples/train.py`."""
+def save_parts(script: ScriptArguments) -> dict[str, str]:
+    """Saves the parts that all decoders share, and returns their folders by field of `examples/train.py`."""
     folders = {name: script.work / name for name in ("text_tokenizer", "image_tokenizer", "vision_tower")}
     if not (folders["vision_tower"] / "model.safetensors").exists():
         model, processor = load(script.model)
@@ -74,9 +74,9 @@ def parts(script: ScriptArguments) -> dict[str, str]:
     return {name: str(folder) for name, folder in folders.items()}
 
 
-def measured(script: ScriptArguments, percent: int, width: int) -> dict:
-    """The figures of one decoder and its losses on held-out records; it is trained if it is not there yet."""
-    folder, here = script.work / f"{percent}-percent-width-{width}", Path(__file__).parent
+def measure_point(script: ScriptArguments, percent: int, width: int) -> dict:
+    """The figures of one decoder and its losses on held-out records; it is trained first if it does not exist yet."""
+    folder, here = script.work / f"{percent}-percent-width-{width}", Path(__file__).parents[1]
     threads = str(max(1, (os.cpu_count() or 1) // script.jobs))
     run = partial(subprocess.run, check=True, env=os.environ | {"OMP_NUM_THREADS": threads})
     state = folder / "trainer_state.json"  # written last
@@ -85,7 +85,7 @@ def measured(script: ScriptArguments, percent: int, width: int) -> dict:
         records = steps * script.training["per_device_train_batch_size"]
         decoder = {"hidden_size": width, "intermediate_size": width * 11 // 4, "num_attention_heads": width // 64}
         decoder |= {"num_key_value_heads": max(1, width // 128), "head_dim": 64}
-        fields = {**script.training, **parts(script), "text_config": script.training["text_config"] | decoder}
+        fields = {**script.training, **save_parts(script), "text_config": script.training["text_config"] | decoder}
         fields |= {"num_records": records * percent // 100, "output_dir": str(folder)}
         fields |= {"eval_strategy": "steps", "eval_steps": steps}  # at the end
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,15 @@ def measured(script: ScriptArguments, percent: int, width: int) -> dict:
     figures = folder / "figures.json"
     asked = ["--model", folder, "--output", figures, "--items", str(script.items), "--temperature", "0"]
     tasks = sorted({name.partition(".")[0] for name in FIGURES.values()})
-    run([sys.executable, here / "evaluate.py", *asked, "--tasks", *tasks])
+    run(
+        [
+            sys.executable,
+            here / "evaluate.py",
+            *asked,
+            "--tasks",
+            *(f"dps_hf.nano.evaluation.{task}" for task in tasks),
+        ]
+    )
     report, losses = json.loads(figures.read_text()), {}
     for entry in json.loads(state.read_text())["log_history"]:
         losses |= {name: value for name, value in entry.items() if name.startswith("eval_") and name.endswith("_loss")}
@@ -107,7 +115,7 @@ def measured(script: ScriptArguments, percent: int, width: int) -> dict:
 
 
 def plot(points: dict[str, list[dict]], path: Path) -> None:
-    """Losses, which fall long before the first answer is right, above what is right; a column for each question."""
+    """Losses above the shares of right answers; one column for the share of the data, one for the parameters."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     for column, (question, label) in zip(
@@ -139,12 +147,12 @@ def main(script: ScriptArguments) -> None:
         "percent": [(percent, widest) for percent in script.percent],
         "parameters": [(100, w) for w in script.widths],
     }
-    # Not which sizes and shares: more of them may join.
+    # Sizes and shares are left out: more of them may be added.
     keep_settings(script.work, {name: getattr(script, name) for name in ("model", "items", "training")}, "work")
-    parts(script)  # before several ask for them at once
+    save_parts(script)  # before several trainings need them at once
     with ThreadPoolExecutor(script.jobs) as pool:
         each = dict.fromkeys([*asked["percent"], *asked["parameters"]])
-        made = {one: pool.submit(measured, script, *one) for one in each}
+        made = {one: pool.submit(measure_point, script, *one) for one in each}
         try:
             for ended in as_completed(made.values()):
                 ended.result()  # the first to fail ends all
@@ -159,7 +167,7 @@ def main(script: ScriptArguments) -> None:
     else:
         script.output.parent.mkdir(parents=True, exist_ok=True)
         plot(points, script.output.with_suffix(".png"))
-        write_whole(script.output, text)  # last, as the sign that the plots are there, too
+        write_whole(script.output, text)  # last: it says that the plots are saved as well
     print(f"Figures: {script.output}\nPlots: {script.output.with_suffix('.png')}")
 
 

@@ -1,11 +1,11 @@
-"""Tunes dps-nano on sentences that people wrote about pictures: a data set of your own, from parquet to figures.
+"""Trains dps-nano on sentences that people wrote about pictures, an example of one's own data from parquet to figures.
 
-python examples/nlvr.py --config examples/recipes/nano_nlvr.yaml --train nlvr_train.parquet --dev nlvr_dev.parquet
+python examples/nano/nlvr.py --config examples/recipes/nano/nlvr.yaml --train nlvr_train.parquet --dev nlvr_dev.parquet
 
 The data are Cornell NLVR (Suhr et al., ACL 2017, CC-BY-4.0, https://github.com/lil-lab/nlvr), one row an example in one order
-of its boxes: `identifier` of the example, `sentence`, `label` (a boolean) and `image`, three boxes side by side. Two models are
-tuned by `examples/sft.py`, one that sees the boxes and one that reads sentences alone; both are asked of examples that no step
-saw, though a sentence may stand in several. Killed at any moment, the same command goes on.
+of its boxes: `identifier` of the example, `sentence`, `label` (a boolean) and `image`, three boxes side by side. `examples/sft.py`
+trains two models, one that sees the boxes and one that reads only sentences. Both are asked about examples that training does
+not contain. If the command is interrupted, the same command continues.
 """
 
 import json
@@ -20,8 +20,8 @@ from datasets import Dataset, Image, load_dataset
 from trl import TrlParser
 
 from dps_hf.data.record import record
-from dps_hf.inference import ask, load
 from dps_hf.evaluation.figures import share
+from dps_hf.inference import ask, load
 from dps_hf.training.resuming import keep_settings
 
 
@@ -31,8 +31,8 @@ BOXES = ((0, 0, 100, 100), (150, 0, 250, 100), (300, 0, 400, 100))
 @dataclass
 class ScriptArguments:
     """
-    train, dev: parquet files; an `identifier` that is in both is asked, and not learned.
-    output: the figures.
+    train, dev: parquet files; an `identifier` that is in both is left out of the training.
+    output: JSON file for the figures.
     work: folder for records and models.
     sft: fields of `examples/sft.py`.
     """
@@ -44,7 +44,7 @@ class ScriptArguments:
     sft: dict = field(default_factory=dict)
 
 
-def examples(path: str) -> Dataset:
+def load_examples(path: str) -> Dataset:
     return load_dataset("parquet", data_files=path)["train"].cast_column("image", Image())
 
 
@@ -59,13 +59,13 @@ def truth(row: dict) -> str:
 
 
 def boxes(row: dict) -> list:
-    """The three boxes, each a picture of its own: together they would be too small to be seen."""
+    """The three boxes as three pictures; in one picture they would be too small."""
     return [row["image"].convert("RGB").crop(box) for box in BOXES]
 
 
-def tuned(script: ScriptArguments, rows: Dataset, name: str, seen: bool) -> Path:
-    """A model that has learned from the records, with pictures or without."""
-    folder, here = script.work / name, Path(__file__).parent
+def train_model(script: ScriptArguments, rows: Dataset, name: str, seen: bool) -> Path:
+    """Trains a model on the records, with pictures or without, unless its folder is finished."""
+    folder, here = script.work / name, Path(__file__).parents[1]
     if not (folder / "records" / "dataset_info.json").exists():
 
         def records():
@@ -83,8 +83,8 @@ def tuned(script: ScriptArguments, rows: Dataset, name: str, seen: bool) -> Path
 
 def main(script: ScriptArguments) -> None:
     keep_settings(script.work, {name: getattr(script, name) for name in ("train", "dev", "sft")}, "work")
-    dev, train = examples(script.dev), examples(script.train)
-    first: dict[str, int] = {}  # row of each example: its other orders of boxes say nothing new
+    dev, train = load_examples(script.dev), load_examples(script.train)
+    first: dict[str, int] = {}  # row of each example, in one order of its boxes
     for i, identifier in enumerate(dev["identifier"]):
         first.setdefault(identifier, i)
     dev = dev.select(list(first.values()))
@@ -94,7 +94,7 @@ def main(script: ScriptArguments) -> None:
     learned = {"examples": len(set(train["identifier"])), "rows": len(train)}
     report: dict = {"learned": learned, "majority": share(one == majority for one in truths)}
     for name, seen in (("sentences_alone", False), ("with_pictures", True)):
-        model, processor = load(tuned(script, train, name, seen))
+        model, processor = load(train_model(script, train, name, seen))
         pictures = [boxes(row) for row in dev] if seen else None
         answers = ask(model, processor, [question(row) for row in dev], pictures, progress=name)
         report[name] = share(answer.text == right for answer, right in zip(answers, truths))

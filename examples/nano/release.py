@@ -1,11 +1,11 @@
-"""Writes a trained DPS as a checkpoint to ship: half the bytes, its code, its card.
+"""Writes a trained DPS as the checkpoint that the package ships: weights of half the size, their code, and the card.
 
-python examples/release_nano.py --model runs/nano --output dps_hf/checkpoints/dps-nano
-python examples/release_nano.py --output dps_hf/checkpoints/dps-nano    # the card, once the checkpoint is scored
+python examples/nano/release.py --model runs/nano --output dps_hf/checkpoints/dps-nano
+python examples/nano/release.py --output dps_hf/checkpoints/dps-nano    # the card, once the checkpoint is measured
 
-The weights are stored in float16, those of the image tokenizer in bfloat16 where they are such numbers anyhow and else as they
-are, and loaded in float32: the file is half as large, and nothing computes in half precision on a CPU that cannot.
-`make evaluate` scores the checkpoint and fills its card.
+The weights are stored in float16, and loaded in float32 because some CPUs cannot compute in half precision. Those of the image
+tokenizer are stored in bfloat16 if that loses nothing, and otherwise unchanged. `make evaluate` measures the checkpoint and
+fills its card.
 """
 
 import json
@@ -18,24 +18,23 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from trl import TrlParser
 
 import dps_hf  # noqa: F401  registers DPS with the Auto classes
-from dps_hf.hub.cards import model_card
 from dps_hf.inference import load, weights_digest
+from dps_hf.nano.card import nano_card
 
 
 @dataclass
 class ScriptArguments:
     """
-    model: directory of the trained model; left out, the weights stay as they are, and the card is written.
-    output: directory of the checkpoint.
-    results: figures for the card; the card is left out where they are missing.
-    drawings, curves: pictures for the card.
+    output: folder of the checkpoint.
+    model: folder of the trained model. Without it, the weights stay as they are, and the card is written.
+    results: figures for the card; without them no card is written.
+    drawings: picture for the card.
     """
 
     output: str
     model: str | None = None
     results: str = "model_cards/results/dps-nano.json"
     drawings: str = "model_cards/results/dps-nano.png"
-    curves: str = "model_cards/results/curves.png"
 
 
 def write_card(script: ScriptArguments) -> None:
@@ -45,12 +44,9 @@ def write_card(script: ScriptArguments) -> None:
     """
     scored = json.loads(Path(script.results).read_text())["recipe"]["weights"]
     if scored != (held := weights_digest(load(script.output)[0])):
-        raise ValueError(f"{script.results} is of weights {scored}, {script.output} holds {held}. Score them first.")
-    model_card("model_cards/dps-nano.md", "dps_hf/checkpoints/dps-nano", script.results).save(
-        Path(script.output, "README.md")
-    )
+        raise ValueError(f"{script.results} is of weights {scored}, {script.output} holds {held}. Measure them first.")
+    nano_card("model_cards/dps-nano.md", script.results).save(Path(script.output, "README.md"))
     shutil.copy(script.drawings, Path(script.output, "drawings.png"))
-    shutil.copy(script.curves, Path(script.output, "curves.png"))
 
 
 def main(script: ScriptArguments) -> None:

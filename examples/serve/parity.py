@@ -21,6 +21,8 @@ hundredths are a near tie.
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +188,7 @@ def main() -> None:
 
     model, processor = load(arguments.checkpoint)
     model = model.float().cpu()
+    about = {"weights": weights_digest(model), "command": shlex.join(["python", *sys.argv])}
     for server in arguments.servers:
         name, _, url = server.partition("=")
         client = Client(url, arguments.checkpoint)
@@ -193,10 +196,10 @@ def main() -> None:
         if arguments.think:
             asked = puzzles(arguments.items)
             figures = compare_texts(client, model, processor, asked, True, arguments.concurrency)
-            figures = results.get(name, {}) | {"worked": figures | {"weights": weights_digest(model)}}
+            figures = results.get(name, {}) | {"worked": figures | about}
         else:
             figures = compare(client, model, processor, arguments.items, arguments.guided, arguments.concurrency)
-            figures |= {"weights": weights_digest(model)} | ({"note": arguments.note} if arguments.note else {})
+            figures |= about | ({"note": arguments.note} if arguments.note else {})
         arguments.output.write_text(json.dumps(results | {name: figures}, indent=2, ensure_ascii=False) + "\n")
         print(name, json.dumps({key: value for key, value in figures.items() if key != "divergences"}, indent=2))
         for one in (figures["worked"] if arguments.think else figures)["divergences"]:

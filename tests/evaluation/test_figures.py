@@ -44,6 +44,7 @@ def test_items_all_alike_or_of_one_group_are_counted_as_they_are():
     assert effective_items([True] * 6, [1, 1, 2, 2, 3, 3]) == 6
     assert effective_items([True, False], "aa") == 2
 
+
 def test_share_and_mean_carry_their_uncertainty():
     assert share([True] * 10) == {"value": 1.0, "n": 10, "ci95": [0.7225, 1.0]}
     assert mean([1.0, 3.0]) == {"value": 2.0, "n": 2, "ci95": [0.04, 3.96]}

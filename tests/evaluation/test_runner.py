@@ -74,7 +74,9 @@ def test_figures_of_other_settings_are_never_mixed(my_evaluations, subject, tmp_
     run_evaluations(subject, "mine", ["my_evaluations"], output)
     subject.items = 5
     for fields in ({}, {"fresh": True}):
-        with pytest.raises(ValueError, match=r"other items\. Give another --output, or --fresh and all tasks .* measures"):
+        with pytest.raises(
+            ValueError, match=r"other items\. Give another --output, or --fresh and all tasks .* measures"
+        ):
             run_evaluations(subject, "mine", ["my_evaluations.counts"], output, **fields)
     assert run_evaluations(subject, "mine", ["my_evaluations"], output, fresh=True)["recipe"]["items"] == 5
 

@@ -43,14 +43,3 @@ def saved_model(make_model, tiny_processor, tmp_path_factory) -> str:
     model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(scope="session")
-def snapshot():
-    """What lies in a folder: each file's bytes and when it was written."""
-
-    def take(folder: Path) -> dict[str, tuple[bytes, int]]:
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-    return take

@@ -738,7 +738,7 @@ def test_recipes_are_understood(name, example):
     from trl import TrlParser
 
     script = example(f"{name}.py")
-    recipe = ROOT / "examples/recipes" / f"nano_{name}.yaml"
+    recipe = ROOT / "examples/recipes/nano" / f"{name}.yaml"
     parser = TrlParser((script.ScriptArguments, CONFIGS[name], ModelConfig))
     _, training, arguments = parser.parse_args_and_config(["--config", str(recipe), "--use_cpu", "--bf16", "false"])
     assert training.output_dir == f"runs/nano_{name}" and arguments.use_peft

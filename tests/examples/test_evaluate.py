@@ -106,12 +106,13 @@ def test_a_task_is_scored_afresh_and_the_others_stay(evaluate, output, saved_mod
     after = json.loads(output.read_text())
     assert after["facts"] == before["facts"] and after["features"]["text_r1"]["value"] == 0.123
     output.write_text(json.dumps(before))
-    with pytest.raises(ValueError, match="other items. Give another --output, or --fresh and all tasks that it holds: scenes_t2i"):
+    message = r"other items\. Give another --output, or --fresh and all tasks that it holds: scenes_t2i"
+    with pytest.raises(ValueError, match=message):
         evaluate.main(evaluate.ScriptArguments(**{**again, "items": 5}))
 
 
 def test_figures_of_another_recipe_are_never_mixed(evaluate, output, saved_model):
-    with pytest.raises(ValueError, match="other items, guidance_scale. Give another --output"):
+    with pytest.raises(ValueError, match=r"other items, guidance_scale\. Give another --output"):
         evaluate.main(evaluate.ScriptArguments([NANO_TASKS], saved_model, output, items=5, guidance=2.0))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments
+from transformers import AutoTokenizer, SiglipVisionConfig, SiglipVisionModel, TrainingArguments
 from trl import TrlParser
 from two_processes import launch
 
@@ -146,15 +146,16 @@ def test_what_a_model_cannot_be_made_of_is_named(example, tmp_path, fields, mess
 
 
 def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
-    command = ["make", "--always-make", "--dry-run", "--file=examples/nano.mk", f"python={sys.executable}"]
+    command = ["make", "--always-make", "--dry-run", "--file=examples/nano/nano.mk", f"python={sys.executable}"]
     planned = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     recipes = [line.rsplit("--config ", 1)[1] for line in planned.splitlines() if "--config " in line]
     assert all((ROOT / path).exists() for path in recipes)
     place = {Path(path).stem: index for index, path in enumerate(recipes)}
-    assert place["nano"] == len(recipes) - 1 == 3
-    needs = yaml.safe_load((ROOT / "examples/recipes/nano.yaml").read_text())
+    assert place["model"] == len(recipes) - 1 == 3
+    needs = yaml.safe_load((ROOT / "examples/recipes/nano/model.yaml").read_text())
     for field in ("text_tokenizer", "image_tokenizer", "vision_tower"):
-        assert place[Path(needs[field]).name] < place["nano"]
+        made = yaml.safe_load((ROOT / "examples/recipes/nano" / f"{field}.yaml").read_text())["output_dir"]
+        assert made == needs[field] and place[field] < place["model"]
 
 
 @pytest.mark.slow
@@ -198,7 +199,7 @@ def test_two_processes_train_as_one_does_wherever_the_pictures_are(kind, recipe,
 
 
 def test_an_image_tokenizer_trains_from_its_recipe(tmp_path, call_again):
-    fields = yaml.safe_load((ROOT / "examples/recipes/nano_image_tokenizer.yaml").read_text())
+    fields = yaml.safe_load((ROOT / "examples/recipes/nano/image_tokenizer.yaml").read_text())
     fields |= {**TRAINING, "output_dir": str(tmp_path / "codes"), "max_steps": 2, "num_evaluation_pictures": 4}
     fields |= {"eval_steps": 2, "per_device_eval_batch_size": 4}
     (tmp_path / "codes.yaml").write_text(yaml.safe_dump(fields))
@@ -208,7 +209,7 @@ def test_an_image_tokenizer_trains_from_its_recipe(tmp_path, call_again):
 
 
 def test_a_vision_tower_trains_from_its_recipe(tmp_path, call_again):
-    fields = yaml.safe_load((ROOT / "examples/recipes/nano_vision_tower.yaml").read_text())
+    fields = yaml.safe_load((ROOT / "examples/recipes/nano/vision_tower.yaml").read_text())
     fields |= {
         **TRAINING,
         "output_dir": str(tmp_path / "tower"),
@@ -217,16 +218,29 @@ def test_a_vision_tower_trains_from_its_recipe(tmp_path, call_again):
         "eval_strategy": "no",
     }
     (tmp_path / "tower.yaml").write_text(yaml.safe_dump(fields))
-    run("train_vision_tower.py", tmp_path / "tower.yaml")
+    run("nano/train_vision_tower.py", tmp_path / "tower.yaml")
     assert SiglipVisionModel.from_pretrained(tmp_path / "tower").config.image_size == 64
-    call_again("train_vision_tower.py", tmp_path / "tower.yaml")
+    call_again("nano/train_vision_tower.py", tmp_path / "tower.yaml")
 
 
 def test_the_text_tokenizer_reads_all_languages_plans_edits_and_hints(example):
     script = example("train_text_tokenizer.py")
-    text = "\n".join(script.corpus(script.ScriptArguments("unused", records=1200)))
+    fields = yaml.safe_load((ROOT / "examples/recipes/nano/text_tokenizer.yaml").read_text())
+    text = "\n".join(script.corpus(script.ScriptArguments(**{**fields, "records": 1200})))
     for words in ("small red", "kleiner roter", "rojo pequeño", "红色的小", "Hauptstadt", "¿Cuál es", "首都"):
         assert words in text, words
     for words in ("<think>row ", "Remove the ", " into a", " Hint: I see "):
         assert words in text, words
     assert "A picture:" not in text, "held-out words"
+
+
+def test_a_text_tokenizer_learns_from_texts_of_ones_own(example, tmp_path, monkeypatch):
+    (tmp_path / "my_texts.py").write_text('def names():\n    return ["red panda", "polar bear"] * 50\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    script = example("train_text_tokenizer.py")
+    script.main(
+        script.ScriptArguments(str(tmp_path / "text"), texts=["my_texts.names"], vocab_size=288, codebook_size=8)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "text")
+    assert len(tokenizer) == 288 and tokenizer.decode(tokenizer("red panda").input_ids) == "red panda"
+    assert len(tokenizer.encode("panda")) < len("panda")

@@ -125,7 +125,9 @@ ASKED = [
 @pytest.mark.parametrize("task", ASKED)
 def test_who_knows_all_is_always_right(task):
     subject = Oracle(None, None, items=12, seed=0, sampling={})
-    assert {name: figure["value"] for name, figure in getattr(tasks, task)(subject).items() if figure["value"] < 1} == {}
+    assert {
+        name: figure["value"] for name, figure in getattr(tasks, task)(subject).items() if figure["value"] < 1
+    } == {}
 
 
 @pytest.mark.parametrize("task", [*ASKED, "scenes_cot"])

@@ -15,7 +15,7 @@ from trl import TrlParser
 @pytest.fixture
 def trained(example, saved_model, snapshot, tmp_path, monkeypatch):
     """The fields that each training was given; the trainings themselves are left out."""
-    curves, recipes, threads = example("curves.py"), [], []
+    curves, recipes, threads = example("nano/curves.py"), [], []
 
     def run(command, check, env):
         script, arguments = Path(command[1]).name, list(map(str, command[2:]))
@@ -62,7 +62,7 @@ def test_each_decoder_is_trained_once_on_its_share_of_the_data_and_in_its_width(
 
 
 def test_a_training_that_fails_ends_all(example, saved_model, tmp_path, monkeypatch):
-    curves, ran = example("curves.py"), []
+    curves, ran = example("nano/curves.py"), []
 
     def run(command, check, env):
         ran.append(command)
@@ -78,8 +78,8 @@ def test_a_training_that_fails_ends_all(example, saved_model, tmp_path, monkeypa
 
 
 def test_the_recipe_is_understood(example, tmp_path):
-    curves, train = example("curves.py"), example("train.py")
-    recipe = yaml.safe_load((Path(curves.__file__).parent / "recipes" / "nano_curves.yaml").read_text())
+    curves, train = example("nano/curves.py"), example("train.py")
+    recipe = yaml.safe_load((Path(train.__file__).parent / "recipes/nano/curves.yaml").read_text())
     fields = curves.ScriptArguments(**recipe).training
     (tmp_path / "train.yaml").write_text(yaml.safe_dump({**fields, "output_dir": str(tmp_path)}))
     parser = TrlParser((train.ScriptArguments, TrainingArguments))

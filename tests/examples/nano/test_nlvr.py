@@ -38,7 +38,7 @@ def tables(tmp_path) -> list[str]:
 @pytest.fixture
 def script(example, saved_model, tables, tmp_path, monkeypatch):
     """The arguments; trainings are left out, and whoever is asked answers "true" where there are pictures."""
-    nlvr = example("nlvr.py")
+    nlvr = example("nano/nlvr.py")
 
     def run(command, check):
         shutil.copytree(saved_model, Path(command[-1]).parent, dirs_exist_ok=True)
@@ -97,8 +97,8 @@ def test_a_label_that_is_no_boolean_is_refused(script):
 
 
 def test_the_recipe_is_understood(example, tmp_path):
-    nlvr, sft = example("nlvr.py"), example("sft.py")
-    recipe = yaml.safe_load((Path(nlvr.__file__).parent / "recipes" / "nano_nlvr.yaml").read_text())
+    nlvr, sft = example("nano/nlvr.py"), example("sft.py")
+    recipe = yaml.safe_load((Path(sft.__file__).parent / "recipes/nano/nlvr.yaml").read_text())
     fields = nlvr.ScriptArguments(train="a", dev="b", **recipe).sft
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump({**fields, "output_dir": str(tmp_path)}))
     parser = TrlParser((sft.ScriptArguments, SFTConfig, ModelConfig))

@@ -1,4 +1,4 @@
-"""`release_nano.py`: what is shipped is what was scored."""
+"""`nano/release.py`: what is shipped is what was scored."""
 
 import json
 
@@ -11,9 +11,9 @@ from dps_hf import NANO
 
 
 def test_figures_of_other_weights_are_not_written_into_the_card(example, tmp_path):
-    release, results = example("release_nano.py"), tmp_path / "results.json"
+    release, results = example("nano/release.py"), tmp_path / "results.json"
     results.write_text(json.dumps({"recipe": {"weights": "abc"}}))
-    with pytest.raises(ValueError, match=r"is of weights abc, .* Score them first"):
+    with pytest.raises(ValueError, match=r"is of weights abc, .* Measure them first"):
         release.main(release.ScriptArguments(output=NANO, results=str(results)))
 
 
@@ -21,7 +21,7 @@ def test_figures_of_other_weights_are_not_written_into_the_card(example, tmp_pat
 def test_the_image_tokenizer_is_stored_in_bfloat16_only_where_nothing_is_lost(
     example, make_model, tiny_processor, tmp_path, rounded
 ):
-    model, release = make_model(), example("release_nano.py")
+    model, release = make_model(), example("nano/release.py")
     if rounded:
         model.model.image_tokenizer.bfloat16().float()
     model.save_pretrained(tmp_path / "trained")
