@@ -44,7 +44,7 @@ demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draw
 	@set --; \
 	if [ -n "$$IMAGE" ]; then set -- "$$@" "--image=$$IMAGE"; fi; \
 	if [ -n "$$PROMPT" ]; then set -- "$$@" "--prompt=$$PROMPT"; fi; \
-	$(python) examples/demo.py "$$@"
+	$(python) examples/nano/demo.py "$$@"
 
 # Training allocates and frees large tensors in every step. With these settings glibc keeps their memory, in large pages, instead of
 # returning it to the system, which saves a fifth of the time.

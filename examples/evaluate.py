@@ -1,12 +1,12 @@
 """Measures a DPS with evaluations of your own or of dps-nano, each figure with its 95 % confidence interval.
 
 python examples/evaluate.py --config examples/recipes/nano/evaluate.yaml --output outputs/shipped.json
-python examples/evaluate.py --config examples/recipes/nano/evaluate.yaml --model runs/nano --output outputs/nano.json \\
-    --items 100 --tasks dps_hf.nano.evaluation.scenes_t2i
+python examples/evaluate.py --model runs/nano --output outputs/nano.json --tasks dps_hf.nano.evaluation.scenes_t2i
 python examples/evaluate.py --model me/my-dps --tasks my_evaluations.describes_cats --output outputs/cats.json
 
 An evaluation is a function `(subject) -> dict[str, Figure]` (`dps_hf.evaluation`), given by its dotted path. Finished
-evaluations are kept in the output: if the command is interrupted, it continues with the next one. `--fresh` runs them again.
+evaluations are kept in the output: if the command is interrupted, it continues with the next one. `--fresh` runs them
+again.
 """
 
 from dataclasses import dataclass, field
@@ -28,9 +28,11 @@ class ScriptArguments:
     tasks: dotted paths of evaluations, or of modules whose `EVALUATIONS` lists several.
     model: folder or name of the model.
     output: JSON file for the figures.
-    sheet: dotted path of a function `(subject) -> Image` that draws a page to look at. It is saved beside the figures, as PNG.
+    sheet: dotted path of a function `(subject) -> Image` that draws a page to look at. It is saved beside the figures,
+        as PNG.
     items: the number of items that a figure comes from, if there are as many.
-    guidance, temperature, top_k: of the drawings, by default those of the model's generation config; temperature 0 is greedy.
+    guidance, temperature, top_k: of the drawings, by default those of the model's generation config; temperature 0 is
+        greedy.
     batch_size: the number of items in one call of `generate`.
     seed: chooses the items and the random numbers of sampling.
     fresh: runs evaluations again that the output already holds.

@@ -1,4 +1,4 @@
-"""Trains the text tokenizer of a DPS: byte-level BPE on the text of any tasks, then the special tokens and the image codes.
+"""Trains the text tokenizer of a DPS: byte-level BPE on the text of any tasks, and special tokens and image codes.
 
 python examples/train_text_tokenizer.py --config examples/recipes/nano/text_tokenizer.yaml
 """
@@ -26,7 +26,8 @@ class ScriptArguments:
     output_dir: folder for the tokenizer.
     tasks: weights of tasks, given by dotted path, whose records are read with hints, plans and worked steps.
     records: the number of records.
-    texts: dotted paths of functions that return further text, as an iterable of strings, for example names to keep whole.
+    texts: dotted paths of functions that return further text, as an iterable of strings, for example names to keep
+        whole.
     vocab_size: the number of all tokens; a multiple of 64.
     codebook_size: the number of image codes among them.
     """

@@ -19,7 +19,8 @@ def share(right: Iterable[bool], groups: Sequence[Hashable] | None = None) -> Fi
     """The share of items that are right, with Wilson's interval.
 
     Args:
-        groups: the group of each item. The interval is wider where items of one group tend to be right or wrong together.
+        groups: the group of each item. The interval is wider where items of one group tend to be right or wrong
+            together.
     """
     marks = [bool(mark) for mark in right]
     value, items = sum(marks) / len(marks), effective_items(marks, groups) if groups else len(marks)
@@ -56,9 +57,9 @@ def _figure(value: float, n: int, interval: tuple[float, float]) -> Figure:
 def wilson_interval(successes: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """The interval that holds the true share of successes, with 95 % confidence at `z=1.96`.
 
-    Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953. Unlike the normal interval, it stays within [0, 1], and it
-    is accurate for small `n` and for shares near 0 and 1. `scipy.stats.binomtest` has the same interval for whole numbers
-    only; neither number is whole when it comes from [`effective_items`].
+    Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953. Unlike the normal interval, it stays within [0, 1],
+    and it is accurate for small `n` and for shares near 0 and 1. `scipy.stats.binomtest` has the same interval for
+    whole numbers only; neither number is whole when it comes from [`effective_items`].
 
     Raises:
         ValueError: unless `0 <= successes <= n` and `n > 0`.
@@ -72,11 +73,12 @@ def wilson_interval(successes: float, n: float, z: float = 1.96) -> tuple[float,
 
 
 def effective_items(marks: Sequence[bool], groups: Sequence[Hashable]) -> float:
-    """The number of independent items that would say as much as these, whose groups tend to be right or wrong together.
+    """The number of independent items that say as much as these, whose groups tend to be right or wrong together.
 
-    It is `len(marks)` divided by Kish's design effect: the variance of the mean with the errors of each group added up, over
-    the variance of the mean of as many independent items (Korn and Graubard 1998, "Confidence Intervals for Proportions").
-    It is never more than `len(marks)`. If all marks are equal, it is `len(marks)`, because they say nothing about groups.
+    It is `len(marks)` divided by Kish's design effect: the variance of the mean with the errors of each group added
+    up, over the variance of the mean of as many independent items (Korn and Graubard 1998, "Confidence Intervals for
+    Proportions"). It is never more than `len(marks)`. If all marks are equal, it is `len(marks)`, because they say
+    nothing about groups.
     """
     array, n = np.array(marks, dtype=np.float64), len(marks)
     members = defaultdict(list)

@@ -14,8 +14,8 @@ def name_match(answer: str, names: str | Iterable[str]) -> bool:
 
 
 def _plain(text: str) -> str:
-    # `\w` leaves out combining marks, Hindi's vowels among them: hence a list of what goes, not of what stays. "#" and "*"
-    # are not in it: they are all that tells the one key from the other.
+    # `\w` leaves out combining marks, Hindi's vowels among them: hence a list of what goes, not of what stays. "#" and
+    # "*" are not in it: they are all that tells the one key from the other.
     words = re.sub(r"[!\"$-)+-/:-@\[-`{-~‘’“”„«»¿¡…–—。、！？،؟।]+", " ", text.casefold()).split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 

@@ -27,8 +27,8 @@ def find_evaluations(paths: Iterable[str]) -> dict[str, Evaluation]:
     """The evaluations at dotted paths, by name.
 
     Args:
-        paths: each is the path of an [`Evaluation`], such as `my_package.my_evaluation`, or of a module whose `EVALUATIONS`
-            lists several. The name of an evaluation is that of its function.
+        paths: each is the path of an [`Evaluation`], such as `my_package.my_evaluation`, or of a module whose
+            `EVALUATIONS` lists several. The name of an evaluation is that of its function.
 
     Raises:
         ValueError: a path leads nowhere or to something else, two evaluations have one name, or there are none.
@@ -64,7 +64,7 @@ def describe(subject: Subject) -> dict:
 
 
 def run_evaluations(subject: Subject, name: str, tasks: list[str], output: Path, fresh: bool = False) -> dict:
-    """Runs the evaluations that `output` does not hold yet, writes the figures of each one there, and returns the report.
+    """Runs the evaluations that `output` does not hold yet, writes their figures there, and returns the report.
 
     Args:
         name: what the report calls the model.

@@ -18,7 +18,8 @@ class Subject:
 
     items: the number of items that a figure comes from, if there are as many.
     seed: chooses the items and the random numbers of sampling.
-    sampling: how drawings are sampled: `guidance_scale`, `do_sample` and any other argument of `generate`. Answers are greedy.
+    sampling: how drawings are sampled: `guidance_scale`, `do_sample` and any other argument of `generate`. Answers are
+        greedy.
     """
 
     model: DPSForConditionalGeneration

@@ -39,8 +39,10 @@ def model_card(
         base_results: the same file of the model before training, for another column of the table.
         base_model: name on the Hub of the model that was trained further.
         datasets: names on the Hub of the training data.
-        task_types: the Hub's task of each evaluation, such as `{"my_drawings": "text-to-image"}`; by default "any-to-any".
-        metric_types: the Hub's metric of each figure, such as `{"my_drawings.exact": "accuracy"}`; by default its own name.
+        task_types: the Hub's task of each evaluation, such as `{"my_drawings": "text-to-image"}`; by default
+            "any-to-any".
+        metric_types: the Hub's metric of each figure, such as `{"my_drawings.exact": "accuracy"}`; by default its own
+            name.
         fields: everything else that the template names.
 
     Raises:

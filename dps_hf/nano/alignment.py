@@ -1,6 +1,7 @@
 """Experiments that align dps-nano with what a judge prefers, each measured before and after.
 
-Every step is a script of `examples/`, run with the fields that are written beside its output. Finished steps are not run again.
+Every step is a script of `examples/`, run with the fields that are written beside its output. Finished steps are not
+run again.
 """
 
 import json
@@ -38,7 +39,8 @@ from dps_hf.nano.wording import LANGUAGES
 
 TRAINED = "trainer_state.json"  # what a trainer writes last
 PERCENT = (10, 30, 100)  # of the examples, in `instruction_tuning`
-# Fields for preferences among worked answers: sampled warmly, or few are wrong; one wrong step makes an answer the rejected one.
+# Fields for preferences among worked answers: sampled warmly, or few are wrong; one wrong step makes an answer the
+# rejected one.
 ANSWERED = {
     "num_responses": 4,
     "generation": {"temperature": 1.2},
@@ -55,7 +57,8 @@ class AlignmentArguments:
     work: folder for everything on the way.
     examples: folder of the scripts.
     seeds: two or more; each is a run from the beginning.
-    items: the number of prompts of each category, if there are as many; `scenes_cot_dpo` asks ten times as many questions.
+    items: the number of prompts of each category, if there are as many; `scenes_cot_dpo` asks ten times as many
+        questions.
     rounds: rounds of sampling, judging and DPO on drawings, each with the model of the round before.
     unseen_share: share of the drawing prompts that name a colour and a shape which training never shows together.
     wrong_share: share of the capitals that `capitals_dpo` first teaches wrongly.
@@ -140,7 +143,7 @@ def find_pairs(preferences: Path) -> Path:
     """
     if not (preferences / "paired").exists():
         raise ValueError(
-            f"{preferences} holds no pairs. Raise num_prompts in `preferences`, or num_questions, and give another `work`."
+            f"{preferences} holds no pairs. Raise num_prompts in `preferences`, or num_questions, and change `work`."
         )
     return preferences / "paired"
 
@@ -331,7 +334,7 @@ def instruction_tuning(script: AlignmentArguments, seed: int) -> Figures:
 
 
 def capitals_dpo(script: AlignmentArguments, seed: int) -> Figures:
-    """A model that was taught wrong capitals learns by DPO to prefer the right ones; its drawings are measured as well.
+    """A model that was taught wrong capitals learns by DPO to prefer the right ones; drawings are measured as well.
 
     The first wording in each language, "What is the capital of France?", is measured and occurs in no step.
     """

@@ -38,7 +38,7 @@ def summarise(runs: list[Figures], measured: tuple[str, ...]) -> dict:
 
 
 def plot_learning_curves(categories: dict, path: Path) -> None:
-    """Right answers by share of the examples, with help and without; bars are the intervals of the gain over no tuning."""
+    """Plots right answers by share of the examples, with help and without; bars are the intervals of the gain."""
     figure = Plot(figsize=(9, 3.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, kind, title in zip(axes, ("direct", "answer"), ("directly", "after thinking")):

@@ -88,7 +88,7 @@ def tokenizer_texts(english: int = 12) -> Iterator[str]:
     """Names, questions and styles for a text tokenizer to learn; each name also after a space, as within a sentence.
 
     Args:
-        english: the weight of English names, so that most of them are one token a word; names in other languages have 1.
+        english: how often each English name is repeated, so that most English words become one token.
     """
     for names in {pair.codepoints: pair.names for pair in all_pairs()}.values():
         for language, name in names.items():
@@ -185,8 +185,9 @@ def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
 def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
     """Name the emoji, in the language of the question; 1 answer of 10 in English names the style, too.
 
-    English and `FOREIGN` other languages: one of them is asked for, the others are `more`. The worked step is the English
-    name: to recognise and then to translate is learned from far fewer pictures than to do both at once.
+    The names are in English and in `FOREIGN` other languages: one is asked for, the others are `more`. The worked
+    step is the English name, because to recognise and then to translate is learned from far fewer pictures than to do
+    both at once.
     """
     pair = pick(rng, pairs(split))
     image = picture(pair)

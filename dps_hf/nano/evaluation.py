@@ -45,8 +45,8 @@ def scenes_t2i(
 ) -> dict[str, Figure]:
     """The drawing shows everything that the prompt names, in the right place, and nothing else; `think`: after a plan.
 
-    `unseen_pair` is also given for each pair. `new_picture` is of the prompts whose picture training draws for no other words
-    either, although it shows each of their things.
+    `unseen_pair` is also given for each pair. `new_picture` is of the prompts whose picture training draws for no
+    other words either, although it shows each of their things.
     """
     drawn: dict[str, list[tuple[Scene, bool]]] = {}
     for name in names:
@@ -89,8 +89,8 @@ def scenes_t2i_plan_unguided(subject: Subject) -> dict[str, Figure]:
 def scenes_i2t(subject: Subject) -> dict[str, Figure]:
     """The description names all things with the right number, size, colour and shape.
 
-    `one_object` and `exact` (1 to 4 things) are as training shows them. `unseen_pair` shows a colour and a shape that training
-    never shows together, `unseen_count` a shape in a number in which training never shows it.
+    `one_object` and `exact` (1 to 4 things) are as training shows them. `unseen_pair` shows a colour and a shape that
+    training never shows together, `unseen_count` a shape in a number in which training never shows it.
     """
     figures = {}
     for name, count, unseen in (
@@ -107,7 +107,7 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
 
 
 def scenes_i2t_languages(subject: Subject) -> dict[str, Figure]:
-    """`exact` in the other languages (`de` ...), asked as in training, and asked in held-out words (`new_wording_en` ...)."""
+    """`exact` in the other languages (`de` ...), asked as in training and in held-out words (`new_wording_en` ...)."""
     held_out, figures = held_out_scenes(subject), {}
     pictures, truths = [render(scene) for scene in held_out], [parse_caption(caption(scene)) for scene in held_out]
     for prefix, wording, languages in (("", 0, LANGUAGES[1:]), ("new_wording_", -1, LANGUAGES)):
@@ -118,7 +118,7 @@ def scenes_i2t_languages(subject: Subject) -> dict[str, Figure]:
 
 
 def scenes_cot(subject: Subject, names: Collection[str] = QUESTIONS) -> dict[str, Figure]:
-    """Questions of all kinds: after thinking (`answer`, and one figure for each kind), and the same without (`direct`).
+    """Questions of all kinds: after thinking (`answer`, and a figure for each kind), and without (`direct`).
 
     `unseen_pair` and `unseen_count` are after thinking, about pictures of what training never shows together.
     """
@@ -271,8 +271,8 @@ def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
 def features(subject: Subject) -> dict[str, Figure]:
     """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name finds the English one.
 
-    More than 200 items are split into galleries of 200. The names are not held out: training with `alignment_steps` shows
-    both names of an emoji together.
+    More than 200 items are split into galleries of 200. The names are not held out: training with `alignment_steps`
+    shows both names of an emoji together.
     """
     model, rng = subject.model, subject.rng("features")
     # Whole ones: a smaller last gallery would be easier.

@@ -45,8 +45,8 @@ def held_out_scenes(subject: Subject, count: int | None = None, unseen: str | No
 def held_out_prompts(subject: Subject, name: str, count: int | None = None) -> list[str]:
     """Different prompts for the figure `name` of `FORMS`, none of which training contains.
 
-    Half of them are English, and half name sizes. The last way of asking in each language is held out as well. There may be
-    fewer prompts than asked for: only 456 ask for a colour and a shape that training never shows together.
+    Half of them are English, and half name sizes. The last way of asking in each language is held out as well. There
+    may be fewer prompts than asked for: only 456 ask for a colour and a shape that training never shows together.
     """
     rng, prompts, missed = subject.rng(name), dict[str, None](), 0
     while len(prompts) < (count or subject.items) and missed < 1000:

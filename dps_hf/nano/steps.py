@@ -38,7 +38,7 @@ def run_step(examples: Path, name: str, recipe: str | None, output: Path, done: 
 
 
 def run_script(script: Path, *arguments: str | Path) -> None:
-    """Runs a script in a new process. Where possible the process is forked with the libraries loaded, which saves seconds.
+    """Runs a script in a new process, on Linux forked with the libraries loaded, which saves seconds.
 
     Raises:
         RuntimeError: the script failed.

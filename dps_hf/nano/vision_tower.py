@@ -1,9 +1,9 @@
 """The image encoder of dps-nano and how it is trained: which emoji is this, and which things are where in the scene?
 
-A vision transformer alone needs far more pictures than there are emoji. A small convolutional network, the teacher, therefore
-learns first, from labels, and the tower learns from it (DeiT, arXiv 2012.12877, section 4). On emoji the tower's mean feature
-follows the teacher's; on scenes each of its patches predicts the thing in it and where it is. Teacher and heads are discarded
-afterwards.
+A vision transformer alone needs far more pictures than there are emoji. A small convolutional network, the teacher,
+therefore learns first, from labels, and the tower learns from it (DeiT, arXiv 2012.12877, section 4). On emoji the
+tower's mean feature follows the teacher's; on scenes each of its patches predicts the thing in it and where it is.
+Teacher and heads are discarded afterwards.
 """
 
 import copy
@@ -34,8 +34,8 @@ WIDTH = 256  # of the convolutional network's features
 class LabelledPictures(torch.utils.data.Dataset):
     """Picture `i` depends on `(seed, i)` alone.
 
-    `labels`: the index of the emoji (-1 in scenes), then for each patch the kind of thing whose centre lies in it (-1 for
-    none), then for each patch the quarter of it, 0 to 3, in which that centre lies (-1 for none).
+    `labels` holds the index of the emoji (-1 in scenes), then for each patch the kind of thing whose centre lies in it
+    (-1 for none), then for each patch the quarter of it, 0 to 3, in which that centre lies (-1 for none).
     """
 
     def __init__(self, seed: int, length: int, share_of_scenes: float, patch_size: int):
@@ -93,7 +93,12 @@ def stack_pictures(examples: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def distort(pixels: torch.Tensor, mirror: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
-    """`(batch, 3, height, width)` in [-1, 1], each picture in its own way; `mirror`, `(batch,)`: which ones may be mirrored."""
+    """Distorts each picture in its own way.
+
+    Args:
+        pixels: `(batch, 3, height, width)` in [-1, 1].
+        mirror: `(batch,)`, which pictures may be mirrored.
+    """
     batch, size = len(pixels), pixels.shape[-1]
 
     def rand(*shape: int) -> torch.Tensor:

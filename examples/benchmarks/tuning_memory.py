@@ -2,8 +2,9 @@
 
 python examples/benchmarks/tuning_memory.py
 
-The model has dps-nano's tokenizers and tower and a random decoder of SmolLM2-360M's sizes, and is tuned by `examples/sft.py`.
-Memory is all that the process held at its peak, Python, libraries and the pages of the file that is loaded included.
+The model has dps-nano's tokenizers and tower and a random decoder of SmolLM2-360M's sizes, and is tuned by
+`examples/sft.py`. Memory is all that the process held at its peak, Python, libraries and the pages of the file that is
+loaded included.
 """
 
 import json

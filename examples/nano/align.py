@@ -3,9 +3,9 @@
 python examples/nano/align.py --config examples/recipes/nano/align.yaml
 python examples/nano/align.py --config examples/recipes/nano/align.yaml --experiments capitals_dpo
 
-What is measured is asked in no step. If the command is interrupted, the same command continues; finished steps are not run
-again. Several experiments may run at the same time in one work folder, except `scenes_t2i_kto`, which uses the drawings of
-`scenes_t2i_dpo`.
+What is measured is asked in no step. If the command is interrupted, the same command continues; finished steps are not
+run again. Several experiments may run at the same time in one work folder, except `scenes_t2i_kto`, which uses the
+drawings of `scenes_t2i_dpo`.
 """
 
 from dataclasses import replace

@@ -2,8 +2,9 @@
 
 python examples/nano/curves.py --config examples/recipes/nano/curves.yaml
 
-Each point is a decoder trained from nothing by `examples/train.py`, with the tokenizers and the vision tower of dps-nano. All are
-trained for the same number of steps, many fewer than dps-nano itself. If the command is interrupted, the same command continues.
+Each point is a decoder trained from nothing by `examples/train.py`, with the tokenizers and the vision tower of
+dps-nano. All are trained for the same number of steps, many fewer than dps-nano itself. If the command is interrupted,
+the same command continues.
 """
 
 import json

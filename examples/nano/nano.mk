@@ -1,5 +1,6 @@
-# The parts of dps-nano and what each of them needs; `make nano` calls this file. Finished parts are not made again, and an
-# interrupted one continues. The image encoder and the image tokenizer train side by side, each on half of the processors.
+# The parts of dps-nano and what each of them needs; `make nano` calls this file. Finished parts are not made again,
+# and an interrupted one continues. The image encoder and the image tokenizer train side by side, each on half of the
+# processors.
 
 python ?= python3
 half := $(shell $(python) -c 'import os; print(max(1, (os.cpu_count() or 1) // 2))')

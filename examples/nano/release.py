@@ -3,9 +3,9 @@
 python examples/nano/release.py --model runs/nano --output dps_hf/checkpoints/dps-nano
 python examples/nano/release.py --output dps_hf/checkpoints/dps-nano    # the card, once the checkpoint is measured
 
-The weights are stored in float16, and loaded in float32 because some CPUs cannot compute in half precision. Those of the image
-tokenizer are stored in bfloat16 if that loses nothing, and otherwise unchanged. `make evaluate` measures the checkpoint and
-fills its card.
+The weights are stored in float16, and loaded in float32 because some CPUs cannot compute in half precision. Those of
+the image tokenizer are stored in bfloat16 if that loses nothing, and otherwise unchanged. `make evaluate` measures the
+checkpoint and fills its card.
 """
 
 import json

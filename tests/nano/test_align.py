@@ -84,7 +84,7 @@ def test_worked_answers_are_asked_for_in_questions_of_each_seed_and_round_and_ne
 
 @pytest.fixture
 def asked_steps(monkeypatch):
-    """What rounds ask of the scripts: their names and fields. Nothing is run; preferences without pairs may be asked for."""
+    """The names and fields of the scripts that rounds would run; rounds in `empty` find no pairs."""
     asked, empty = [], set()
 
     def step(examples, name, recipe, output, done, fields):
@@ -195,7 +195,8 @@ def test_the_whole_line_runs_and_reports(snapshot, tmp_path):
         experiments=list(align.EXPERIMENTS),
         grpo={**short, "num_generations": 2}, kto=short,
         output=tmp_path / "alignment.json", work=tmp_path / "work", seeds=[0, 1], items=2, rounds=2, num_questions=8,
-        preferences={"num_prompts": 8, "num_responses": 4, "generation": {"temperature": 1.6}}, dpo=short, sft=short, capitals=short, answers=short,
+        preferences={"num_prompts": 8, "num_responses": 4, "generation": {"temperature": 1.6}},
+        dpo=short, sft=short, capitals=short, answers=short,
         questions={**short, "max_steps": 5},  # 10 % of the examples must be one at least
     )  # fmt: skip
     assert script.model == NANO

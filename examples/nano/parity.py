@@ -1,22 +1,21 @@
-"""Checks that servers give what transformers gives: greedy text about pictures, its first token's probability, drawings.
+"""Checks that servers of dps-nano give what transformers gives: greedy answers, their first probability, drawings.
 
 python -m dps_hf.serving.gguf dps_hf/checkpoints/dps-nano outputs/gguf --type f32
 llama-server --model outputs/gguf/dps-nano-f32.gguf --mmproj outputs/gguf/mmproj-dps-nano-f32.gguf \\
     --cache-type-k f32 --cache-type-v f32 --flash-attn off --port 8080
-python examples/serve/parity.py llama_server=http://127.0.0.1:8080/v1
+python examples/nano/parity.py llama_server=http://127.0.0.1:8080/v1
 
 python -m llama_cpp.server --model outputs/gguf/dps-nano-f32.gguf --chat_format mtmd --n_ctx 1024 --port 8081 \\
     --clip_model_path outputs/gguf/mmproj-dps-nano-f32.gguf --logits_all true --type_k 0 --type_v 0
 python -m vllm.entrypoints.openai.api_server --model dps_hf/checkpoints/dps-nano --trust-remote-code --dtype float32 \\
     --mm-processor-cache-gb 0 --port 8000
-python examples/serve/parity.py llama_cpp_python=http://127.0.0.1:8081/v1 vllm=http://127.0.0.1:8000/v1
+python examples/nano/parity.py llama_cpp_python=http://127.0.0.1:8081/v1 vllm=http://127.0.0.1:8000/v1
 
-With --think only worked answers are compared; llama_cpp.server is started for them with
+With --think only worked answers are compared. For them llama_cpp.server needs
 --chat_template_kwargs '{"enable_thinking": true}'.
 
-The figures of each server go under its name into one JSON file, those of other servers stay. Where a server's answer or
-drawing differs, the file says at which token, and how much less likely transformers holds the server's choice there:
-hundredths are a near tie.
+The figures of each server are written under its name into one JSON file. If an answer or a drawing differs, the file
+says at which token, and how much less likely the token of the server is in transformers; hundredths are a near tie.
 """
 
 import argparse
@@ -97,7 +96,7 @@ def generate(
 
 
 def divergence(reference: Reference, tokens: Sequence[int]) -> dict:
-    """Where the server's tokens leave the reference, and by how much its first other token is the less likely one there."""
+    """The first token in which a server differs from the reference, and how much less likely it is there."""
     expected = reference.tokens.tolist()
     index = next((i for i, (a, b) in enumerate(zip(expected, tokens)) if a != b), min(len(expected), len(tokens)))
     if index in (len(expected), len(tokens)):  # one of them ends here

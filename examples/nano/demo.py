@@ -1,9 +1,9 @@
-"""What dps-nano can do, offline, on a page of pictures.
+"""Shows what dps-nano can do, offline, on a page of pictures.
 
-python examples/demo.py
-python examples/demo.py --image cat.png
-python examples/demo.py --prompt "a big red heart and two small blue stars"
-python examples/demo.py --prompt "hedgehog, noto style"
+python examples/nano/demo.py
+python examples/nano/demo.py --image cat.png
+python examples/nano/demo.py --prompt "a big red heart and two small blue stars"
+python examples/nano/demo.py --prompt "hedgehog, noto style"
 """
 
 import base64
@@ -45,7 +45,8 @@ HTML = """\
 <meta charset="utf-8">
 <title>dps-nano</title>
 <style>
-  body { font: 15px/1.4 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }
+  body { font: 15px/1.4 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
+         color: #222; background: #fff; }
   section { display: flex; flex-wrap: wrap; gap: 1.2rem; }
   figure { margin: 0; width: min-content; min-width: 16rem; }
   img { width: 7.8rem; border: 1px solid #ccc; }
@@ -68,8 +69,8 @@ HTML = """\
 @dataclass
 class ScriptArguments:
     """
-    image: a picture of yours, to be named and described.
-    prompt: what to draw, four times. With one of the two, or both, the demo does nothing else.
+    image: a picture to name and to describe.
+    prompt: what to draw, four times. With `image` or `prompt` the demo does nothing else.
     output: folder for the pictures, `page.png`, `page.html` and `answers.txt`.
     """
 
@@ -80,7 +81,7 @@ class ScriptArguments:
     seed: int = 0
 
 
-def your_picture(model, processor, picture: Image.Image) -> Section:
+def describe_picture(model, processor, picture: Image.Image) -> Section:
     questions = ["What is this?", "Describe the picture.", "What do you see?"]
     answers = ask(model, processor, questions, [picture] * len(questions))
     seen = ImageOps.pad(picture, (64, 64), color="grey")
@@ -88,17 +89,17 @@ def your_picture(model, processor, picture: Image.Image) -> Section:
     return Section("Your picture, as dps-nano sees it", [Item([seen], lines)], columns=2)
 
 
-def your_prompt(model, processor, prompt: str) -> Section:
+def draw_prompt(model, processor, prompt: str) -> Section:
     drawings = draw(model, processor, [prompt], num_return_sequences=4)
     return Section("Your words, drawn four times", [Item([drawing], [prompt]) for drawing in drawings], columns=4)
 
 
-def drawn_scenes(model, processor) -> Section:
+def draw_scenes(model, processor) -> Section:
     drawings = draw(model, processor, SCENES)
     return Section("Drawn from words", [Item([drawing], [prompt]) for drawing, prompt in zip(drawings, SCENES)])
 
 
-def drawn_emoji(model, processor, rng: np.random.Generator) -> Section:
+def draw_emoji(model, processor, rng: np.random.Generator) -> Section:
     """One emoji of each style."""
     held_out = [emoji.pairs("validation")[i] for i in rng.permutation(len(emoji.pairs("validation")))]
     chosen = [next(pair for pair in held_out if pair.style == style) for style in emoji.STYLES]
@@ -107,10 +108,10 @@ def drawn_emoji(model, processor, rng: np.random.Generator) -> Section:
     items = [
         Item([drawing, emoji.picture(pair)], [prompt]) for drawing, prompt, pair in zip(drawings, prompts, chosen)
     ]
-    return Section("Emoji, drawn; beside each the art that training never showed", items, columns=3)
+    return Section("Emoji, drawn; beside each drawing the original, which training never showed", items, columns=3)
 
 
-def named_emoji(model, processor, rng: np.random.Generator) -> Section:
+def name_emoji(model, processor, rng: np.random.Generator) -> Section:
     pairs = [pick(rng, emoji.pairs("validation")) for _ in range(8)]
     questions = [asked[0] for asked in emoji.QUESTIONS.values()] * len(pairs)
     pictures = [emoji.picture(pair) for pair in pairs for _ in emoji.QUESTIONS]
@@ -125,7 +126,7 @@ def named_emoji(model, processor, rng: np.random.Generator) -> Section:
     return Section("Emoji in a style that training never showed, named in 12 languages", items, columns=4)
 
 
-def answered_questions(model, processor, rng: np.random.Generator) -> Section:
+def answer_questions(model, processor, rng: np.random.Generator) -> Section:
     held_out = [sample_split(rng, "validation", count) for count in (2, 3, 3, 4, 4, 4)]
     questions, _, truths, _ = zip(*(ask_about(rng, scene) for scene in held_out))
     pictures = [render(scene) for scene in held_out]
@@ -184,29 +185,28 @@ def main(script: ScriptArguments) -> None:
     sections = []
     if picture is not None:
         print("Looking at your picture ...")
-        sections.append(your_picture(model, processor, picture))
+        sections.append(describe_picture(model, processor, picture))
     if script.prompt:
         print("Drawing your words ...")
         try:
-            sections.append(your_prompt(model, processor, script.prompt))
+            sections.append(draw_prompt(model, processor, script.prompt))
         except ValueError as error:  # words that are tokens of the model, such as <image>
             sys.exit(str(error))
     if not sections:
         print("Drawing scenes ...")
-        sections.append(drawn_scenes(model, processor))
+        sections.append(draw_scenes(model, processor))
         print("Drawing emoji ...")
-        sections.append(drawn_emoji(model, processor, rng))
+        sections.append(draw_emoji(model, processor, rng))
         print("Naming emoji in 12 languages ...")
-        sections.append(named_emoji(model, processor, rng))
+        sections.append(name_emoji(model, processor, rng))
         print("Thinking about questions ...")
-        sections.append(answered_questions(model, processor, rng))
+        sections.append(answer_questions(model, processor, rng))
     write(sections, script.output)
     for section in sections if script.image or script.prompt else sections[-1:]:
         print("", *dict.fromkeys("\n".join(item.lines) for item in section.items), sep="\n")
     page_path = script.output / "page"
-    print(
-        f"\nEverything on one page: {page_path}.png, with all scripts: {page_path}.html, as text: {script.output / 'answers.txt'}"
-    )
+    answers = script.output / "answers.txt"
+    print(f"\nEverything on one page: {page_path}.png, with all scripts: {page_path}.html, as text: {answers}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dps_hf.nano import emoji
 
 @pytest.fixture(scope="module")
 def demo(example):
-    return example("demo.py")
+    return example("nano/demo.py")
 
 
 @pytest.fixture
