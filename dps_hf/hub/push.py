@@ -247,6 +247,6 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         if isinstance(error.__cause__, Exception):  # what an upload wraps
             error = error.__cause__
         raise ConnectionError(
-            f"The push to {repo_id} at {endpoint} broke off: {str(error).rstrip('.') or type(error).__name__}. No file "
-            "of it is in the repository, unless only the last reply was lost. Push again."
+            f"The push to {repo_id} at {endpoint} broke off: {str(error).rstrip('.') or type(error).__name__}. No "
+            "file of it is in the repository, unless only the last reply was lost. Push again."
         ) from error

@@ -3,9 +3,9 @@
 python examples/nano/nlvr.py --config examples/recipes/nano/nlvr.yaml --train nlvr_train.parquet --dev nlvr_dev.parquet
 
 The data are Cornell NLVR (Suhr et al., ACL 2017, CC-BY-4.0, https://github.com/lil-lab/nlvr), with one row for an
-example in one order of its boxes: its `identifier`, `sentence`, `label` (a boolean) and `image`, three boxes
-side by side. `examples/sft.py` trains two models, one that sees the boxes and one that reads only sentences. Both are asked about
-examples that training does not contain. If the command is interrupted, the same command continues.
+example in one order of its boxes: its `identifier`, `sentence`, `label` (a boolean) and `image`, three boxes side by
+side. `examples/sft.py` trains two models, one that sees the boxes and one that reads only sentences. Both are asked
+about examples that training does not contain. If the command is interrupted, the same command continues.
 """
 
 import json
