@@ -20,7 +20,7 @@ from PIL import Image
 
 from dps_hf.files import write_whole
 from dps_hf.inference import CODES, save_drawing
-from dps_hf.judges.verdict import Case, Verdict, control_token
+from dps_hf.judges.verdict import Case, Verdict, find_control_token
 from dps_hf.model.image_processing_dps import open_picture
 
 
@@ -155,7 +155,7 @@ def _check_letters(field: str, text: str) -> None:
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"'{field}' must be whole letters; got half of a pair in {text!r}.")
-    if name := control_token(text):
+    if name := find_control_token(text):
         raise ValueError(f"'{field}' must not hold control tokens; got {name!r}. Write it in other words.")
 
 

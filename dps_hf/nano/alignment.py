@@ -232,16 +232,23 @@ def scenes_t2i_dpo(script: AlignmentArguments, seed: int) -> Figures:
     path = folder / f"{seed}.png"
     if not path.exists():
         subjects = [load_subject(one, script.items, seed) for one in (script.model, model)]
-        unfinished = path.with_name(f"new-{path.name}")  # an interruption must not leave half of a picture
-        draw_comparison(subjects, CATEGORIES).save(unfinished)
-        unfinished.replace(path)
+        write_whole(path, lambda own: draw_comparison(subjects, CATEGORIES).save(own, "PNG"))
     return measured
 
 
 def scenes_t2i_self(script: AlignmentArguments, seed: int) -> Figures:
     """The same, judged by the model itself, which describes its drawings."""
     folder = script.work / "scenes_t2i_self" / f"seed-{seed}"
-    model = train_in_rounds(script, folder, script.model, seed, script.rounds, write_prompts, script.dpo, judge="self")
+    model = train_in_rounds(
+        script,
+        folder,
+        script.model,
+        seed,
+        script.rounds,
+        write_prompts,
+        script.dpo,
+        judge="dps_hf.nano.self_judge.SelfJudge",
+    )
     return measure_both(script, folder, model, seed, measure_drawings)
 
 

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from dps_hf.data.sources import read_saved
 from dps_hf.files import write_whole
+from dps_hf.judges.resolve import verdict_options
 
 
 SETTINGS = "settings.json"  # what the work in a folder was made with
@@ -173,8 +174,7 @@ def _settings(training: TrainingArguments, others: tuple) -> dict[str, str]:
     """What makes a training this one, in words."""
     settings = {name: getattr(training, name) for name in LEARNING if hasattr(training, name)}
     settings |= {field.name: getattr(one, field.name) for one in others for field in fields(one)}
-    options = settings.pop("judge_options", {})
-    settings["judge_options"] = {name: options.get(name) for name in ("model", "rubric", "base_url")}
+    settings["judge_options"] = verdict_options(settings.pop("judge_options", {}))
     if settings.get("dataset"):  # which may be another one under the same name
         settings["fingerprint of the dataset"] = read_saved(settings["dataset"])._fingerprint
     return {name: str(value) for name, value in settings.items()}

@@ -23,7 +23,7 @@ from trl.trainer.utils import add_fused_lm_head
 from two_processes import launch
 
 import dps_hf.judges.openai
-import dps_hf.judges.resolve
+import dps_hf.nano.exact_judge
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.training.adapters import forbid_words, load_for_training
@@ -94,6 +94,8 @@ def train(example, saved_model, tmp_path):
         name: str, output: str = "run", model: str = saved_model, lora: dict = LORA, script=None, **training
     ) -> Path:
         module = example(f"{name}.py")
+        if name == "grpo":
+            script = {"judge": "dps_hf.nano.exact_judge.exact_judge", **(script or {})}
         if name == "sft":
             script = {
                 "tasks": {"dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.scenes_cot": 1},
@@ -309,7 +311,7 @@ def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
 
         return [Verdict({"bright": brightness(case.response)}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", likes_bright)
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", likes_bright)
     script = {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 8, "aspect": "bright"}
     output = train("grpo", script=script, max_steps=12, per_device_train_batch_size=16, num_generations=8)
     rewards = losses(output, "reward")
@@ -344,12 +346,12 @@ def test_grpo_forbids_words_in_drawings_alone(train, monkeypatch, task, forbidde
             super().__init__(*args, model=model, **kwargs)
 
     monkeypatch.setattr(trl, "GRPOTrainer", Watched)
-    train("grpo", script={"tasks": {task: 1}, "num_prompts": 4}, max_steps=1)
+    train("grpo", script={"tasks": {f"dps_hf.nano.tasks.{task}": 1}, "num_prompts": 4}, max_steps=1)
     assert (biases[0] is not None) == forbidden
 
 
 def test_grpo_knows_its_judges(example):
-    with pytest.raises(ValueError, match="judge must be one of exact, self, openai; got 'exat'"):
+    with pytest.raises(ValueError, match=r"judge must be the dotted path of a function or class, .*; got 'exat'"):
         example("grpo.py").ScriptArguments(judge="exat")
     with pytest.raises(
         ValueError, match="judge_options must have model and rubric for the judge openai; rubric missing"
@@ -365,8 +367,7 @@ def test_grpo_stops_where_its_judge_answers_no_more(train, monkeypatch):
             self.counts["no reply"] += len(cases)
             return [None] * len(cases)
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "OpenAIJudge", Server)
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", Server())
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", Server())
     with pytest.raises(RuntimeError, match="The judge replies no more"):
         train("grpo", script={"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 4}, max_steps=1)
 
@@ -377,11 +378,9 @@ def test_grpo_quotes_what_the_server_of_its_judge_said_at_last(example):
         return [None] * len(cases)
 
     judge.counts, judge.fault = Counter(), "its reply is empty, finish_reason length"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(dps_hf.judges.resolve, "OpenAIJudge", type(judge))
-        reward = example("grpo.py").JudgeReward(judge, None, None, False)
-        with pytest.raises(RuntimeError, match="replies no more: its reply is empty, finish_reason length"):
-            reward([], [said("yes")], [], [[]], ["one"])
+    reward = example("grpo.py").JudgeReward(judge, None, None, False)
+    with pytest.raises(RuntimeError, match="replies no more: its reply is empty, finish_reason length"):
+        reward([], [said("yes")], [], [[]], ["one"])
 
 
 @pytest.mark.parametrize(("status", "answered"), [(402, 0), (403, 8), (503, 8)])
@@ -414,6 +413,33 @@ def test_grpo_stops_when_its_judge_is_refused_and_the_same_command_goes_on(train
     assert losses(output, "reward") == pytest.approx([4 / 9] * 3)
 
 
+def test_grpo_rewards_with_anybodys_class_that_needs_the_model(train, tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("""
+from dps_hf.judges.verdict import Verdict
+
+made = []
+
+class LikesLong:
+    def __init__(self, model, processor, most):
+        self.processor, self.most = processor, most
+        made.append(model)
+
+    def __call__(self, cases):
+        lengths = [len(self.processor.tokenizer(case.response)["input_ids"]) for case in cases]
+        return [Verdict({"length": min(1, n / self.most)}, "", "long", c.origin) for n, c in zip(lengths, cases)]
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = {"judge": "my_rewards.LikesLong", "tasks": {"dps_hf.nano.tasks.scenes_i2t": 1}, "num_prompts": 4}
+    output = train("grpo", script={**fields, "judge_options": {"most": 100}}, max_steps=2)
+    assert all(0 < reward < 1 for reward in losses(output, "reward"))
+    (model,) = sys.modules.pop("my_rewards").made
+    assert not model.training
+    with pytest.raises(
+        ValueError, match=r"judge_options must have most for the judge my_rewards\.LikesLong; most missing"
+    ):
+        train("grpo", script=fields)
+
+
 def test_grpo_needs_a_reward_to_begin_with(train, monkeypatch, tmp_path):
     script = {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 4}
     with pytest.raises(ValueError, match=r"the judge scores .*shape.*, aspect is 'shpe'"):
@@ -430,7 +456,7 @@ def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
         asked.update(case.prompt for case in cases)
         return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", judge)
     (tmp_path / "mine.txt").write_text("a star\na heart\n")
     train("grpo", script={"prompts": tmp_path / "mine.txt"}, max_steps=2)
     assert asked == {"a star", "a heart"}
@@ -445,7 +471,7 @@ def test_grpo_asks_the_questions_of_a_folder_of_records_and_its_judge_knows_thei
         asked.update((case.prompt, case.images[0].getpixel((0, 0)), case.answers) for case in cases)
         return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", judge)
     pictures = {colour: PIL.new("RGB", (64, 64), colour) for colour in ("red", "blue")}
     records = [record("mine", [picture, "Which?"], [colour]) for colour, picture in pictures.items()]
     columns = {name: [one[name] for one in records] for name in ("messages", "images")}

@@ -118,7 +118,7 @@ def test_a_bad_line_is_reported_by_number_and_kept_aside_while_the_others_count(
 
 
 def test_thoughts_and_whole_drawings_may_be_written_as_the_model_writes_them(write):
-    drawing = "<begin_of_image><img_1><img_20><row_end><img_3><row_end><end_of_image>"
+    drawing = "<begin_of_image><img_1><img_20><img_3><end_of_image>"
     line = {"prompt": "a red square", "chosen": f"<think>Red.</think>{drawing}", "rejected": "a < b <b>[INST]"}
     assert [case.response for case, _ in read_votes(write(line))] == [line["chosen"], line["rejected"]]
 

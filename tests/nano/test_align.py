@@ -18,7 +18,7 @@ from dps_hf.nano.held_out import held_out_scenes
 from dps_hf.nano.scenes import has_unseen_count, has_unseen_pair, held_out, render
 from dps_hf.nano.splits import UNSEEN
 from dps_hf.nano.wording import LANGUAGES
-from dps_hf.preferences.responses import task_prompts
+from dps_hf.preferences.prompts import task_prompts
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -112,9 +112,9 @@ def test_a_round_goes_on_with_the_model_of_the_one_before_and_with_other_prompts
     files = [Path(fields["prompts"]) for fields in by_name["build_preferences"]]
     one, other = (path.read_text(encoding="utf-8").splitlines() for path in files)
     assert len(one) == len(other) == 20 and one != other
-    align.train_in_rounds(script, tmp_path / "self", NANO, 0, 2, align.write_prompts, {}, judge="self")
+    align.train_in_rounds(script, tmp_path / "self", NANO, 0, 2, align.write_prompts, {}, judge="self.judge")
     judged = [fields for name, fields in asked_steps.asked if name == "build_preferences"][2:]
-    assert [Path(fields["prompts"]) for fields in judged] == files and {f["judge"] for f in judged} == {"self"}
+    assert [Path(fields["prompts"]) for fields in judged] == files and {f["judge"] for f in judged} == {"self.judge"}
 
 
 def test_rounds_end_where_nothing_is_left_to_learn(asked_steps, tmp_path):
