@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,11 +37,22 @@ class Answer(NamedTuple):
     text: str
 
 
-def load(path: str | PathLike = NANO, revision: str = "main") -> tuple[DPSForConditionalGeneration, DPSProcessor]:
-    """A model that is ready to generate, on the GPU if there is one, and its processor; `revision` is of a Hub repository."""
-    model = AutoModelForMultimodalLM.from_pretrained(path, revision=revision).eval()
+def load(
+    path: str | PathLike = NANO, revision: str = "main", device: str | torch.device | None = None, **options: Any
+) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
+    """Loads a model, ready to generate, and its processor.
+
+    Args:
+        path: a folder or the name of a repository on the Hub. The default is dps-nano, which comes with the package.
+        revision: branch, tag or commit of the repository.
+        device: where the model goes; by default the GPU if there is one. Quantised models stay where they were loaded.
+        options: whatever `from_pretrained` takes, for example `dtype` or `attn_implementation`.
+    """
+    model = AutoModelForMultimodalLM.from_pretrained(path, revision=revision, **options).eval()
     processor = AutoProcessor.from_pretrained(path, revision=revision)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    if not getattr(model, "is_quantized", False):
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model, processor
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -10,7 +10,6 @@ python examples/train_vision_tower.py --config examples/recipes/nano_vision_towe
 
 import copy
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +24,8 @@ from trl import TrlParser
 
 from dps_hf.data.pictures import to_pixels
 from dps_hf.nano import emoji, scenes
-from dps_hf.training.collator import KeepTraining
 from dps_hf.training.curves import Curves
-from dps_hf.training.processes import fastest_precision
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 
 
@@ -53,7 +51,7 @@ class ScriptArguments:
 
 
 class LabelledPictures(torch.utils.data.Dataset):
-    """Picture `i` depends on `(seed, i)` alone.
+    """Picture `i` depends on `(seed, i)` alone. Emoji are turned, stretched, moved, tinted and partly covered.
 
     `labels`: index of the emoji (-1 in scenes), then for each patch the kind of thing whose centre lies in it (-1:
     none), then for each patch the quarter of it, 0 to 3, in which that centre lies (-1: none).
@@ -77,12 +75,14 @@ class LabelledPictures(torch.utils.data.Dataset):
                 patch = row * side + column
                 things[patch] = KINDS.index((thing.size, thing.colour, thing.shape))
                 quarters[patch] = 2 * below + right
-            labels = [-1, *things, *quarters]
-            return {"pixel_values": to_pixels(scenes.render(scene)), "labels": labels, "mirror": False}
+            labels = torch.tensor([-1, *things, *quarters])
+            return {"pixel_values": to_pixels(scenes.render(scene)), "labels": labels}
         pairs = emoji.pairs("train")
         pair = pairs[rng.integers(len(pairs))]
-        labels = [self.index[pair.codepoints], *things, *quarters]
-        return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels, "mirror": pair.may_mirror}
+        labels = torch.tensor([self.index[pair.codepoints], *things, *quarters])
+        chance = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        pixels = distort(to_pixels(emoji.picture(pair))[None], torch.tensor([pair.may_mirror]), chance)[0]
+        return {"pixel_values": pixels, "labels": labels}
 
 
 class HeldOutEmoji(torch.utils.data.Dataset):
@@ -96,26 +96,8 @@ class HeldOutEmoji(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> dict:
         pair = emoji.pairs("validation")[i]
-        labels = [EMOJI.index(pair.codepoints)] + [-1] * (2 * self.num_patches)
-        return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels, "mirror": False}
-
-
-class Collator:
-    """Stacks pictures; emoji of the training set are turned, stretched, moved, tinted and partly covered."""
-
-    def __init__(self, model: nn.Module):
-        self.model = model
-
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        pixels = torch.stack([example["pixel_values"] for example in examples])
-        labels = torch.tensor(np.array([example["labels"] for example in examples]))
-        chosen = labels[:, 0] >= 0
-        if self.model.training and chosen.any():
-            mirror = torch.tensor([example["mirror"] for example in examples])
-            # By the pictures alone: a run that is resumed, where torch's own generator stands elsewhere, does the same.
-            chance = torch.Generator().manual_seed(zlib.crc32(pixels.numpy().tobytes()))
-            pixels[chosen] = distort(pixels[chosen], mirror[chosen], chance)
-        return {"pixel_values": pixels, "labels": labels}
+        labels = torch.tensor([EMOJI.index(pair.codepoints)] + [-1] * (2 * self.num_patches))
+        return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels}
 
 
 def distort(pixels: torch.Tensor, mirror: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
@@ -233,9 +215,8 @@ def fit(
         args=training,
         train_dataset=LabelledPictures(training.seed, training.max_steps * batch_size, share, patch_size),
         eval_dataset=HeldOutEmoji((scenes.IMAGE_SIZE // patch_size) ** 2),
-        data_collator=Collator(model),
         compute_metrics=accuracy,
-        callbacks=[Curves(), KeepTraining()],
+        callbacks=[Curves()],
     )
     train_and_save(trainer, script, save=save)
     print(trainer.evaluate())
@@ -245,7 +226,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if is_finished(training, script):
         return
     set_seed(training.seed)
-    fastest_precision(training)
+    choose_precision(training)
     training.remove_unused_columns = False
     config = SiglipVisionConfig(vision_use_head=False, **script.vision_config)
 

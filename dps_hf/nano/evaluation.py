@@ -352,7 +352,7 @@ def features(subject: Subject) -> dict[str, Figure]:
     """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name the English one.
 
     More than 200 are searched for in whole galleries, each of 200 other emoji. The names are not held out: training with
-    `alignment_steps` has drawn the two together.
+    [`~dps_hf.nano.name_alignment.name_alignment_loss`] has drawn the two together.
     """
     model, rng = subject.model, subject.rng("features")
     # Whole ones: a smaller last gallery would be easier.
