@@ -18,7 +18,7 @@ from dps_hf.data.pictures import Pictures
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
 from dps_hf.training.curves import Curves
-from dps_hf.training.processes import fastest_precision
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 
 
@@ -48,7 +48,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if is_finished(training, script):
         return
     set_seed(training.seed)
-    fastest_precision(training)
+    choose_precision(training)
     # Model
     model = DPSImageTokenizer(DPSImageTokenizerConfig(**script.model)).to(memory_format=torch.channels_last)
     print(f"{model.num_parameters():,} parameters, {model.config.codebook_size} codes")

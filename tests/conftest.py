@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -223,3 +224,23 @@ def snapshot():
         return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
     return take
+
+
+@pytest.fixture(scope="session")
+def saved_model(make_model, tiny_processor, tmp_path_factory) -> str:
+    """A folder with a random model that answers in a few bytes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = make_model()
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        max_new_tokens=4,
+        guidance_scale=3.0,
+        do_sample=True,
+        top_k=7,
+    )
+    norm = model.model.language_model.norm.weight.data
+    norm.copy_(torch.linspace(0.05, 2, len(norm)))  # as training leaves them: some are near 0
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return str(folder)

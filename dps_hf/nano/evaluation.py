@@ -271,8 +271,8 @@ def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
 def features(subject: Subject) -> dict[str, Figure]:
     """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name finds the English one.
 
-    More than 200 items are split into galleries of 200. The names are not held out: training with `alignment_steps`
-    shows both names of an emoji together.
+    More than 200 items are split into galleries of 200. The names are not held out: training with
+    [`~dps_hf.nano.name_alignment.name_alignment_loss`] shows both names of an emoji together.
     """
     model, rng = subject.model, subject.rng("features")
     # Whole ones: a smaller last gallery would be easier.

@@ -46,7 +46,7 @@ def run_script(script: Path, *arguments: str | Path) -> None:
     command = [str(script), *map(str, arguments)]
     if sys.platform == "linux":
         server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["dps_hf.training.adapters", "peft", "trl.trainer.dpo_trainer"])
+        server.set_forkserver_preload(["dps_hf.training.loading", "peft", "trl.trainer.dpo_trainer"])
         process: BaseProcess = server.Process(target=_as_main, args=(command,))
     else:  # threads of a library may not survive a fork there
         process = multiprocessing.get_context("spawn").Process(target=_as_main, args=(command,))

@@ -32,7 +32,7 @@ WIDTH = 256  # of the convolutional network's features
 
 
 class LabelledPictures(torch.utils.data.Dataset):
-    """Picture `i` depends on `(seed, i)` alone.
+    """Picture `i` depends on `(seed, i)` alone. Emoji are turned, stretched, moved, tinted and partly covered.
 
     `labels` holds the index of the emoji (-1 in scenes), then for each patch the kind of thing whose centre lies in it
     (-1 for none), then for each patch the quarter of it, 0 to 3, in which that centre lies (-1 for none).
@@ -56,14 +56,14 @@ class LabelledPictures(torch.utils.data.Dataset):
                 patch = row * side + column
                 things[patch] = KINDS.index((thing.size, thing.colour, thing.shape))
                 quarters[patch] = 2 * below + right
-            labels = [-1, *things, *quarters]
+            labels = torch.tensor([-1, *things, *quarters])
             return {"pixel_values": to_pixels(scenes.render(scene)), "labels": labels}
         pairs = emoji.pairs("train")
         pair = pairs[rng.integers(len(pairs))]
-        labels = [self.index[pair.codepoints], *things, *quarters]
-        # Drawn with the record: a run that is resumed distorts its pictures in the same way.
-        distortion = {"mirror": pair.may_mirror, "chance": int(rng.integers(2**32))}
-        return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels, **distortion}
+        labels = torch.tensor([self.index[pair.codepoints], *things, *quarters])
+        chance = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        pixels = distort(to_pixels(emoji.picture(pair))[None], torch.tensor([pair.may_mirror]), chance)[0]
+        return {"pixel_values": pixels, "labels": labels}
 
 
 class HeldOutEmoji(torch.utils.data.Dataset):
@@ -77,19 +77,8 @@ class HeldOutEmoji(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> dict:
         pair = emoji.pairs("validation")[i]
-        labels = [EMOJI.index(pair.codepoints)] + [-1] * (2 * self.num_patches)
+        labels = torch.tensor([EMOJI.index(pair.codepoints)] + [-1] * (2 * self.num_patches))
         return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels}
-
-
-def stack_pictures(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """Stacks pictures; training emoji are rotated, stretched, moved, tinted and partly covered."""
-    pixels = torch.stack([example["pixel_values"] for example in examples])
-    labels = torch.tensor(np.array([example["labels"] for example in examples]))
-    chosen = torch.tensor(["chance" in example for example in examples])
-    if chosen.any():
-        first, mirror = (torch.tensor([e[name] for e in examples if "chance" in e]) for name in ("chance", "mirror"))
-        pixels[chosen] = distort(pixels[chosen], mirror, torch.Generator().manual_seed(int(first[0])))
-    return {"pixel_values": pixels, "labels": labels}
 
 
 def distort(pixels: torch.Tensor, mirror: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
@@ -216,7 +205,6 @@ def fit(
         args=training,
         train_dataset=LabelledPictures(training.seed, training.max_steps * batch_size, share, patch_size),
         eval_dataset=HeldOutEmoji((scenes.IMAGE_SIZE // patch_size) ** 2),
-        data_collator=stack_pictures,
         compute_metrics=measure_accuracy,
         callbacks=[Curves()],
     )

@@ -15,7 +15,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArgument
 from trl import TrlParser
 
 from dps_hf.nano.vision_tower import Student, Teacher, fit
-from dps_hf.training.processes import fastest_precision
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished
 
 
@@ -36,7 +36,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if is_finished(training, script):
         return
     set_seed(training.seed)
-    fastest_precision(training)
+    choose_precision(training)
     training.remove_unused_columns = False
     config = SiglipVisionConfig(vision_use_head=False, **script.vision_config)
 

@@ -16,7 +16,7 @@ from two_processes import launch
 
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.training.resuming import last_checkpoint
+from dps_hf.training.resuming import find_last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,10 @@ def test_training_goes_on_with_another_image_tokenizer(recipe, tmp_path):
     ("fields", "message"),
     [
         ({"text_config": {"model_type": "lama"}}, "model_type that transformers knows, such as llama; .*lama"),
-        ({"text_config": {"model_type": "llama"}, "vision_tower": "x"}, "Give image_tokenizer, what the scripts"),
+        (
+            {"text_config": {"model_type": "llama"}, "vision_tower": "x"},
+            "Give the folder of image_tokenizer, or model",
+        ),
     ],
 )
 def test_what_a_model_cannot_be_made_of_is_named(example, tmp_path, fields, message):
@@ -160,7 +163,11 @@ def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
 
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
-    chances = {"prompt_dropout": 0.3, "code_dropout": 0.5, "alignment_steps": 2}
+    chances = {
+        "prompt_dropout": 0.3,
+        "code_dropout": 0.5,
+        "extra_loss": "dps_hf.nano.name_alignment.name_alignment_loss",
+    }
     chances |= {"eval_strategy": "steps", "eval_steps": 2}  # as often as it is saved, which must change nothing
     run("train.py", recipe("whole", **chances))
     killed = recipe("killed", **chances)
@@ -168,11 +175,11 @@ def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
         command("train.py", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
     )
     deadline = time.monotonic() + 300
-    while last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
+    while find_last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
+    assert find_last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
     assert not (tmp_path / "killed" / "model.safetensors").exists(), "it had finished before it was killed"
     run("train.py", killed)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -185,7 +192,13 @@ def test_two_processes_train_as_one_does_wherever_the_pictures_are(kind, recipe,
         "tasks": {"dps_hf.nano.tasks.scenes_i2t": 1, "dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.facts": 2},
         "per_device_train_batch_size": 1,
     }
-    fields |= {"alignment_steps": 3, "code_smoothing": 0.1, "prompt_dropout": 0.0, "learning_rate": 0.003}
+    fields |= {
+        "extra_loss": "dps_hf.nano.name_alignment.name_alignment_loss",
+        "extra_loss_steps": 3,
+        "code_smoothing": 0.1,
+        "prompt_dropout": 0.0,
+        "learning_rate": 0.003,
+    }
     run("train.py", recipe("one", **fields, gradient_accumulation_steps=2))
     script = str(ROOT / "examples/train.py")
     result = subprocess.run(
