@@ -1,15 +1,22 @@
 """DPS for Hugging Face: a small model that reads images and text, draws images from text, and reasons.
 
-Importing this makes `AutoConfig`, `AutoModel`, `AutoModelForImageTextToText`, `AutoModelForMultimodalLM`,
-`AutoModelForCausalLM`, `AutoImageProcessor` and `AutoProcessor` know DPS. Nothing below it is imported before its first
-use, torch included.
+import dps_hf
+
+model, processor = dps_hf.load()
+picture = dps_hf.draw(model, processor, ["a big red heart"])[0]
+print(dps_hf.ask(model, processor, ["What colour is the heart?"], [picture])[0].text)
+
+[`~dps_hf.inference.load`], [`~dps_hf.inference.draw`] and [`~dps_hf.inference.ask`] are in `inference.py`. Importing the
+package also registers DPS with `AutoConfig`, `AutoModel`, `AutoModelForImageTextToText`, `AutoModelForMultimodalLM`,
+`AutoModelForCausalLM`, `AutoImageProcessor` and `AutoProcessor`. The import is cheap: modules, and torch, are imported when
+a name is first used.
 """
 
 import importlib
 import sys
 from pathlib import Path
 
-# Names only: tables of transformers that need no torch, either.
+# Tables of names, which need no torch.
 from transformers.models.auto import auto_mappings
 
 
@@ -26,6 +33,9 @@ _MODULE_OF = {
     "DPSImageProcessor": "model.image_processing_dps",
     "DPSProcessor": "model.processing_dps",
     "from_components": "components",
+    "load": "inference",
+    "draw": "inference",
+    "ask": "inference",
 }
 __all__ = ["NANO", "__version__", *_MODULE_OF]
 
@@ -42,7 +52,7 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    """Imports what the names stand for, and gives it to the Auto classes."""
+    """Imports all public names, and registers the classes with the Auto classes."""
     import transformers as auto
 
     dps = {name: getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name) for name in _MODULE_OF}
@@ -53,7 +63,7 @@ def _register() -> None:
     auto.AutoModel.register(config, dps["DPSModel"], exist_ok=True)
     for auto_class in (auto.AutoModelForCausalLM, auto.AutoModelForImageTextToText, auto.AutoModelForMultimodalLM):
         auto_class.register(config, model, exist_ok=True)
-    # One class for both backends: without torchvision it is no second choice.
+    # One class for both backends, so that it also loads without torchvision.
     backends = dict.fromkeys(("pil", "torchvision"), dps["DPSImageProcessor"])
     auto.AutoImageProcessor.register(config, image_processor_classes=backends, exist_ok=True)
     auto.AutoProcessor.register(config, dps["DPSProcessor"], exist_ok=True)
@@ -64,9 +74,9 @@ def _register() -> None:
 
 
 def _register_names() -> None:
-    """Gives the Auto classes names, as for a model of their own; they look them up in `transformers.models.<type>`.
+    """Registers names only. The Auto classes look them up in `transformers.models.<type>`, as for their own models.
 
-    That is here: the first name looked up imports DPS.
+    That module is this package, so the first look-up imports DPS.
     """
     for model_type, config in (("dps", "DPSConfig"), ("dps_image_tokenizer", "DPSImageTokenizerConfig")):
         sys.modules[f"transformers.models.{model_type}"] = sys.modules[__name__]
@@ -75,7 +85,7 @@ def _register_names() -> None:
     auto_mappings.IMAGE_PROCESSOR_MAPPING_NAMES["dps"] = dict.fromkeys(("pil", "torchvision"), "DPSImageProcessor")
 
 
-if "transformers.models.auto.configuration_auto" in sys.modules:  # it has read the names, and torch is there
+if "transformers.models.auto.configuration_auto" in sys.modules:  # it has read its names, and has imported torch
     _register()
 else:
     _register_names()

@@ -1,4 +1,4 @@
-"""Drawing and answering in batches, one call each.
+"""Drawing and answering in batches.
 
 model, processor = load()
 drawings = draw(model, processor, ["a small red star and two big blue circles", "cat, noto style"])
@@ -8,9 +8,10 @@ changed = draw(model, processor, ["Make the red star green."], drawings[:1])
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,32 +21,59 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from transformers.utils.logging import tqdm
 
 from dps_hf import NANO
+from dps_hf.files import write_whole
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
 
 
-TEMPERATURE = 0.5  # of a drawing: several of one prompt differ, and few are worse than the likeliest
-MAX_NEW_TOKENS = 192  # of an answer, where the model's generation config does not say
-ROUNDING = 2  # of 255, by which a drawing may differ that another machine made of the same codes
-CODES = "dps_codes"  # where in its `info` a drawing has its codes, as `DPSProcessor.drawing_text` writes them
+TEMPERATURE = 0.5  # for drawings: those of one prompt differ, and few are worse than the most likely one
+MAX_NEW_TOKENS = 192  # for answers, if the generation config of the model does not say
+ROUNDING = 2  # of 255: by how much a drawing may differ that another machine made from the same codes
+CODES = "dps_codes"  # key in the `info` of a drawing for its codes, as `DPSProcessor.drawing_text` writes them
 
 
 class Answer(NamedTuple):
-    """`thinking` is empty where the model did not think aloud; `text` is, where it never came to an answer."""
+    """An answer and the thinking before it.
+
+    thinking: empty if the model did not think aloud.
+    text: empty if the model never came to an answer.
+    """
 
     thinking: str
     text: str
 
 
-def load(path: str | PathLike = NANO, revision: str = "main") -> tuple[DPSForConditionalGeneration, DPSProcessor]:
-    """A model that is ready to generate, on the GPU if there is one, and its processor; `revision` is of a Hub repository."""
-    model = AutoModelForMultimodalLM.from_pretrained(path, revision=revision).eval()
+class Completion(NamedTuple):
+    """What the model generated for one conversation.
+
+    text: all of it as text, from `<think>` on if the model thinks; a drawing is the text of its codes.
+    drawing: the drawing as a picture, None if there is none.
+    """
+
+    text: str
+    drawing: Image.Image | None = None
+
+
+def load(
+    path: str | PathLike = NANO, revision: str = "main", device: str | torch.device | None = None, **options: Any
+) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
+    """Loads a model, ready to generate, and its processor.
+
+    Args:
+        path: a folder or the name of a repository on the Hub. The default is dps-nano, which comes with the package.
+        revision: branch, tag or commit of the repository.
+        device: where the model goes; by default the GPU if there is one. Quantised models stay where they were loaded.
+        options: whatever `from_pretrained` takes, for example `dtype` or `attn_implementation`.
+    """
+    model = AutoModelForMultimodalLM.from_pretrained(path, revision=revision, **options).eval()
     processor = AutoProcessor.from_pretrained(path, revision=revision)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    if not getattr(model, "is_quantized", False):
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model, processor
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Which weights these are: the beginning of a digest of all of them, in 12 letters."""
+    """The first 12 hex digits of the SHA-256 digest of all weights."""
     digest = hashlib.sha256()
     for _, tensor in sorted(model.state_dict().items()):
         digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
@@ -60,48 +88,33 @@ def draw(
     think: bool = False,
     batch_size: int = 32,
     progress: str | None = None,
-    **generation,
+    **generation: Any,
 ) -> list[Image.Image]:
-    """Draws each prompt, as many times as `num_return_sequences` says; the drawings of one prompt stand together.
+    """Draws each prompt.
 
-    A drawing has its codes in its `info`; [`save_drawing`] keeps them.
+    With `num_return_sequences`, the drawings of one prompt follow each other. Each drawing keeps its codes in its `info`;
+    [`save_drawing`] writes them to the file.
 
     Args:
-        pictures: one for each prompt, which then says what to change in it; or several.
-        think: whether the model first plans aloud. If it then draws nothing, the drawing is a white page.
-        batch_size: prompts that are drawn at a time.
-        progress: name of a progress bar; none is shown where it is left out.
-        generation: whatever `model.generate` takes. Drawings are sampled unless it says `do_sample=False`, and guided
-            as the model's generation config says unless it gives a `guidance_scale`. The temperature is 0.5.
+        pictures: one picture, or a list of pictures, for each prompt; the prompt then says what to change.
+        think: whether the model plans aloud first. If no drawing follows, the result is a white picture.
+        batch_size: number of prompts drawn at a time.
+        progress: name of a progress bar; without it, none is shown.
+        generation: whatever `model.generate` takes. By default drawings are sampled at temperature 0.5, with the guidance
+            that the generation config of the model sets; `do_sample` and `guidance_scale` change that.
 
     Raises:
-        TypeError: `prompts` is one text.
-        ValueError: there are pictures, and not as many as prompts.
+        TypeError: `prompts` is one string.
+        ValueError: there are not as many `pictures` as prompts.
     """
-    sampling = {"do_sample": True, **generation}
-    if sampling["do_sample"]:
-        sampling.setdefault("temperature", TEMPERATURE)
-    drawings: list[Image.Image] = []
-    for batch in _batches(_chats("prompts", prompts, pictures), batch_size, progress):
-        inputs = _inputs(processor, batch, enable_thinking=think).to(model.device)
-        if think:
-            length = _answer_length(model) + model.config.num_codes + 2  # begin and end of image
-            tokens = model.generate(**inputs, **{"max_new_tokens": length, **sampling}, generation_mode="interleaved")
-            answers = processor.post_process_multimodal_output(
-                tokens[:, inputs["input_ids"].shape[1] :],
-                generation_mode="interleaved",
-                decode_image_tokens=model.decode_image_tokens,
-            )
-            for parts, codes in zip(answers, code_rows(model, tokens[:, inputs["input_ids"].shape[1] :])):
-                drawn = [part for part in parts if not isinstance(part, str)]
-                page = Image.new("RGB", (model.config.drawing_size,) * 2, "white")
-                drawings.append(with_codes(drawn[0], processor, codes[: model.config.num_codes]) if drawn else page)
-        else:
-            tokens = model.generate(**inputs, **sampling, generation_mode="image")
-            pixels = model.decode_image_tokens(tokens)
-            drawn = processor.post_process_multimodal_output(pixels, generation_mode="image")
-            for drawing, codes in zip(drawn, code_rows(model, tokens)):
-                drawings.append(with_codes(drawing, processor, codes[-model.config.num_codes :]))
+    options = {"do_sample": True, **generation}
+    if options["do_sample"]:
+        options.setdefault("temperature", TEMPERATURE)
+    drawings = []
+    for batch in _batches(_conversations("prompts", prompts, pictures), batch_size, progress):
+        for completion in complete(model, processor, batch, drawing=True, think=think, **options):
+            white = Image.new("RGB", (model.config.drawing_size,) * 2, "white")
+            drawings.append(completion.drawing or white)
     return drawings
 
 
@@ -113,68 +126,123 @@ def ask(
     think: bool = False,
     batch_size: int = 32,
     progress: str | None = None,
-    **generation,
+    **generation: Any,
 ) -> list[Answer]:
-    """Answers each question, about the picture or the pictures in the same place if there are any.
+    """Answers each question.
 
     Args:
-        think: whether the model first thinks aloud.
-        batch_size, progress, generation: as for [`draw`]. Answers are greedy unless it says `do_sample=True`.
+        pictures: one picture, or a list of pictures, for each question.
+        think: whether the model thinks aloud first.
+        batch_size, progress, generation: as for [`draw`]. Answers are greedy unless `do_sample=True` is passed.
 
     Raises:
-        TypeError: `questions` is one text.
-        ValueError: there are pictures, and not as many as questions.
+        TypeError: `questions` is one string.
+        ValueError: there are not as many `pictures` as questions.
     """
-    length = {"max_new_tokens": _answer_length(model)}
-    answers: list[Answer] = []
-    for batch in _batches(_chats("questions", questions, pictures), batch_size, progress):
-        inputs = _inputs(processor, batch, enable_thinking=think).to(model.device)
-        tokens = model.generate(**inputs, **{"do_sample": False, **length, **generation}, generation_mode="text")
-        begun = "<think>" if think else ""  # the prompt ends in it
-        written = processor.post_process_multimodal_output(tokens[:, inputs["input_ids"].shape[1] :])
-        answers += [Answer(*processor.split_thinking(begun + text)) for text in written]
+    options = {"do_sample": False, **generation}
+    answers = []
+    for batch in _batches(_conversations("questions", questions, pictures), batch_size, progress):
+        completions = complete(model, processor, batch, think=think, **options)
+        answers += [Answer(*processor.split_thinking(completion.text)) for completion in completions]
     return answers
+
+
+@torch.no_grad()
+def complete(
+    model: DPSForConditionalGeneration,
+    processor: DPSProcessor,
+    conversations: Sequence[list[dict[str, Any]]],
+    drawing: bool = False,
+    think: bool = False,
+    **generation: Any,
+) -> list[Completion]:
+    """Generates the next turn of each conversation, all in one batch; [`draw`] and [`ask`] are built on it.
+
+    With `num_return_sequences`, the completions of one conversation follow each other.
+
+    Args:
+        conversations: messages as `apply_chat_template` takes them, see [`conversation`].
+        drawing: whether the model draws. A drawing ends the completion; one that was cut off is none.
+        think: whether the model thinks or plans aloud first.
+        generation: whatever `model.generate` takes.
+    """
+    inputs = processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+        enable_thinking=think,
+    ).to(model.device)
+    max_new_tokens = model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+    mode = "text"
+    if drawing:
+        mode = "interleaved" if think else "image"
+        max_new_tokens += model.config.num_codes + 2  # begin and end of image
+    options = {"max_new_tokens": max_new_tokens, **generation}
+    tokens = model.generate(**inputs, **options, generation_mode=mode)[:, inputs["input_ids"].shape[1] :]
+    begun = "<think>" if think else ""  # the last token of the prompt
+    if not drawing:
+        return [Completion(begun + text) for text in processor.post_process_multimodal_output(tokens)]
+
+    rows = tokens.cpu()  # once, not row by row
+    count = model.config.num_codes
+    codes = [found[:count] for row in rows if len(found := _codes(model, row)) >= count]
+    drawings = iter(_pictures(model, processor, torch.stack(codes)) if codes else [])
+    completions = []
+    for row in rows:
+        picture = next(drawings) if len(_codes(model, row)) >= count else None
+        words = row if picture is None else row[: int((row == model.config.boi_token_id).nonzero()[0])]
+        text = begun + processor.tokenizer.decode(words, skip_special_tokens=True)
+        completions.append(Completion(text + picture.info[CODES] if picture else text, picture))
+    return completions
+
+
+def conversation(text: str, pictures: Sequence[Image.Image] = ()) -> list[dict[str, Any]]:
+    """One turn of the user: the pictures, and then the text."""
+    content = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
 def encode(
     model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor, pictures: Sequence[Image.Image]
 ) -> torch.Tensor:
-    """The codes of pictures, `(pictures, num_codes)`: letterboxed at the size of drawings, not at the tower's."""
+    """The codes of pictures, `(pictures, num_codes)`. Pictures are letterboxed to the size of the model's drawings."""
     size = {"height": model.config.drawing_size, "width": model.config.drawing_size}
     pixels = processor.image_processor(list(pictures), size=size, return_tensors="pt")["pixel_values"]
     return model.encode_image(pixels.to(model.device))
 
 
 def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: str) -> Image.Image | None:
-    """The drawing that a text holds as [`DPSProcessor.drawing_text`] writes it, the last of several; None without one."""
+    """The last whole drawing in a text, whose codes are as [`DPSProcessor.drawing_text`] writes them; None without one."""
     code = re.escape(processor.code_token).replace(r"\{\}", r"(\d{1,9})")
     spans = re.findall(f"{processor.boi_token}((?:{code})+){processor.eoi_token}", text)
     drawings = [[int(found) for found in re.findall(code, span[0])] for span in spans]
-    count, codebook = model.config.num_codes, model.config.codebook_size
-    whole = [codes for codes in drawings if len(codes) == count and max(codes) < codebook]
-    if not whole:
-        return None
-    codes = whole[-1]
-    pixels = model.decode_image_tokens(torch.tensor([codes], device=model.device))
-    return with_codes(processor.post_process_multimodal_output(pixels, generation_mode="image")[0], processor, codes)
+    count, codebook_size = model.config.num_codes, model.config.codebook_size
+    whole = [codes for codes in drawings if len(codes) == count and max(codes) < codebook_size]
+    return _pictures(model, processor, torch.tensor(whole[-1:]))[0] if whole else None
 
 
 def with_codes(drawing: Image.Image, processor: DPSProcessor, codes: torch.Tensor | Sequence[int]) -> Image.Image:
-    """The drawing, which now knows its codes `(num_codes,)`: the tokenizer finds others in it, which look alike."""
+    """Stores the codes `(num_codes,)` in the drawing's `info`: encoding the drawing gives other codes, which look alike."""
     drawing.info[CODES] = processor.drawing_text(codes)
     return drawing
 
 
 def save_drawing(drawing: Image.Image, path: str | PathLike) -> None:
-    """As PNG, with the drawing's codes if it knows them."""
+    """Saves a drawing as PNG, with its codes if it has them in its `info`."""
     about = PngInfo()
     if CODES in drawing.info:
         about.add_text(CODES, drawing.info[CODES], zip=True)
-    drawing.save(path, format="PNG", pnginfo=about)
+    write_whole(Path(path), lambda own: drawing.save(own, format="PNG", pnginfo=about))
 
 
 def drawing_text(model: DPSForConditionalGeneration, processor: DPSProcessor, picture: Image.Image) -> str:
-    """A picture as the model would have drawn it: by the codes that it knows, where they do give it, else by the tokenizer."""
+    """A picture as the text of codes, as if the model had drawn it.
+
+    The codes are those in its `info` if decoding them gives this picture, else those that the image tokenizer finds.
+    """
     own = picture.info.get(CODES)
     drawn = decode(model, processor, own) if isinstance(own, str) else None
     if drawn is not None and drawn.info[CODES] == own and drawn.size == picture.size:
@@ -184,46 +252,35 @@ def drawing_text(model: DPSForConditionalGeneration, processor: DPSProcessor, pi
     return processor.drawing_text(encode(model, processor, [picture])[0])
 
 
-def code_rows(model: DPSForConditionalGeneration, tokens: torch.Tensor) -> list[torch.Tensor]:
-    """The codes in each row of token ids."""
+def _codes(model: DPSForConditionalGeneration, token_ids: torch.Tensor) -> torch.Tensor:
+    """The codes among the token ids `(sequence,)` of one completion."""
     start = model.config.image_code_start_id
     assert start is not None  # models that draw have one
-    rows = tokens.cpu()  # once, not code by code
-    return [row[(row >= start) & (row < start + model.config.codebook_size)] - start for row in rows]
+    return token_ids[(token_ids >= start) & (token_ids < start + model.config.codebook_size)] - start
 
 
-def _chats(
+def _pictures(model: DPSForConditionalGeneration, processor: DPSProcessor, codes: torch.Tensor) -> list[Image.Image]:
+    """Codes `(pictures, num_codes)` as pictures that know them."""
+    pixels = model.decode_image_tokens(codes.to(model.device))
+    pictures = processor.post_process_multimodal_output(pixels, generation_mode="image")
+    return [with_codes(picture, processor, row) for picture, row in zip(pictures, codes)]
+
+
+def _conversations(
     name: str, texts: Sequence[str], pictures: Sequence[Image.Image | Sequence[Image.Image]] | None
-) -> list[list[dict]]:
-    """One conversation for each text, which comes after the picture or pictures in the same place; `name` is for errors."""
+) -> list[list[dict[str, Any]]]:
+    """A conversation for each text, with the picture or pictures in the same place; `name` is for errors."""
     if isinstance(texts, str):  # or each of its letters would be taken for a text
         raise TypeError(f"{name} must be a list of texts; got the text {texts!r}. Put it in a list.")
-    if pictures is not None and len(pictures) != len(texts):
+    if pictures is None:
+        return [conversation(text) for text in texts]
+    if len(pictures) != len(texts):
         raise ValueError(f"pictures must be as many as {name}; got {len(pictures)} and {len(texts)}. Repeat some.")
-    contents: list[list[dict]] = [[{"type": "text", "text": text}] for text in texts]
-    for content, seen in zip(contents, pictures or ()):
-        several = seen if isinstance(seen, (list, tuple)) else [seen]
-        content[:0] = [{"type": "image", "image": picture} for picture in several]
-    return [[{"role": "user", "content": content}] for content in contents]
+    lists = [seen if isinstance(seen, (list, tuple)) else [seen] for seen in pictures]
+    return [conversation(text, seen) for text, seen in zip(texts, lists)]
 
 
-def _answer_length(model: DPSForConditionalGeneration) -> int:
-    return model.generation_config.max_new_tokens or MAX_NEW_TOKENS
-
-
-def _inputs(processor: DPSProcessor, chats: list, **template):
-    return processor.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-        **template,
-    )
-
-
-def _batches(items: list, size: int, progress: str | None):
+def _batches(items: list, size: int, progress: str | None) -> Iterator[list]:
     if size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {size}.")
     starts = tqdm(range(0, len(items), size), desc=progress, unit="batch", disable=progress is None)

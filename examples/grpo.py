@@ -1,10 +1,10 @@
 """Group relative policy optimisation of a DPS, with a judge's scores as rewards, of answers or of drawings.
 
-python examples/grpo.py --config examples/recipes/nano_grpo.yaml
-accelerate launch examples/grpo.py --config examples/recipes/nano_grpo.yaml
+python examples/grpo.py --config examples/recipes/nano/grpo.yaml
+accelerate launch examples/grpo.py --config examples/recipes/nano/grpo.yaml
 
-https://huggingface.co/papers/2402.03300. Killed at any moment, the same command goes on from the last checkpoint to the
-same losses.
+https://huggingface.co/papers/2402.03300. After a kill, the same command continues from the last checkpoint and comes to
+the same losses.
 """
 
 from dataclasses import dataclass, field
@@ -17,56 +17,53 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
 from dps_hf.data.record import words_of
 from dps_hf.inference import load
-from dps_hf.judges.openai import NO_REPLY
-from dps_hf.judges.resolve import JUDGES, check_judge, counted, last_fault, named_judge
-from dps_hf.judges.verdict import Case, Judge
-from dps_hf.preferences.responses import Prompt, read_prompts, task_prompts
-from dps_hf.training.adapters import (
-    check_four_bit_training,
-    check_trained,
-    forbid_words,
-    load_for_training,
-    lora_config,
-    norm_optimizer,
-)
+from dps_hf.judges.resolve import find_judge, make_judge
+from dps_hf.judges.verdict import NO_REPLY, Case, Judge, counts_of, fault_of
+from dps_hf.preferences.prompts import Prompt, read_prompts, task_prompts
 from dps_hf.training.curves import Curves
-from dps_hf.training.processes import SkipUnusedParts
+from dps_hf.training.last_norm import make_norm_optimizer
+from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
 from dps_hf.training.resuming import is_finished, train_and_save
+from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_lora_config
 
 
 @dataclass
 class ScriptArguments:
     """
-    tasks: task to weight, either all of drawings or all of answers.
-    prompts: in place of the tasks' questions, a text file with a prompt for a drawing on each line, or a folder of records
-        that `datasets` saved, whose last questions are asked and whose answers "exact" takes as the right ones. Drawings of
-        anything but scenes and emoji have no reward from it: take another judge.
-    num_prompts: how many different prompts.
-    judge: "exact", "openai", or "self", which is the model as it was before.
-    judge_options: arguments of `OpenAIJudge`, `model` and `rubric` at least; replies are kept in the output folder.
-    aspect: the score that is the reward; left out, the mean of all.
+    judge: "openai", or the dotted path of a function or class such as `my_package.my_judge`. A class that asks for `model`
+        and `processor` gets a copy of the model as it is before training.
+    judge_options: keyword arguments of the judge. "openai" needs `model` and `rubric`; replies are kept in `output_dir`.
+    tasks: dotted path of each task to its weight; all must ask for drawings, or all for answers.
+    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or a folder
+        of records that `datasets` saved, whose last questions are asked; their answers are the right ones for the judge.
+    num_prompts: number of different prompts from tasks.
+    aspect: the aspect whose score is the reward; if left out, the mean of all aspects.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which is how sure the model is of its tokens; 0 leaves
-        it alone.
+    norm_learning_rate: learning rate for the logarithm of the scale of the decoder's last norm, which sets how sure the
+        model is of its tokens; 0 does not train it.
     """
 
-    tasks: dict = field(default_factory=lambda: {"dps_hf.nano.tasks.scenes_t2i": 1})
+    judge: str
+    judge_options: dict = field(default_factory=dict)
+    tasks: dict = field(default_factory=dict)
     prompts: Path | None = None
     num_prompts: int = 1000
-    judge: str = field(default="exact", metadata={"choices": JUDGES})
-    judge_options: dict = field(default_factory=dict)
     aspect: str | None = None
     vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
     def __post_init__(self):
-        check_judge(self.judge, self.judge_options)  # of what comes from a file no choices are checked
+        find_judge(self.judge, self.judge_options)
+        if not (self.tasks or self.prompts):
+            raise ValueError("tasks or prompts must be given; got none.")
 
 
 class JudgeReward:
-    """A judge as a reward function of trl: a score from 0 to 1, None where there is none.
+    """A judge as a reward function of trl: a score from 0 to 1, or None if the judge has no verdict.
 
-    Raises RuntimeError where a server replies no more, and ValueError where nothing of the first batch has a reward.
+    Raises:
+        RuntimeError: the judge's server replies no more.
+        ValueError: no response of the first batch has a reward.
     """
 
     def __init__(self, judge: Judge, model, processor, draw: bool, aspect: str | None = None):
@@ -77,7 +74,7 @@ class JudgeReward:
     def __call__(self, prompts, completions, completion_ids, answers, text, images=None, **kwargs):
         responses = [words_of(completion) for completion in completions]
         if self.draw:
-            tokens = torch.tensor(completion_ids, device=self.model.device)  # all whole drawings: of one length
+            tokens = torch.tensor(completion_ids, device=self.model.device)  # whole drawings have one length
             pixels = self.model.decode_image_tokens(tokens)
             responses = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
         shown = images or [()] * len(responses)
@@ -85,11 +82,11 @@ class JudgeReward:
             Case(words, response, tuple(pictures or ()), tuple(right))
             for words, response, pictures, right in zip(text, responses, shown, answers, strict=True)
         ]
-        before, verdicts = counted(self.judge, NO_REPLY), self.judge(cases)
-        if not any(verdicts) and counted(self.judge, NO_REPLY) > before:
+        before, verdicts = counts_of(self.judge)[NO_REPLY], self.judge(cases)
+        if not any(verdicts) and counts_of(self.judge)[NO_REPLY] > before:
             raise RuntimeError(
-                f"The judge replies no more: {last_fault(self.judge) or 'see the warning above'}. The same command goes on "
-                "from the last checkpoint, with larger max_calls or max_tokens in judge_options if they were spent."
+                f"The judge replies no more: {fault_of(self.judge) or 'see the warning above'}. The same command continues "
+                "from the last checkpoint. If the budget is spent, set larger max_calls or max_tokens in judge_options."
             )
         rewards = [
             verdict and (verdict.scores.get(self.aspect) if self.aspect else verdict.score) for verdict in verdicts
@@ -126,8 +123,8 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     draw = prompts[0].draw
     if any(prompt.draw != draw for prompt in prompts):
         got = script.prompts or ", ".join(script.tasks)
-        raise ValueError(f"tasks, or prompts, must all be of drawings or all of answers; got {got}.")
-    # Unless it is asked for, no guidance: what is drawn must be what the model would draw by itself.
+        raise ValueError(f"tasks or prompts must all ask for drawings, or all for answers; got {got}.")
+    # No guidance unless it is set: trl computes the probabilities of the model without guidance.
     mode = {"generation_mode": "image" if draw else "text", "guidance_scale": 1.0}
     training.generation_kwargs = {**mode, **(training.generation_kwargs or {})}
     if is_finished(training, script, arguments):
@@ -140,8 +137,12 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
         forbid_words(model)
 
     # Judge
-    replies = {"cache": Path(training.output_dir) / "replies.jsonl", **script.judge_options}
-    judge = named_judge(script.judge, replies, lambda: load(model.name_or_path, arguments.model_revision))
+    judge = make_judge(
+        script.judge,
+        script.judge_options,
+        lambda: load(model.name_or_path, arguments.model_revision),
+        cache=Path(training.output_dir) / "replies.jsonl",
+    )
 
     # Training
     trainer = GRPOTrainer(
@@ -150,11 +151,11 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
         args=training,
         train_dataset=as_dataset(prompts),
         processing_class=processor,
-        peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
+        peft_config=make_lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
         callbacks=[Curves(), SkipUnusedParts()],
     )
     if script.norm_learning_rate > 0:
-        trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
+        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
     train_and_save(trainer, script, arguments)
 

@@ -1,11 +1,14 @@
 """Tiny models and processors, built in memory: nothing here needs the network."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -209,3 +212,34 @@ def save_adapter():
         return adapted.eval(), torch.tensor([processor.tokenizer.convert_tokens_to_ids(names)])
 
     return save
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """What lies in a folder: each file's bytes and when it was written."""
+
+    def take(folder: Path) -> dict[str, tuple[bytes, int]]:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def saved_model(make_model, tiny_processor, tmp_path_factory) -> str:
+    """A folder with a random model that answers in a few bytes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = make_model()
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        max_new_tokens=4,
+        guidance_scale=3.0,
+        do_sample=True,
+        top_k=7,
+    )
+    norm = model.model.language_model.norm.weight.data
+    norm.copy_(torch.linspace(0.05, 2, len(norm)))  # as training leaves them: some are near 0
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return str(folder)

@@ -4,13 +4,42 @@ import pytest
 import torch
 from PIL import Image
 
-from dps_hf.inference import CODES, ask, decode, draw, drawing_text, encode, save_drawing, with_codes
+import dps_hf
+from dps_hf.inference import (
+    CODES,
+    ask,
+    complete,
+    conversation,
+    decode,
+    draw,
+    drawing_text,
+    encode,
+    save_drawing,
+    with_codes,
+)
 from dps_hf.model.image_processing_dps import open_picture
 
 
 @pytest.fixture
 def colours() -> list[Image.Image]:
     return [Image.new("RGB", (20, 10), colour) for colour in ("red", "green", "blue")]
+
+
+def test_dps_nano_draws_and_answers_in_three_lines():
+    torch.manual_seed(0)
+    model, processor = dps_hf.load()
+    picture = dps_hf.draw(model, processor, ["a big red heart"])[0]
+    answer = dps_hf.ask(model, processor, ["Describe the picture."], [picture])[0]
+    assert picture.size == (64, 64) and not model.training
+    assert (answer.thinking, answer.text) == ("", "a big red heart")
+
+
+def test_a_model_is_loaded_in_the_dtype_that_is_asked_for(tiny_model, tiny_processor, tmp_path):
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    model, processor = dps_hf.load(tmp_path, device="cpu", dtype=torch.bfloat16)
+    assert model.lm_head.weight.dtype == torch.bfloat16 and model.device.type == "cpu"
+    assert processor.num_codes == tiny_processor.num_codes
 
 
 def test_drawings_keep_the_order_of_the_prompts(tiny_model, tiny_processor):
@@ -171,3 +200,16 @@ def test_codes_that_do_not_give_the_picture_are_not_believed(tiny_model, tiny_pr
     for nonsense in ("", "<|im_end|>" + tiny_processor.drawing_text([0, 1, 2, 3]), "<img_1>", 7):
         shown.info[CODES] = nonsense
         assert drawing_text(tiny_model, tiny_processor, shown) == by_tokenizer
+
+
+def test_completions_have_the_drawing_as_text_and_as_a_picture(tiny_model, tiny_processor):
+    chats = [conversation("a star"), conversation("a heart")]
+    torch.manual_seed(0)
+    completions = complete(tiny_model, tiny_processor, chats, drawing=True, do_sample=True, num_return_sequences=2)
+    assert len(completions) == 4
+    for completion in completions:
+        assert completion.text == completion.drawing.info[CODES]
+        assert decode(tiny_model, tiny_processor, completion.text).tobytes() == completion.drawing.tobytes()
+    torch.manual_seed(0)
+    again = draw(tiny_model, tiny_processor, ["a star", "a heart"], temperature=1.0, num_return_sequences=2)
+    assert [drawing.tobytes() for drawing in again] == [completion.drawing.tobytes() for completion in completions]

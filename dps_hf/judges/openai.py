@@ -25,7 +25,7 @@ from transformers.utils.logging import tqdm
 
 from dps_hf.judges.cache import Reply, ReplyCache
 from dps_hf.judges.rubric import Question, Rubric, answers, digest, not_inert, texts_of
-from dps_hf.judges.verdict import Case, Verdict, control_token, rewritten
+from dps_hf.judges.verdict import NO_REPLY, REFUSED, Case, Verdict, apply_rewrite, find_control_token
 
 
 BACKOFF_SECONDS = 1.0  # before the first retry; twice as long before each further one
@@ -39,9 +39,6 @@ OPEN_QUESTIONS = 3  # in a row that are refused before it is tested whether the 
 CUT = re.compile(
     "length|max_tokens|max_output_tokens|abort|error|insufficient"
 )  # how completions end that are no whole ones
-
-NO_REPLY = "no reply"  # how what was asked in vain is counted; it is asked again
-REFUSED = "refused"  # and what the server refuses by itself, which is not
 
 SHOWN_LETTERS = 300  # of what a server says
 
@@ -192,7 +189,7 @@ class OpenAIJudge:
 
         A rewrite is judged like any other answer, by a call that knows nothing of it. Only where its score is at least
         `margin` above that of the original (scores being from 0 to 1) does the verdict have it as its `rewrite`, with
-        the critique as its rationale. [`~dps_hf.judges.verdict.rewritten`] makes it a case whose origin is recorded;
+        the critique as its rationale. [`~dps_hf.judges.verdict.apply_rewrite`] makes it a case whose origin is recorded;
         judging that case costs nothing more. Not taken is a rewrite with control tokens, or one that leaves out the
         thinking that begins the answer, or begins to think where that does not: it would follow another prompt.
 
@@ -208,9 +205,9 @@ class OpenAIJudge:
         for i, reply in zip(asked, replies):
             verdict, text = verdicts[i], "" if reply is None else not_inert(reply.rewrite).strip()
             thinks = str(cases[i].response).startswith("<think>") == text.startswith("<think>")  # both, or neither
-            if verdict is not None and text and thinks and not control_token(text):
+            if verdict is not None and text and thinks and not find_control_token(text):
                 drafts[i] = replace(verdict, rationale=reply.rationale, rewrite=text)
-        again = self([rewritten(cases[i], draft) for i, draft in drafts.items()])
+        again = self([apply_rewrite(cases[i], draft) for i, draft in drafts.items()])
         for (i, draft), verdict in zip(drafts.items(), again):
             # Scores are sums of decimals: 0.7 - 0.6 must reach a margin of 0.1.
             if verdict is not None and verdict.score - draft.score >= margin - 1e-9:

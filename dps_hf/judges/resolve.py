@@ -1,56 +1,94 @@
-"""Judges by the names that recipes call them: a new one has its line here."""
+"""Judges as recipes name them: "openai", or the dotted path of anybody's function or class."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from inspect import signature
+from functools import partial
+from typing import Any
 
-from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Judge
-from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.nano.exact_judge import exact_judge
-from dps_hf.nano.self_judge import SelfJudge
+from dps_hf.resolve import resolve
 
 
-JUDGES = ("exact", "self", "openai")
+NAMES = {"openai": "dps_hf.judges.openai.OpenAIJudge"}
+"""Short names of judges."""
+
+SUPPLIED = ("model", "processor", "cache", "other_caches")
+"""Arguments that a script passes to a judge whose signature has them."""
+
+PACE = (
+    "cache", "other_caches", "key_variable", "concurrency", "retries", "timeout_seconds", "requests_per_minute",
+    "max_calls", "max_tokens", "progress",
+)  # fmt: skip
+"""Options that say where replies are kept, how fast a judge works and what it may spend, and change no verdict."""
 
 
-def check_judge(name: str, options: Mapping) -> None:
-    """
-    Raises:
-        ValueError: no judge is called so, or "openai" lacks an option or knows none of that name.
-    """
-    if name not in JUDGES:
-        raise ValueError(f"judge must be one of {', '.join(JUDGES)}; got {name!r}.")
-    if name != "openai":
-        return
-    known = signature(OpenAIJudge).parameters
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"judge_options must have only {', '.join(known)}; got {', '.join(unknown)}.")
-    if missing := [one for one in ("model", "rubric") if not options.get(one)]:
-        raise ValueError(
-            f"judge_options must have model and rubric for the judge openai; {', '.join(missing)} missing."
-        )
-
-
-def named_judge(
-    name: str, options: Mapping, own: Callable[[], tuple[DPSForConditionalGeneration, DPSProcessor]]
-) -> Judge:
-    """One of `JUDGES`.
+def find_judge(name: str, options: Mapping[str, Any]) -> Any:
+    """The class or function behind the name of a judge, without making a judge of it.
 
     Args:
-        options: arguments of `OpenAIJudge`, if it is "openai".
-        own: gives the model that describes its own drawings, and its processor, if it is "self".
+        name: one of `NAMES`, or a dotted path such as `my_package.my_judge`.
+        options: keyword arguments that the judge is to have.
+
+    Raises:
+        ValueError: there is no such class or function, it takes no such option, or it needs one that is not there.
     """
-    if name == "self":
-        return SelfJudge(*own())
-    return OpenAIJudge(**options) if name == "openai" else exact_judge
+    found = resolve(NAMES.get(name, name), "judge")
+    if not callable(found):
+        raise ValueError(f"judge must be a function or a class; {name} is {found!r}.")
+    parameters = _parameters(found)
+    if unknown := sorted(set(options) - set(parameters)):
+        known = ", ".join(parameters) or "nothing"
+        raise ValueError(f"judge_options must have only {known} for the judge {name}; got {', '.join(unknown)}.")
+    required = [one for one, parameter in parameters.items() if parameter.default is parameter.empty]
+    needed = [one for one in required if one not in _supplied(found)]
+    if missing := [one for one in needed if not options.get(one)]:
+        raise ValueError(
+            f"judge_options must have {' and '.join(needed)} for the judge {name}; {', '.join(missing)} missing."
+        )
+    return found
 
 
-def counted(judge: Judge, what: str) -> int:
-    """How often something has happened so far that an `OpenAIJudge` counts, `NO_REPLY` or `REFUSED` for instance."""
-    return judge.counts[what] if isinstance(judge, OpenAIJudge) else 0
+def make_judge(
+    name: str,
+    options: Mapping[str, Any],
+    load: Callable[[], tuple[Any, Any]] | None = None,
+    **supplied: Any,
+) -> Judge:
+    """The judge of a name: a class is instantiated, a function is the judge itself.
+
+    Both get `options` as keyword arguments. If the signature has parameters `model` and `processor`, they get those of
+    `load`, too; likewise `cache` and `other_caches` from `supplied`. Options go before what is supplied.
+
+    Args:
+        name, options: see [`find_judge`], which raises the same errors.
+        load: returns the model and its processor; called only for a judge that asks for them.
+        supplied: what else is passed where the signature has it, for example `cache`.
+    """
+    found = find_judge(name, options)
+    wanted = _supplied(found)
+    own = {key: value for key, value in supplied.items() if key in wanted}
+    if "processor" in wanted and load is not None:
+        own["model"], own["processor"] = load()
+    arguments = {**own, **options}
+    if inspect.isclass(found):
+        return found(**arguments)
+    return partial(found, **arguments) if arguments else found
 
 
-def last_fault(judge: Judge) -> str:
-    """What its server said when it last left a case without a reply, where it has a server and that said something."""
-    return getattr(judge, "fault", "")
+def _parameters(found: Any) -> dict[str, inspect.Parameter]:
+    """The parameters that options may set: those of a class, or those of a function after the cases."""
+    parameters = dict(inspect.signature(found).parameters)
+    if not inspect.isclass(found):
+        parameters.pop(next(iter(parameters)), None)
+    return parameters
+
+
+def _supplied(found: Any) -> set[str]:
+    """The parameters that scripts supply. A `model` without a `processor` is another thing: the name of a server's."""
+    names = set(SUPPLIED) & set(_parameters(found))
+    return names if {"model", "processor"} <= names else names - {"model", "processor"}
+
+
+def verdict_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options on which verdicts depend: all but those in `PACE`. Work may go on after a change of the others."""
+    return {name: options[name] for name in sorted(options) if name not in PACE}

@@ -7,16 +7,20 @@
 Ratings are from 1 to 5. Pictures are paths below the file's folder. Other fields may be there and mean nothing.
 """
 
+import hashlib
 import json
 import logging
 from codecs import BOM_UTF8
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from PIL import Image
 
-from dps_hf.judges.verdict import Case, Verdict, control_token
+from dps_hf.files import write_whole
+from dps_hf.inference import CODES, save_drawing
+from dps_hf.judges.verdict import Case, Verdict, find_control_token
 from dps_hf.model.image_processing_dps import open_picture
 
 
@@ -52,10 +56,48 @@ def read_votes(path: str | PathLike) -> list[tuple[Case, Verdict]]:
     if not bad:
         aside.unlink(missing_ok=True)
         return votes
-    aside.write_text("".join(json.dumps(entry) + "\n" for entry in bad), encoding="utf-8")
+    write_whole(aside, "".join(json.dumps(entry) + "\n" for entry in bad))
     listed = "\n".join(f"line {entry['line']}: {entry['error']}" for entry in bad)
     logger.warning("%s: %d bad line(s) left out; %s keeps them.\n%s", path, len(bad), aside.name, listed)
     return votes
+
+
+class Votes:
+    """Appends votes to a JSONL file that [`read_votes`] reads.
+
+    Pictures go to the folder `pictures` beside the file, which is made where it is missing.
+
+    The argument `shown` of both methods is what the person saw: a `"prompt"`, and a `"picture"` if there was one.
+    """
+
+    def __init__(self, path: str | PathLike):
+        self.path, self._lock = Path(path), Lock()
+        (self.path.parent / "pictures").mkdir(parents=True, exist_ok=True)
+
+    def thumb(self, shown: dict[str, Any], response: str | Image.Image, thumb: str) -> None:
+        """Adds a thumb, "up" or "down", for one response."""
+        self._append({**self._question(shown), "response": self._keep(response), "thumb": thumb})
+
+    def choice(self, shown: dict[str, Any], chosen: str | Image.Image, rejected: str | Image.Image) -> None:
+        """Adds a choice of one response over another."""
+        self._append({**self._question(shown), "chosen": self._keep(chosen), "rejected": self._keep(rejected)})
+
+    def _question(self, shown: dict[str, Any]) -> dict[str, Any]:
+        picture = shown.get("picture")
+        return {"prompt": shown["prompt"]} | ({"images": [self._save(picture)]} if picture else {})
+
+    def _keep(self, response: str | Image.Image) -> str | dict[str, str]:
+        return response if isinstance(response, str) else {"image": self._save(response)}
+
+    def _save(self, picture: Image.Image) -> str:
+        codes = picture.info.get(CODES, "")  # drawings of other codes may look the same
+        name = f"pictures/{hashlib.sha256(picture.tobytes() + codes.encode()).hexdigest()[:16]}.png"
+        save_drawing(picture, self.path.parent / name)
+        return name
+
+    def _append(self, vote: dict[str, Any]) -> None:
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(vote, ensure_ascii=False) + "\n")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -113,7 +155,7 @@ def _check_letters(field: str, text: str) -> None:
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"'{field}' must be whole letters; got half of a pair in {text!r}.")
-    if name := control_token(text):
+    if name := find_control_token(text):
         raise ValueError(f"'{field}' must not hold control tokens; got {name!r}. Write it in other words.")
 
 

@@ -1,1 +1,1 @@
-"""Preference data, made in three steps: `responses.py` samples and judges, `pairs.py` compares, `parts.py` writes files."""
+"""Preference data: `prompts.py` asks, `responses.py` samples and judges, `pairs.py` makes rows, `shards.py` writes files."""

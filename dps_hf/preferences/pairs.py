@@ -1,4 +1,4 @@
-"""Judged responses as rows that trl's trainers take: a better and a worse one, or one and whether it is good."""
+"""Rows that trl's trainers take: a better and a worse response to one prompt, or one response that is good or bad."""
 
 import json
 from collections import Counter
@@ -10,7 +10,8 @@ from statistics import fmean
 from datasets import Features, Image, List, Value
 
 from dps_hf.judges.verdict import Verdict
-from dps_hf.preferences.responses import Prompt, Response
+from dps_hf.preferences.prompts import Prompt
+from dps_hf.preferences.responses import Response
 
 
 ROUNDING = 1e-9  # scores are sums of decimals
@@ -38,13 +39,14 @@ UNPAIRED = Features({"prompt": _CHAT, "completion": _CHAT, "label": Value("bool"
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pairs are made, and what counts as good.
+    """Which pairs are made, and which responses are good.
 
-    aspect: the score that counts; left out, the mean of all.
-    margin: by which the chosen response must be better; there are no ties.
-    max_pairs: of one prompt.
-    max_length_ratio: how many times as long as the other one response may be, in tokens: or the trainer learns length.
-    good, bad: from which score on, and up to which, a response is labelled; those between are left out.
+    aspect: the aspect whose score counts; if left out, the mean of all aspects.
+    margin: by how much the score of the chosen response must be higher.
+    max_pairs: at most so many pairs of one prompt.
+    max_length_ratio: at most so many times may one response be as long as the other, in tokens; else trainers learn length.
+    good: responses with at least this score are labelled good.
+    bad: responses with at most this score are labelled bad; those between `bad` and `good` are left out.
     only_good: whether the chosen response must be good, for trainers that make it likelier whatever was rejected.
 
     Raises:
@@ -76,13 +78,13 @@ class Selection:
         return response.verdict.score if self.aspect is None else response.verdict.scores.get(self.aspect)
 
 
-def pair(
+def make_pairs(
     responses: Sequence[Response], selection: Selection, counts: Counter[str] | None = None
 ) -> list[tuple[Response, Response]]:
-    """Better and worse responses to one prompt, at most `max_pairs`.
+    """Pairs of a better and a worse response to one prompt.
 
-    Equal texts are one response. Responses in few pairs so far come first, and among them the widest margin:
-    so all good responses are chosen, and none is in every pair.
+    Equal texts count as one response. The next pair is always that whose two responses are in the fewest pairs so far, and
+    among those the pair with the widest margin. So every good response is chosen, and none is in every pair.
 
     Args:
         counts: what became of the responses is added here: "responses", "unjudged", "duplicates", "ties" (pairs of
@@ -102,9 +104,9 @@ def pair(
     for (better, high), (worse, low) in permutations(distinct, 2):
         lead = high - low
         if lead < 0 or (lead == 0 and better.text > worse.text):
-            continue  # the other way round it is looked at, too
+            continue  # the two come in the other order, too
         if better.thinks != worse.thinks:
-            counts["one thinks"] += 1  # they do not follow the same prompt
+            counts["one thinks"] += 1  # they do not continue the same prompt
             continue
         # 0.7 - 0.6 must reach a margin of 0.1.
         if lead < selection.margin - ROUNDING:
@@ -126,24 +128,24 @@ def pair(
     return pairs
 
 
-def paired_rows(
+def make_paired_rows(
     prompt: Prompt, responses: Sequence[Response], selection: Selection, counts: Counter[str] | None = None
 ) -> list[dict]:
     """One row of `PAIRED` for each pair."""
     scores = {response.text: score for response, score in _distinct(responses, selection)}
     return [
         {
-            **_asked(prompt, chosen),
-            "chosen": _answer(chosen),
-            "rejected": _answer(rejected),
-            **{f"{name}_chosen": value for name, value in _about(chosen, scores[chosen.text]).items()},
-            **{f"{name}_rejected": value for name, value in _about(rejected, scores[rejected.text]).items()},
+            **_prompt_fields(prompt, chosen),
+            "chosen": _messages(chosen),
+            "rejected": _messages(rejected),
+            **{f"{name}_chosen": value for name, value in _response_fields(chosen, scores[chosen.text]).items()},
+            **{f"{name}_rejected": value for name, value in _response_fields(rejected, scores[rejected.text]).items()},
         }
-        for chosen, rejected in pair(responses, selection, counts)
+        for chosen, rejected in make_pairs(responses, selection, counts)
     ]
 
 
-def unpaired_rows(
+def make_unpaired_rows(
     prompt: Prompt, responses: Sequence[Response], selection: Selection, counts: Counter[str] | None = None
 ) -> list[dict]:
     """One row of `UNPAIRED` for each response that is clearly good or bad, equal ones once."""
@@ -155,15 +157,20 @@ def unpaired_rows(
             continue
         counts["good" if good else "bad"] += 1
         rows.append(
-            {**_asked(prompt, response), "completion": _answer(response), "label": good, **_about(response, score)}
+            {
+                **_prompt_fields(prompt, response),
+                "completion": _messages(response),
+                "label": good,
+                **_response_fields(response, score),
+            }
         )
     return rows
 
 
 def _distinct(responses: Sequence[Response], selection: Selection) -> list[tuple[Response, float]]:
-    """Responses of different texts, with their scores: means, where several verdicts are of one text.
+    """Responses with different texts and their scores, which are means over all verdicts on the same text.
 
-    So of ten people who vote on one answer each counts, and one who likes A more than B, and C more than A, has B last.
+    So if ten people vote on one answer, each of them counts.
     """
     verdicts: dict[str, list[Verdict]] = {}
     scores: dict[str, list[float]] = {}
@@ -184,13 +191,13 @@ def _distinct(responses: Sequence[Response], selection: Selection) -> list[tuple
     return distinct
 
 
-def _asked(prompt: Prompt, response: Response) -> dict:
+def _prompt_fields(prompt: Prompt, response: Response) -> dict:
     assert response.verdict is not None  # or it had no score
     return {
-        # trl puts the pictures before the words, where they stood
+        # trl puts the pictures before the words
         "prompt": [{"role": "user", "content": prompt.text}],
         "images": prompt.encoded_images,
-        # The <think> that begins an answer is how thinking is asked for: of the prompt, and nothing to be learned.
+        # The chat template then ends the prompt with <think>, so that it is not part of what is learned.
         "chat_template_kwargs": {"enable_thinking": response.thinks},
         "judge": response.verdict.judge,
         "seed": response.seed,
@@ -198,11 +205,11 @@ def _asked(prompt: Prompt, response: Response) -> dict:
     }
 
 
-def _answer(response: Response) -> list[dict[str, str]]:
+def _messages(response: Response) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": response.text}]
 
 
-def _about(response: Response, score: float) -> dict:
+def _response_fields(response: Response, score: float) -> dict:
     assert response.verdict is not None
     return {
         "score": score,

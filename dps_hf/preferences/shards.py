@@ -1,11 +1,10 @@
-"""Preference data on disk: parts that machines write side by side, and the two datasets that they add up to.
+"""Preference data on disk: parts, which several machines may write, and the two datasets made of all parts.
 
-Parts may be trained on before all are there, without a copy in memory:
+Parts can be streamed before all of them are written:
 `load_dataset("parquet", data_files="preferences/parts/*.paired.parquet", streaming=True)`.
 """
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -16,9 +15,11 @@ from datasets import Dataset, Features, load_from_disk
 from filelock import FileLock  # comes with datasets
 
 from dps_hf.contact_sheet import Item, Section, page
-from dps_hf.judges.openai import NO_REPLY
-from dps_hf.preferences.pairs import PAIRED, UNPAIRED, Selection, paired_rows, unpaired_rows
-from dps_hf.preferences.responses import Prompt, Response
+from dps_hf.files import write_whole
+from dps_hf.judges.verdict import NO_REPLY
+from dps_hf.preferences.pairs import PAIRED, UNPAIRED, Selection, make_paired_rows, make_unpaired_rows
+from dps_hf.preferences.prompts import Prompt
+from dps_hf.preferences.responses import Response
 
 
 KINDS: dict[str, Features] = {"paired": PAIRED, "unpaired": UNPAIRED}
@@ -30,59 +31,57 @@ def is_written(folder: Path, part: int) -> bool:
 
 
 def is_finished(folder: Path, part: int) -> bool:
-    """Whether a part is written, and no judge owes it a reply."""
+    """Whether a part is written and the judge replied to all of its cases."""
     return is_written(folder, part) and not json.loads(_path(folder, part, "json").read_text()).get(NO_REPLY)
 
 
 def write_part(
     folder: Path,
     part: int,
-    judged: Iterable[tuple[Prompt, list[Response]]],
+    responses: Iterable[tuple[Prompt, list[Response]]],
     selection: Selection,
     lost: Mapping[str, int] | None = None,
 ) -> Counter[str]:
-    """Writes the rows of some prompts and counts them. A part counts as written once all of it is.
+    """Writes the rows of some prompts, and returns how many there are of each kind.
 
     Args:
-        lost: further counts, of what is in no row; with any of `NO_REPLY` the part is not finished.
+        lost: further counts, of what is in no row. With a count of `NO_REPLY` the part is not finished.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict]] = {kind: [] for kind in KINDS}
     counts = +Counter(lost or {})
-    for prompt, responses in judged:
+    for prompt, group in responses:
         counts["prompts"] += 1
         counts["prompts with pictures"] += bool(prompt.images)
-        pairs = paired_rows(prompt, responses, selection, counts)
+        pairs = make_paired_rows(prompt, group, selection, counts)
         counts["prompts with pairs"] += bool(pairs)
         rows["paired"] += pairs
-        rows["unpaired"] += unpaired_rows(prompt, responses, selection, counts)
+        rows["unpaired"] += make_unpaired_rows(prompt, group, selection, counts)
     for kind, features in KINDS.items():
         columns = {name: [row[name] for row in rows[kind]] for name in features}
-        path = _path(folder, part, f"{kind}.parquet")
-        Dataset.from_dict(columns, features=features).to_parquet(path.with_suffix(".writing"))
-        os.replace(path.with_suffix(".writing"), path)
-    # Last: whoever is killed before this does the part once more.
-    path = _path(folder, part, "json")
-    path.with_suffix(".writing").write_text(json.dumps(counts))
-    os.replace(path.with_suffix(".writing"), path)
+        dataset = Dataset.from_dict(columns, features=features)
+        write_whole(_path(folder, part, f"{kind}.parquet"), dataset.to_parquet)
+    # Last: a part counts as written when this file is there.
+    write_whole(_path(folder, part, "json"), json.dumps(counts))
     return counts
 
 
 def join_parts(folder: Path, num_parts: int, output: Path) -> dict:
     """Makes `output/paired` and `output/unpaired` of all parts, and returns the statistics, which it also saves.
 
-    Parts that are not written yet are left out, and counted as "missing parts". A dataset without rows is left out, and so is the column `images` where no prompt has any: trl takes a dataset that
-    has it for one of pictures. Of several machines that find all parts, the first joins them, the others wait for it.
+    Parts that are not written yet are left out, and counted as "missing parts". A dataset without rows is not written.
+    Without pictures in any prompt there is no column `images`, since trl takes a dataset with that column for one of
+    pictures. If several machines find all parts, the first one joins them and the others wait.
     """
     parts = [_path(folder, part, "json") for part in range(num_parts) if is_written(folder, part)]
     with FileLock(folder / "join.lock"):
         joined = output / "statistics.json"
         if not joined.exists() or joined.stat().st_mtime_ns < max(part.stat().st_mtime_ns for part in parts):
+            joined.unlink(missing_ok=True)  # it is the sign that all was joined
             statistics = _join(folder, parts, output)
             if len(parts) < num_parts:
                 statistics["missing parts"] = num_parts - len(parts)
-            joined.with_suffix(".writing").write_text(json.dumps(statistics, indent=2) + "\n")
-            os.replace(joined.with_suffix(".writing"), joined)
+            write_whole(joined, json.dumps(statistics, indent=2) + "\n")
         return json.loads(joined.read_text())
 
 
@@ -124,12 +123,13 @@ def _statistics(dataset: Dataset) -> dict:
     }
 
 
-def sheet(path: Path, to_picture, number: int = 24):
-    """A page of the first pairs of a dataset: chosen on the left, rejected on the right, or both in words.
+def draw_sheet(path: Path, to_picture, number: int = 24):
+    """A picture of the first pairs of a dataset: each with its prompt, the chosen response and the rejected one.
 
     Args:
         path: folder of the dataset.
-        to_picture: the drawing that a text holds, as a picture; None where it holds none.
+        to_picture: a function that returns the drawing in a text as a picture, or None.
+        number: how many pairs.
     """
     dataset = load_from_disk(path)
     items = []

@@ -3,7 +3,8 @@
 python examples/benchmarks/generation.py
 python examples/benchmarks/generation.py --model runs/nano --repeats 9
 
-All cases take turns (A B C, A B C, ...), so that a busy minute hits all of them; a figure is the median over the turns.
+All cases take turns (A B C, A B C, ...), so that a busy minute hits all of them; a figure is the median over the
+turns.
 Seconds depend on the machine: compare the ratios.
 """
 

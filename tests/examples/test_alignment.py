@@ -23,11 +23,11 @@ from trl.trainer.utils import add_fused_lm_head
 from two_processes import launch
 
 import dps_hf.judges.openai
-import dps_hf.judges.resolve
+import dps_hf.nano.exact_judge
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
-from dps_hf.training.adapters import forbid_words, load_for_training
-from dps_hf.training.resuming import last_checkpoint
+from dps_hf.training.loading import forbid_words, load_for_training
+from dps_hf.training.resuming import find_last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def said(text: str, role: str = "assistant") -> list[dict]:
 
 @pytest.fixture(scope="session")
 def data(tiny_processor, tmp_path_factory) -> dict[str, str]:
-    """Folders of pairs of drawings, of pairs of answers and drawings with pictures and without, and of single drawings."""
+    """Folders of pairs of drawings, of mixed pairs with pictures and without, and of single drawings."""
     folder, rng = tmp_path_factory.mktemp("preferences"), torch.Generator().manual_seed(0)
 
     def drawing(low: int) -> str:
@@ -94,6 +94,8 @@ def train(example, saved_model, tmp_path):
         name: str, output: str = "run", model: str = saved_model, lora: dict = LORA, script=None, **training
     ) -> Path:
         module = example(f"{name}.py")
+        if name == "grpo":
+            script = {"judge": "dps_hf.nano.exact_judge.exact_judge", **(script or {})}
         if name == "sft":
             script = {
                 "tasks": {"dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.scenes_cot": 1},
@@ -270,7 +272,7 @@ def test_kto_takes_completions_as_plain_text(train, data, tmp_path):
 
 
 def without_pictures_as_none(path: str, folder: Path, decode: bool = True, **change) -> str:
-    """A copy of pairs with pictures and without, for KTO too; rows without have `None`, and `change` sets some rows'."""
+    """A copy of pairs, for KTO too, in which rows without pictures have `None`. `change` sets the pictures of rows."""
     rows = load_from_disk(path).cast_column("images", List(Image(decode=False)))
     columns = {name: rows[name][:] for name in ("prompt", "chosen", "rejected")}
     columns |= {"completion": columns["chosen"], "label": [i % 4 == 0 for i in range(len(rows))]}
@@ -309,7 +311,7 @@ def test_grpo_draws_what_its_judge_likes(train, example, monkeypatch):
 
         return [Verdict({"bright": brightness(case.response)}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", likes_bright)
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", likes_bright)
     script = {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 8, "aspect": "bright"}
     output = train("grpo", script=script, max_steps=12, per_device_train_batch_size=16, num_generations=8)
     rewards = losses(output, "reward")
@@ -344,12 +346,12 @@ def test_grpo_forbids_words_in_drawings_alone(train, monkeypatch, task, forbidde
             super().__init__(*args, model=model, **kwargs)
 
     monkeypatch.setattr(trl, "GRPOTrainer", Watched)
-    train("grpo", script={"tasks": {task: 1}, "num_prompts": 4}, max_steps=1)
+    train("grpo", script={"tasks": {f"dps_hf.nano.tasks.{task}": 1}, "num_prompts": 4}, max_steps=1)
     assert (biases[0] is not None) == forbidden
 
 
 def test_grpo_knows_its_judges(example):
-    with pytest.raises(ValueError, match="judge must be one of exact, self, openai; got 'exat'"):
+    with pytest.raises(ValueError, match=r"judge must be the dotted path of a function or class, .*; got 'exat'"):
         example("grpo.py").ScriptArguments(judge="exat")
     with pytest.raises(
         ValueError, match="judge_options must have model and rubric for the judge openai; rubric missing"
@@ -365,8 +367,7 @@ def test_grpo_stops_where_its_judge_answers_no_more(train, monkeypatch):
             self.counts["no reply"] += len(cases)
             return [None] * len(cases)
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "OpenAIJudge", Server)
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", Server())
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", Server())
     with pytest.raises(RuntimeError, match="The judge replies no more"):
         train("grpo", script={"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 4}, max_steps=1)
 
@@ -377,11 +378,9 @@ def test_grpo_quotes_what_the_server_of_its_judge_said_at_last(example):
         return [None] * len(cases)
 
     judge.counts, judge.fault = Counter(), "its reply is empty, finish_reason length"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(dps_hf.judges.resolve, "OpenAIJudge", type(judge))
-        reward = example("grpo.py").JudgeReward(judge, None, None, False)
-        with pytest.raises(RuntimeError, match="replies no more: its reply is empty, finish_reason length"):
-            reward([], [said("yes")], [], [[]], ["one"])
+    reward = example("grpo.py").JudgeReward(judge, None, None, False)
+    with pytest.raises(RuntimeError, match="replies no more: its reply is empty, finish_reason length"):
+        reward([], [said("yes")], [], [[]], ["one"])
 
 
 @pytest.mark.parametrize(("status", "answered"), [(402, 0), (403, 8), (503, 8)])
@@ -414,6 +413,33 @@ def test_grpo_stops_when_its_judge_is_refused_and_the_same_command_goes_on(train
     assert losses(output, "reward") == pytest.approx([4 / 9] * 3)
 
 
+def test_grpo_rewards_with_anybodys_class_that_needs_the_model(train, tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text("""
+from dps_hf.judges.verdict import Verdict
+
+made = []
+
+class LikesLong:
+    def __init__(self, model, processor, most):
+        self.processor, self.most = processor, most
+        made.append(model)
+
+    def __call__(self, cases):
+        lengths = [len(self.processor.tokenizer(case.response)["input_ids"]) for case in cases]
+        return [Verdict({"length": min(1, n / self.most)}, "", "long", c.origin) for n, c in zip(lengths, cases)]
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = {"judge": "my_rewards.LikesLong", "tasks": {"dps_hf.nano.tasks.scenes_i2t": 1}, "num_prompts": 4}
+    output = train("grpo", script={**fields, "judge_options": {"most": 100}}, max_steps=2)
+    assert all(0 < reward < 1 for reward in losses(output, "reward"))
+    (model,) = sys.modules.pop("my_rewards").made
+    assert not model.training
+    with pytest.raises(
+        ValueError, match=r"judge_options must have most for the judge my_rewards\.LikesLong; most missing"
+    ):
+        train("grpo", script=fields)
+
+
 def test_grpo_needs_a_reward_to_begin_with(train, monkeypatch, tmp_path):
     script = {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 4}
     with pytest.raises(ValueError, match=r"the judge scores .*shape.*, aspect is 'shpe'"):
@@ -430,7 +456,7 @@ def test_grpo_draws_the_prompts_of_a_file(train, monkeypatch, tmp_path):
         asked.update(case.prompt for case in cases)
         return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", judge)
     (tmp_path / "mine.txt").write_text("a star\na heart\n")
     train("grpo", script={"prompts": tmp_path / "mine.txt"}, max_steps=2)
     assert asked == {"a star", "a heart"}
@@ -445,7 +471,7 @@ def test_grpo_asks_the_questions_of_a_folder_of_records_and_its_judge_knows_thei
         asked.update((case.prompt, case.images[0].getpixel((0, 0)), case.answers) for case in cases)
         return [Verdict({"a": 0.5}, "", "j", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", judge)
     pictures = {colour: PIL.new("RGB", (64, 64), colour) for colour in ("red", "blue")}
     records = [record("mine", [picture, "Which?"], [colour]) for colour, picture in pictures.items()]
     columns = {name: [one[name] for one in records] for name in ("messages", "images")}
@@ -493,12 +519,9 @@ def test_sft_anneals_its_guidance(train, example, monkeypatch):
         "guidance": {"scenes_cot": {"start": {"steps": 1}, "end": {"none": 1}}},
         "tasks": {"dps_hf.nano.tasks.scenes_cot": 1},
     }
-    seen = []
     sft = example("sft.py")
-    lazily = sft.lazily(
-        sft.Mixture({"dps_hf.nano.tasks.scenes_cot": 1}, 0, 40, guidance=sft.schedules(script["guidance"]))
-    )
-    seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in lazily]
+    mixture = sft.Mixture(script["tasks"], 0, 40, guidance=sft.read_schedules(script["guidance"]))
+    seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in sft.make_lazy_dataset(mixture)]
     assert sum(seen[:10]) > 6 > 4 > sum(seen[-10:])
     curve = losses(train("sft", script=script, max_steps=12, learning_rate=0.02))
     assert curve[-1] < curve[0]
@@ -512,6 +535,28 @@ def test_sft_takes_a_dataset_of_records(train, tmp_path):
         train("sft", script={"dataset": str(tmp_path / "facts"), "tasks": {}}, max_steps=10, learning_rate=0.02)
     )
     assert curve[-1] < curve[0] / 2
+
+
+def test_sft_takes_a_dataset_from_anybodys_function(train, tmp_path, monkeypatch):
+    (tmp_path / "my_data.py").write_text(
+        "from PIL import Image\n"
+        "from dps_hf.data.record import record\n"
+        "def my_dataset():\n"
+        "    return [record('t', [Image.new('RGB', (16, 16), 'red'), 'What?'], ['red'])] * 4\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    script = {"dataset": "my_data.my_dataset", "tasks": {}}
+    curve = losses(train("sft", script=script, max_steps=10, learning_rate=0.02))
+    assert curve[-1] < curve[0] / 2
+
+
+@pytest.mark.parametrize("name, dataset", [("dpo", "pairs"), ("kto", "unpaired")])
+def test_preferences_may_come_from_anybodys_function(train, data, tmp_path, monkeypatch, name, dataset):
+    (tmp_path / f"my_{dataset}.py").write_text(
+        f"from datasets import load_from_disk\ndef mine():\n    return load_from_disk({data[dataset]!r})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert losses(train(name, script={"dataset": f"my_{dataset}.mine"}, max_steps=1))
 
 
 @pytest.mark.parametrize("decode", [True, False])
@@ -738,7 +783,7 @@ def test_recipes_are_understood(name, example):
     from trl import TrlParser
 
     script = example(f"{name}.py")
-    recipe = ROOT / "examples/recipes" / f"nano_{name}.yaml"
+    recipe = ROOT / "examples/recipes/nano" / f"{name}.yaml"
     parser = TrlParser((script.ScriptArguments, CONFIGS[name], ModelConfig))
     _, training, arguments = parser.parse_args_and_config(["--config", str(recipe), "--use_cpu", "--bf16", "false"])
     assert training.output_dir == f"runs/nano_{name}" and arguments.use_peft
@@ -778,11 +823,11 @@ def test_a_killed_trainer_resumes_to_the_same_losses(name, data, saved_model, tm
     killed = recipe(tmp_path, "killed", **fields)
     process = subprocess.Popen([*script, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     deadline = time.monotonic() + 300
-    while last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
+    while find_last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
+    assert find_last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
     assert not (tmp_path / "killed" / "adapter_model.safetensors").exists(), "it had finished before it was killed"
     run([*script, str(killed)])
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

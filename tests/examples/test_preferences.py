@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import threading
 from collections import Counter
 from inspect import signature
@@ -17,11 +18,14 @@ from PIL import Image
 from scripted_server import scripted_server
 
 import dps_hf.judges.openai
-import dps_hf.judges.resolve
+import dps_hf.nano.exact_judge
 from dps_hf.data.record import record
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Verdict
 from dps_hf.preferences.shards import is_finished, is_written
+
+
+EXACT = "dps_hf.nano.exact_judge.exact_judge"
 
 
 @pytest.fixture
@@ -39,10 +43,12 @@ def script(build, saved_model, tmp_path, monkeypatch):
 
         return [Verdict({"exact": number(case.response) % 5 / 4}, "", "parity", case.origin) for case in cases]
 
-    monkeypatch.setattr(dps_hf.judges.resolve, "exact_judge", judge)
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", judge)
 
     def run(**arguments):
         fields = {"output": tmp_path / "out", "model": saved_model, "num_prompts": 6, "num_responses": 3}
+        if "votes" not in arguments:
+            fields |= {"judge": EXACT, "tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}}
         script = build.ScriptArguments(**{**fields, "prompts_per_part": 2, **arguments})
         build.main(script)
         return script.output
@@ -91,7 +97,7 @@ def test_data_of_other_weights_at_the_same_place_is_not_mixed_in(script, saved_m
 
 
 def test_a_rewrite_by_a_judge_that_cannot_write_is_refused_before_anything_is_sampled(script):
-    with pytest.raises(ValueError, match="refine_margin needs a judge that rewrites"):
+    with pytest.raises(ValueError, match="refine_margin needs a judge with a method refine"):
         script(refine_margin=0.2)
 
 
@@ -174,8 +180,81 @@ def test_a_file_of_prompts_that_is_not_there_spoils_no_folder(script, tmp_path):
 
 def test_a_judge_without_any_verdict_is_named(build, saved_model, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("a cat on a sofa")
-    build.main(build.ScriptArguments(output=tmp_path / "out", model=saved_model, prompts=tmp_path / "mine.txt"))
-    assert "no verdict on any response. Take another one than 'exact'" in capsys.readouterr().out
+    fields = {"model": saved_model, "judge": EXACT, "prompts": tmp_path / "mine.txt"}
+    build.main(build.ScriptArguments(output=tmp_path / "out", **fields))
+    assert f"the judge {EXACT} has no verdict on any response. Take another judge." in capsys.readouterr().out
+
+
+JUDGES = '''
+from dps_hf.judges.verdict import Verdict
+
+
+def likes_some(cases, kinds=5):
+    scores = [sum(case.response.encode()) % kinds / (kinds - 1) for case in cases]
+    return [Verdict({"some": score}, "", f"some of {kinds}", case.origin) for case, score in zip(cases, scores)]
+
+
+class LikesTokens:
+    """A judge that needs the model, compares and rewrites."""
+
+    def __init__(self, model, processor, most=6):
+        self.vocabulary, self.processor, self.most = model.config.vocab_size, processor, most
+
+    def __call__(self, cases):
+        return [self.verdict(len(self.processor.tokenizer(case.response)["input_ids"]), case) for case in cases]
+
+    def verdict(self, length, case, rewrite=None):
+        score = min(1, length / self.most)
+        return Verdict({"length": score}, str(self.vocabulary), "tokens", case.origin, rewrite)
+
+    def compare(self, first, second):
+        won = [a.response > b.response for a, b in zip(first, second)]
+        return [(self.verdict(w * 99, a), self.verdict((not w) * 99, b)) for w, a, b in zip(won, first, second)]
+
+    def refine(self, cases, margin=0.1):
+        return [self.verdict(0, case, "a much better answer") for case in cases]
+'''
+
+
+@pytest.fixture
+def my_judges(tmp_path, monkeypatch):
+    """The name of a module with two judges in the folder from which the script is started."""
+    (tmp_path / "my_judges.py").write_text(JUDGES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "my_judges"
+    sys.modules.pop("my_judges", None)
+
+
+ANSWERS = {
+    "tasks": {"dps_hf.nano.tasks.scenes_cot": 1}, "selection": {"max_length_ratio": 99},
+    "generation": {"max_new_tokens": 12},
+}  # fmt: skip
+
+
+def test_a_judge_may_be_anybodys_function_with_its_options(script, my_judges, tmp_path):
+    judge = f"{my_judges}.likes_some"
+    output = script(judge=judge, judge_options={"kinds": 3}, **ANSWERS)
+    assert counts(output)["unjudged"] == 0 and counts(output)["responses"] == 18 and rows(output)
+    for row in rows(output):
+        assert row["judge"] == "some of 3" and json.loads(row["aspects_chosen"]) == {"some": row["score_chosen"]}
+        assert sum(row["chosen"][0]["content"].encode()) % 3 / 2 == row["score_chosen"] > row["score_rejected"]
+    with pytest.raises(ValueError, match=r"output must be a folder of its own: .*judge_options"):
+        script(judge=judge, judge_options={"kinds": 4}, **ANSWERS)
+    with pytest.raises(ValueError, match=f"judge_options must have only kinds for the judge {judge}; got kind"):
+        script(judge=judge, judge_options={"kind": 4}, output=tmp_path / "other", **ANSWERS)
+
+
+def test_a_judge_may_be_anybodys_class_that_needs_the_model_and_compares_and_rewrites(script, my_judges, tmp_path):
+    judge = f"{my_judges}.LikesTokens"
+    scored = script(judge=judge, judge_options={"most": 40}, output=tmp_path / "scored", **ANSWERS)
+    assert counts(scored)["unjudged"] == 0
+    compared = script(judge=judge, pairwise=True, output=tmp_path / "compared", **ANSWERS)
+    assert rows(compared) and all(
+        row["chosen"][0]["content"] > row["rejected"][0]["content"] for row in rows(compared)
+    )
+    rewritten = script(judge=judge, refine_margin=0.1, output=tmp_path / "rewritten", **ANSWERS)
+    assert {row["origin_chosen"] for row in rows(rewritten)} == {"rewrite by tokens"}
 
 
 class Server:
@@ -210,7 +289,7 @@ class Server:
 @pytest.fixture
 def served(script, monkeypatch):
     """The script with that judge, on questions that are answered in words: six prompts in three parts, three answers each."""
-    monkeypatch.setattr(dps_hf.judges.resolve, "OpenAIJudge", Server)
+    monkeypatch.setattr(dps_hf.judges.openai, "OpenAIJudge", Server)
     Server.will_answer = Server.asked = 0
     options = {"model": "judge-1", "rubric": "answer"}
 
@@ -388,27 +467,29 @@ def test_responses_may_be_compared_in_place_of_scored(served):
     for row in rows(output):
         assert row["chosen"][0]["content"] > row["rejected"][0]["content"]
         assert row["score_chosen"] > row["score_rejected"] and row["judge"] == "server"
-    with pytest.raises(ValueError, match="pairwise needs the judge openai"):
-        served(pairwise=True, judge="exact")
+    with pytest.raises(ValueError, match="pairwise needs a judge with a method compare"):
+        served(pairwise=True, judge=EXACT, judge_options={})
 
 
 def test_drawings_that_the_model_did_not_come_to_are_counted(script, build, monkeypatch):
-    whole = build.sample
-    monkeypatch.setattr(build, "sample", lambda *args, **options: [group[1:] for group in whole(*args, **options)])
+    whole = build.sample_responses
+    monkeypatch.setattr(
+        build, "sample_responses", lambda *args, **options: [group[1:] for group in whole(*args, **options)]
+    )
     counts = json.loads((script() / "statistics.json").read_text())["counts"]
     assert (counts["responses"], counts["no drawing"]) == (12, 6)
 
 
 def test_votes_without_a_usable_line_are_an_error_that_names_the_file(script, tmp_path):
     (tmp_path / "votes.jsonl").write_text("nonsense\n")
-    with pytest.raises(ValueError, match=r"votes must hold one usable line at least; .*votes.jsonl has none"):
+    with pytest.raises(ValueError, match=r"votes must have at least one usable line; .*votes.jsonl has none"):
         script(votes=tmp_path / "votes.jsonl")
 
 
 @pytest.mark.parametrize(
     "wrong, complaint",
     [
-        ({"judge": "exat"}, "judge must be one of exact, self, openai; got 'exat'"),
+        ({"judge": "exat"}, "judge must be the dotted path of a function or class, .*; got 'exat'"),
         (
             {"judge": "openai", "judge_options": {"model": "m", "rubric": "answer", "urll": "x"}},
             "judge_options must have only model, rubric, .*base_url.*; got urll",
@@ -418,10 +499,13 @@ def test_votes_without_a_usable_line_are_an_error_that_names_the_file(script, tm
         ({"num_prompts": 0}, "num_prompts must be 1 or more; got 0"),
         ({"num_responses": 0}, "num_responses must be 1 or more"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"tasks": {"scene_t2i": 1}}, "unknown task"),
+        ({"tasks": {"scene_t2i": 1}}, "must be the dotted path of a function or class, .*; got 'scene_t2i'"),
         ({"tasks": ["scenes_t2i"]}, "weights must give each task a number"),
         ({"think": ["scene_t2i"]}, "think must name tasks that are asked, scenes_t2i; got scene_t2i"),
         ({"votes": Path("nowhere.jsonl")}, "nowhere.jsonl"),
+        ({"judge": "votes"}, "votes must be given for the judge 'votes' and for no other; got None, 'votes'"),
+        ({"votes": Path("votes.jsonl"), "judge": EXACT}, "votes must be given for the judge 'votes' and for no other"),
+        ({"tasks": {}}, "One of tasks, prompts and votes must be given"),
     ],
 )
 def test_what_is_wrong_is_named_before_the_folder_is_taken(script, tmp_path, wrong, complaint):

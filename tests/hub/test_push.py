@@ -69,7 +69,8 @@ logits["adapted"] = adapted(input_ids=ids).logits
 rows = load_dataset("me/preferences", split="train")
 assert not [name for name in sys.modules if name.partition(".")[0] == "dps_hf"]
 sums = {name: value.double().sum().item() for name, value in logits.items()}
-print(json.dumps({"sums": sums, "size": picture.size, "pixel": rows[0]["images"][0].getpixel((0, 0)), "rows": len(rows)}))
+pixel = rows[0]["images"][0].getpixel((0, 0))
+print(json.dumps({"sums": sums, "size": picture.size, "pixel": pixel, "rows": len(rows)}))
 """
 
 

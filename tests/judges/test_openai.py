@@ -20,7 +20,7 @@ from PIL import Image
 
 from dps_hf.judges import openai, rubric
 from dps_hf.judges.openai import retry_after
-from dps_hf.judges.verdict import Case, rewritten
+from dps_hf.judges.verdict import Case, apply_rewrite
 
 
 def cases(number: int) -> list[Case]:
@@ -768,7 +768,7 @@ def test_a_rewrite_counts_only_where_it_is_judged_better_by_the_margin(server, m
     assert [verdict.scores for verdict in refined] == [verdict.scores for verdict in judge(asked)]
 
     before = len(server.requests)
-    better = rewritten(asked[0], refined[0])
+    better = apply_rewrite(asked[0], refined[0])
     [verdict] = judge([better])
     assert verdict.score - refined[0].score >= 0.2
     assert verdict.origin == better.origin == "rewrite by judge-1"

@@ -1,6 +1,6 @@
 import pytest
 
-from dps_hf.judges.verdict import Case, Verdict, rewritten
+from dps_hf.judges.verdict import Case, Verdict, apply_rewrite
 
 
 def test_the_score_is_the_mean_of_the_aspects():
@@ -18,6 +18,6 @@ def test_a_verdict_without_a_readable_score_cannot_be_made(scores, complaint):
 
 def test_a_rewrite_says_where_it_comes_from():
     case, verdict = Case("What?", "Eh."), Verdict({"true": 0.0}, "vague", "gpt", "model", rewrite="That.")
-    assert rewritten(case, verdict) == Case("What?", "That.", origin="rewrite by gpt")
-    with pytest.raises(ValueError, match="nothing proved better"):
-        rewritten(case, Verdict({"true": 1.0}, "", "gpt", "model"))
+    assert apply_rewrite(case, verdict) == Case("What?", "That.", origin="rewrite by gpt")
+    with pytest.raises(ValueError, match="no rewrite proved better"):
+        apply_rewrite(case, Verdict({"true": 1.0}, "", "gpt", "model"))

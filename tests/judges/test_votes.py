@@ -4,7 +4,7 @@ import logging
 import pytest
 from PIL import Image
 
-from dps_hf.judges.votes import read_votes
+from dps_hf.judges.votes import Votes, read_votes
 
 
 @pytest.fixture
@@ -128,3 +128,15 @@ def test_a_file_without_a_letter_is_empty_whatever_mark_it_begins_with(write):
     path = write("\ufeff" + json.dumps({"prompt": "Hello?", "response": "Hi.", "thumb": "up"}))
     assert len(read_votes(path)) == 1
     assert not path.with_suffix(".bad.jsonl").exists()
+
+
+def test_votes_that_were_written_are_read_again(tmp_path):
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    votes = Votes(tmp_path / "deep" / "votes.jsonl")
+    votes.thumb({"prompt": "Was?", "picture": red}, "größer", "up")
+    votes.choice({"prompt": "a red square"}, red, blue)
+    (what, up), (chosen, better), (rejected, worse) = read_votes(tmp_path / "deep" / "votes.jsonl")
+    assert (what.response, what.images[0].getpixel((0, 0)), up.score) == ("größer", (255, 0, 0), 1.0)
+    assert (chosen.response.tobytes(), rejected.response.tobytes()) == (red.tobytes(), blue.tobytes())
+    assert (better.score, worse.score) == (1.0, 0.0)
+    assert len(list((tmp_path / "deep" / "pictures").iterdir())) == 2

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from dps_hf.nano.evaluation import FORMS, Subject
+from dps_hf.evaluation.subject import Subject
+from dps_hf.nano.held_out import FORMS, held_out_prompts
 from dps_hf.nano.prompts import wishes
 from dps_hf.nano.splits import UNSEEN_PAIRS
 from dps_hf.nano.wording import DRAW, LANGUAGES, parse_wish
@@ -11,9 +12,8 @@ from dps_hf.nano.wording import DRAW, LANGUAGES, parse_wish
 def test_nothing_that_is_measured_is_asked_to_be_drawn():
     prompts = wishes(np.random.default_rng(0), 400, 0.8)
     asked = {repr(sorted(wish.kinds.items(), key=repr)) + repr(wish.relation) for wish in map(parse_wish, prompts)}
-    measured = {
-        p for name in FORMS if name != "unseen_count" for p in Subject(None, None, 500, 0, {}).held_out_prompts(name)
-    }
+    subject = Subject(None, None, 500, 0, {})
+    measured = {p for name in FORMS if name != "unseen_count" for p in held_out_prompts(subject, name)}
     assert len(set(prompts)) == 400 and len(measured) > 1000
     for prompt in measured:
         wish = parse_wish(prompt)

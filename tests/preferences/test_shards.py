@@ -13,8 +13,9 @@ from PIL import Image
 from dps_hf.contact_sheet import plain
 from dps_hf.judges.verdict import Verdict
 from dps_hf.preferences.pairs import Selection
-from dps_hf.preferences.responses import Prompt, Response
-from dps_hf.preferences.shards import is_written, join_parts, sheet, write_part
+from dps_hf.preferences.prompts import Prompt
+from dps_hf.preferences.responses import Response
+from dps_hf.preferences.shards import draw_sheet, is_written, join_parts, write_part
 
 
 RED = Image.new("RGB", (16, 16), "red")
@@ -88,7 +89,7 @@ def test_a_sheet_shows_both_responses(tmp_path):
     write_part(tmp_path / "parts", 0, [judged_group(i) for i in range(3)], Selection())
     join_parts(tmp_path / "parts", 1, tmp_path)
     shown = []
-    page = sheet(tmp_path / "paired", lambda text: shown.append(text) or RED, number=2)
+    page = draw_sheet(tmp_path / "paired", lambda text: shown.append(text) or RED, number=2)
     assert shown == ["good 0", "bad 0", "good 1", "bad 1"]
     assert RED.getpixel((0, 0)) in page.get_flattened_data()
 
@@ -98,7 +99,7 @@ def test_a_sheet_says_of_a_response_in_letters_that_it_has_not_how_it_was_scored
     write_part(tmp_path / "parts", 0, [(prompt, [good, replace(bad, text="绿", content="绿")])], Selection())
     join_parts(tmp_path / "parts", 1, tmp_path)
     monkeypatch.setattr("dps_hf.preferences.shards.page", lambda sections: sections[0].items[0].lines)
-    lines = list(filter(None, map(plain, sheet(tmp_path / "paired", lambda text: None))))
+    lines = list(filter(None, map(plain, draw_sheet(tmp_path / "paired", lambda text: None))))
     assert [line.split(" (")[0] for line in lines] == ["prompt 0", "chosen", "good 0", "rejected"]
 
 
@@ -110,8 +111,9 @@ from datasets import load_from_disk
 from PIL import Image
 from dps_hf.judges.verdict import Verdict
 from dps_hf.preferences.pairs import Selection
+from dps_hf.preferences.prompts import Prompt
+from dps_hf.preferences.responses import Response
 from dps_hf.preferences.shards import join_parts, write_part
-from dps_hf.preferences.responses import Prompt, Response
 
 folder, rng = Path(sys.argv[1]), np.random.default_rng(0)
 
