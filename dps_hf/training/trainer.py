@@ -49,8 +49,8 @@ class DPSTrainer(Trainer):
         tokenizer = self.accelerator.unwrap_model(self.model).config.image_tokenizer_config
         if code_smoothing and not hasattr(tokenizer, "levels"):
             raise ValueError(
-                f"code_smoothing={code_smoothing} needs an image tokenizer with `levels`, so that codes have neighbours; "
-                f"{tokenizer.model_type!r} has none. Set it to 0."
+                f"code_smoothing={code_smoothing} needs an image tokenizer with `levels`, whose codes have "
+                f"neighbours; {tokenizer.model_type!r} has none. Set it to 0."
             )
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
