@@ -51,7 +51,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
         # Pairs of one prompt are neighbours. Without shuffling they stay on one side.
         split = pairs.train_test_split(script.evaluation_share, shuffle=False)
         pairs, held_out = split["train"], split["test"]
-    training.max_length = None  # what is cut off might be a picture
+    training.max_length = None  # truncation might cut a picture
 
     # Training
     trainer = DPOTrainer(

@@ -75,9 +75,9 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     elif drawings:
         print(
             f"{drawings} of {len(responses)} responses are drawings. Mixed with answers in words, the probability of "
-            "their codes is taken among all tokens. In a set of drawings alone, it is taken among codes, as in sampling."
+            "their codes is taken among all tokens. In a set of drawings alone, it is taken among codes, as sampled."
         )
-    training.max_length = None  # what is cut off might be a picture
+    training.max_length = None  # truncation might cut a picture
 
     # Training
     trainer = KTOTrainer(

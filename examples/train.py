@@ -17,6 +17,7 @@ from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.dropouts import Dropouts
 from dps_hf.data.guidance import Schedule, read_schedules
 from dps_hf.data.mixture import Mixture, ShuffledWords, name_of
+from dps_hf.inference import load
 from dps_hf.resolve import resolve
 from dps_hf.training.curves import Curves
 from dps_hf.training.packing import PackingCollator
@@ -69,8 +70,7 @@ class ScriptArguments:
 
 def load_or_make_model(script: ScriptArguments) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
     if script.model:
-        model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
-        processor = DPSProcessor.from_pretrained(script.model)
+        model, processor = load(script.model, device="cpu", dtype=torch.float32)  # the trainer moves it
         if script.image_tokenizer:
             known, processor = processor, replace_image_tokenizer(model, processor, script.image_tokenizer)
             if processor is not known:
@@ -78,8 +78,8 @@ def load_or_make_model(script: ScriptArguments) -> tuple[DPSForConditionalGenera
         return model, processor
     if script.text_config.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(
-            "Give model, a DPS to start from, or text_config with a model_type that transformers knows, such as llama; "
-            f"got text_config {script.text_config}. See the recipes."
+            "Give model, a DPS to start from, or text_config with a model_type that transformers knows, such as "
+            f"llama; got {script.text_config}. See the recipes."
         )
     if missing := [name for name in ("vision_tower", "image_tokenizer") if not getattr(script, name)]:
         raise ValueError(f"Give the folder of {' and '.join(missing)}, or model.")

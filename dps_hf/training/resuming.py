@@ -149,8 +149,8 @@ def _find_progress(training: TrainingArguments, others: tuple) -> tuple[bool, st
         return True, None, settings
     if asked.lower() == "false" and (state or checkpoint):
         raise ValueError(
-            f"resume_from_checkpoint is {asked}, and {folder} holds a training that has begun. Give another output_dir "
-            "to begin anew, or remove this one."
+            f"resume_from_checkpoint is {asked}, and {folder} holds a training that has begun. Give another "
+            "output_dir to begin anew, or remove this one."
         )
     reached = state or (_read_json(Path(checkpoint) / STATE) if checkpoint else None)
     if not reached or (same_length and not names_one):
@@ -160,7 +160,8 @@ def _find_progress(training: TrainingArguments, others: tuple) -> tuple[bool, st
         length = "max_steps" if training.max_steps > 0 else "num_train_epochs"
         raise ValueError(
             f"{length} must not be less than what {checkpoint or folder} has behind it, "
-            f"{reached['global_step']} steps or {reached['epoch']:g} epochs; got {getattr(training, length)}. Raise it, or give another output_dir."
+            f"{reached['global_step']} steps or {reached['epoch']:g} epochs; got {getattr(training, length)}. "
+            "Raise it, or give another output_dir."
         )
     if state and left and not checkpoint:
         raise ValueError(

@@ -49,8 +49,8 @@ class DPSTrainer(Trainer):
         config = self.accelerator.unwrap_model(self.model).config
         if code_smoothing and config.image_tokenizer_geometry.levels is None:
             raise ValueError(
-                f"code_smoothing={code_smoothing} needs an image tokenizer with `levels`, so that codes have neighbours; "
-                f"{config.image_tokenizer_config.model_type!r} has none. Set it to 0."
+                f"code_smoothing={code_smoothing} needs an image tokenizer with `levels`, whose codes have "
+                f"neighbours; {config.image_tokenizer_config.model_type!r} has none. Set it to 0."
             )
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
