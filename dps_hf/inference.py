@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -276,8 +276,8 @@ def _conversations(
         return [conversation(text) for text in texts]
     if len(pictures) != len(texts):
         raise ValueError(f"pictures must be as many as {name}; got {len(pictures)} and {len(texts)}. Repeat some.")
-    lists = [seen if isinstance(seen, (list, tuple)) else [seen] for seen in pictures]
-    return [conversation(text, seen) for text, seen in zip(texts, lists)]
+    lists = [list(seen) if isinstance(seen, (list, tuple)) else [seen] for seen in pictures]
+    return [conversation(text, cast(list[Image.Image], seen)) for text, seen in zip(texts, lists)]
 
 
 def _batches(items: list, size: int, progress: str | None) -> Iterator[list]:

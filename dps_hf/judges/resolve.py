@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from dps_hf.judges.verdict import Judge
 from dps_hf.resolve import resolve
@@ -71,7 +71,7 @@ def make_judge(
         own["model"], own["processor"] = load()
     arguments = {**own, **options}
     if inspect.isclass(found):
-        return found(**arguments)
+        return cast(Judge, found(**arguments))
     return partial(found, **arguments) if arguments else found
 
 
