@@ -4,8 +4,8 @@ python -m dps_hf.serving.gguf dps_hf/checkpoints/dps-nano outputs/gguf --type f1
 llama-server --model outputs/gguf/dps-nano-f16.gguf --mmproj outputs/gguf/mmproj-dps-nano-f16.gguf
 
 The decoder must be a Llama with a byte-level BPE tokenizer, and the tower must have the connector's activation. For
-the folder of a LoRA adapter, the merged model is written. The image tokenizer is not written: llama.cpp gives the codes
-of a drawing, and `dps_hf.serving.client` turns them into a picture.
+the folder of a LoRA adapter, the merged model is written. The image tokenizer is not written: llama.cpp gives the
+codes of a drawing, and `dps_hf.serving.client` turns them into a picture.
 """
 
 import argparse

@@ -64,6 +64,15 @@ def test_the_map_of_remote_code_is_always_there(tiny_config):
     assert tiny_config.auto_map is not AUTO_MAP
 
 
+def test_both_kinds_of_image_tokenizer_have_the_same_properties():
+    own = DPSConfig(image_tokenizer_config={"levels": (8, 8), "colour_levels": (4, 4)})
+    assert own.image_tokenizer_geometry == (64, 8, [64, 16], [(8, 8), (4, 4)])
+    assert (own.codebook_size, own.num_codes, own.drawing_size) == (80, 128, 64)
+    janus = DPSConfig(image_tokenizer_config={"model_type": "janus_vqgan", "num_embeddings": 64, "num_patches": 4})
+    assert janus.image_tokenizer_geometry == (64, 4, [64], None)
+    assert (janus.codebook_size, janus.num_codes, janus.drawing_size) == (64, 16, 64)
+
+
 def test_a_janus_image_tokenizer_is_chosen_by_its_model_type():
     fields = {"model_type": "janus_vqgan", "num_embeddings": 64, "num_patches": 4, "channel_multiplier": [1, 1, 2]}
     for part in (fields, JanusVQVAEConfig(**{key: value for key, value in fields.items() if key != "model_type"})):
