@@ -6,10 +6,10 @@ model, processor = dps_hf.load()
 picture = dps_hf.draw(model, processor, ["a big red heart"])[0]
 print(dps_hf.ask(model, processor, ["What colour is the heart?"], [picture])[0].text)
 
-[`~dps_hf.inference.load`], [`~dps_hf.inference.draw`] and [`~dps_hf.inference.ask`] are in `inference.py`. Importing the
-package also registers DPS with `AutoConfig`, `AutoModel`, `AutoModelForImageTextToText`, `AutoModelForMultimodalLM`,
-`AutoModelForCausalLM`, `AutoImageProcessor` and `AutoProcessor`. The import is cheap: modules, and torch, are imported when
-a name is first used.
+[`~dps_hf.inference.load`], [`~dps_hf.inference.draw`] and [`~dps_hf.inference.ask`] are in `inference.py`. Importing
+the package also registers DPS with `AutoConfig`, `AutoModel`, `AutoModelForImageTextToText`,
+`AutoModelForMultimodalLM`, `AutoModelForCausalLM`, `AutoImageProcessor` and `AutoProcessor`. The import is cheap:
+modules, and torch, are imported when a name is first used.
 """
 
 import importlib

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -92,16 +92,16 @@ def draw(
 ) -> list[Image.Image]:
     """Draws each prompt.
 
-    With `num_return_sequences`, the drawings of one prompt follow each other. Each drawing keeps its codes in its `info`;
-    [`save_drawing`] writes them to the file.
+    With `num_return_sequences`, the drawings of one prompt follow each other. Each drawing keeps its codes in its
+    `info`; [`save_drawing`] writes them to the file.
 
     Args:
         pictures: one picture, or a list of pictures, for each prompt; the prompt then says what to change.
         think: whether the model plans aloud first. If no drawing follows, the result is a white picture.
         batch_size: number of prompts drawn at a time.
         progress: name of a progress bar; without it, none is shown.
-        generation: whatever `model.generate` takes. By default drawings are sampled at temperature 0.5, with the guidance
-            that the generation config of the model sets; `do_sample` and `guidance_scale` change that.
+        generation: whatever `model.generate` takes. By default drawings are sampled at temperature 0.5, with the
+            guidance that the generation config of the model sets; `do_sample` and `guidance_scale` change that.
 
     Raises:
         TypeError: `prompts` is one string.
@@ -215,7 +215,7 @@ def encode(
 
 
 def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: str) -> Image.Image | None:
-    """The last whole drawing in a text, whose codes are as [`DPSProcessor.drawing_text`] writes them; None without one."""
+    """The last whole drawing in a text as [`DPSProcessor.drawing_text`] writes it, None without one."""
     code = re.escape(processor.code_token).replace(r"\{\}", r"(\d{1,9})")
     spans = re.findall(f"{processor.boi_token}((?:{code})+){processor.eoi_token}", text)
     drawings = [[int(found) for found in re.findall(code, span[0])] for span in spans]
@@ -225,7 +225,7 @@ def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: st
 
 
 def with_codes(drawing: Image.Image, processor: DPSProcessor, codes: torch.Tensor | Sequence[int]) -> Image.Image:
-    """Stores the codes `(num_codes,)` in the drawing's `info`: encoding the drawing gives other codes, which look alike."""
+    """Stores the codes `(num_codes,)` in the `info` of a drawing; encoding the drawing would give similar ones."""
     drawing.info[CODES] = processor.drawing_text(codes)
     return drawing
 
@@ -276,8 +276,8 @@ def _conversations(
         return [conversation(text) for text in texts]
     if len(pictures) != len(texts):
         raise ValueError(f"pictures must be as many as {name}; got {len(pictures)} and {len(texts)}. Repeat some.")
-    lists = [list(seen) if isinstance(seen, (list, tuple)) else [seen] for seen in pictures]
-    return [conversation(text, cast(list[Image.Image], seen)) for text, seen in zip(texts, lists)]
+    lists: list[Any] = [seen if isinstance(seen, (list, tuple)) else [seen] for seen in pictures]
+    return [conversation(text, seen) for text, seen in zip(texts, lists)]
 
 
 def _batches(items: list, size: int, progress: str | None) -> Iterator[list]:

@@ -5,8 +5,8 @@ python examples/build_preferences.py --output runs/thumbs --votes votes.jsonl
 python examples/build_preferences.py --config ... --shard_index 0 --num_shards 8    # on the first of 8 machines
 
 After a kill, or an error of the judge's server, the same command continues with the first missing part. Machines that
-share a folder each write their own parts; the one that finds all parts joins them. The output folder then has `paired` for
-DPO, `unpaired` for KTO, `statistics.json`, and `pairs.png` with the first pairs.
+share a folder each write their own parts; the one that finds all parts joins them. The output folder then has `paired`
+for DPO, `unpaired` for KTO, `statistics.json`, and `pairs.png` with the first pairs.
 """
 
 from dataclasses import dataclass, field, fields
@@ -40,15 +40,16 @@ class ScriptArguments:
     model: folder or name of the model whose responses are sampled.
     tasks: dotted path of each task to its weight; the questions of the tasks are the prompts.
     think: names of the tasks in which the model thinks aloud first.
-    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or a folder
-        of records that `datasets` saved, whose last questions are asked; their answers are the right ones for the judge.
+    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or a
+        folder of records that `datasets` saved, whose last questions are asked; their answers are the right ones for
+        the judge.
     num_prompts: number of different prompts from tasks.
     num_responses: number of responses to each prompt.
     generation: whatever `generate` takes, for example temperature and guidance_scale.
     judge: "openai", or the dotted path of a function or class such as `my_package.my_judge`; "votes" reads `votes`.
     judge_options: keyword arguments of the judge. "openai" needs `model` and `rubric`; replies are kept in `output`.
-    pairwise: the judge compares every two responses to a prompt, in place of scoring each one by itself. The score of a
-        response is the share of comparisons that it wins. Eight responses take 56 calls of "openai".
+    pairwise: the judge compares every two responses to a prompt, in place of scoring each one by itself. The score of
+        a response is the share of comparisons that it wins. Eight responses take 56 calls of "openai".
     refine_margin: the judge also rewrites answers; rewrites whose score is higher by this much become responses.
     votes: JSONL file with people's votes, which bring prompts, responses and verdicts; no judge is asked.
     selection: fields of `Selection`: aspect, margin, max_pairs, max_length_ratio, good, bad, only_good.

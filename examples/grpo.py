@@ -3,8 +3,8 @@
 python examples/grpo.py --config examples/recipes/nano/grpo.yaml
 accelerate launch examples/grpo.py --config examples/recipes/nano/grpo.yaml
 
-https://huggingface.co/papers/2402.03300. After a kill, the same command continues from the last checkpoint and comes to
-the same losses.
+https://huggingface.co/papers/2402.03300. After a kill, the same command continues from the last checkpoint and comes
+to the same losses.
 """
 
 from dataclasses import dataclass, field
@@ -30,17 +30,19 @@ from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_l
 @dataclass
 class ScriptArguments:
     """
-    judge: "openai", or the dotted path of a function or class such as `my_package.my_judge`. A class that asks for `model`
-        and `processor` gets a copy of the model as it is before training.
-    judge_options: keyword arguments of the judge. "openai" needs `model` and `rubric`; replies are kept in `output_dir`.
+    judge: "openai", or the dotted path of a function or class such as `my_package.my_judge`. A class that asks for
+        `model` and `processor` gets a copy of the model as it is before training.
+    judge_options: keyword arguments of the judge. "openai" needs `model` and `rubric`; replies are kept in
+        `output_dir`.
     tasks: dotted path of each task to its weight; all must ask for drawings, or all for answers.
-    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or a folder
-        of records that `datasets` saved, whose last questions are asked; their answers are the right ones for the judge.
+    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or a
+        folder of records that `datasets` saved, whose last questions are asked; their answers are the right ones for
+        the judge.
     num_prompts: number of different prompts from tasks.
     aspect: the aspect whose score is the reward; if left out, the mean of all aspects.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: learning rate for the logarithm of the scale of the decoder's last norm, which sets how sure the
-        model is of its tokens; 0 does not train it.
+    norm_learning_rate: learning rate for the logarithm of the scale of the decoder's last norm, which sets how sure
+        the model is of its tokens; 0 does not train it.
     """
 
     judge: str
@@ -85,8 +87,8 @@ class JudgeReward:
         before, verdicts = counts_of(self.judge)[NO_REPLY], self.judge(cases)
         if not any(verdicts) and counts_of(self.judge)[NO_REPLY] > before:
             raise RuntimeError(
-                f"The judge replies no more: {fault_of(self.judge) or 'see the warning above'}. The same command continues "
-                "from the last checkpoint. If the budget is spent, set larger max_calls or max_tokens in judge_options."
+                f"The judge replies no more: {fault_of(self.judge) or 'see the warning above'}. The same command "
+                "continues from the last checkpoint. If the budget is spent, raise max_calls or max_tokens."
             )
         rewards = [
             verdict and (verdict.scores.get(self.aspect) if self.aspect else verdict.score) for verdict in verdicts

@@ -1,1 +1,1 @@
-"""Says how good answers and drawings are: `verdict.py` is what every judge takes and gives, each other file a judge."""
+"""Judges say how good answers and drawings are. `verdict.py` has what a judge takes and returns."""

@@ -1,4 +1,4 @@
-"""What judges replied, in a file that only grows: whoever pays for replies keeps them, whatever happens."""
+"""The replies of judges, in a file that only grows, so that none has to be paid for twice."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,18 @@ from threading import Lock
 
 
 Reply = str | Mapping
-"""A text, or the message as it came, where there is more to it than a text."""
+"""A text, or the whole message if it has more than a text."""
 
 
 class ReplyCache:
     """Replies by key, each a line of JSON that is written as soon as the reply is there.
 
-    A process that is killed loses at most the line that it was writing: that line is skipped from then on, and counted
-    in `broken_lines`. To have something asked again, delete its line. Lines with an empty text are skipped, too: earlier
-    versions kept those of replies that they could not read.
+    A process that is killed loses at most the line that it is writing. Broken lines are skipped, and counted in
+    `broken_lines`; lines with an empty text are skipped, too. To ask a question again, delete its line.
 
     Args:
-        path: the file, made where it is missing.
-        others: files of other processes, read once, never written: what those paid for need not be paid for again.
+        path: the file, made if it is missing.
+        others: files of other processes, which are read once and not written.
     """
 
     def __init__(self, path: str | PathLike, others: Sequence[str | PathLike] = ()):
@@ -36,14 +35,14 @@ class ReplyCache:
                     self._read(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         whole = True
-        # Bytes, since a line that was cut may end within a letter.
+        # Bytes, since a broken line may end within a letter.
         with self.path.open("a+b") as file:
             file.seek(0)
             for line in file:
                 whole = line.endswith(b"\n")
                 self._read(line)
             if not whole:
-                file.write(b"\n")  # else the next line would be lost with this one
+                file.write(b"\n")  # or the next line would be appended to the broken one
 
     def _read(self, line: bytes) -> None:
         try:
@@ -67,13 +66,13 @@ class ReplyCache:
         return self._replies[key]
 
     def add(self, key: str, reply: Reply, **about: str | int) -> None:
-        """Writes the reply down before it is used; `about` is for whoever reads the file.
+        """Appends a reply to the file. `about` has further fields, for people who read the file.
 
         Raises:
             OSError: the file cannot be written, the disk being full for instance.
         """
-        line = json.dumps({"key": key, **about, "reply": reply}) + "\n"  # ASCII: any letter survives any cut
-        # One write in append mode: lines of two processes do not mix. Open for the line only, no handle is left over.
+        line = json.dumps({"key": key, **about, "reply": reply}) + "\n"  # ASCII: no letter can be cut in two
+        # One write in append mode, so that lines of two processes do not mix.
         with self._lock, self.path.open("ab") as file:
             file.write(line.encode())
             self._replies[key] = reply

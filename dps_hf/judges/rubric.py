@@ -1,4 +1,4 @@
-"""What a judging model is asked, and how its reply is read: everything about it but the network."""
+"""What a judging model is asked, and how its reply is read. The network is in `transport.py`."""
 
 import base64
 import hashlib
@@ -24,18 +24,18 @@ RUBRICS = Path(__file__).parent / "rubrics"
 TASKS = ("score", "compare", "refine")
 
 Part = tuple[str, str | Image.Image]
-"""What it is, "prompt" for instance, and the thing itself."""
+"""A label, for example "prompt", and the text or picture."""
 
 
 class Rubric:
-    """Aspects, their scale and what to look for, read from a template file.
+    """The aspects that are scored, their scale and guidance for the judge, read from a template file.
 
     Args:
-        source: "answer" or "drawing", which come with the package, or the path of a Jinja file that sets `aspects`
-            (what each means, by name), `lowest` and `highest` (whole numbers), and holds the guidance as its text.
+        source: "answer" or "drawing", which come with the package; or the path of a Jinja file that sets `aspects` (a
+            dict of names and meanings), `lowest` and `highest` (integers), and has the guidance as its text.
 
     Raises:
-        ValueError: there is no such file, or it sets something else.
+        ValueError: there is no such file, or it does not set these.
         ImportError: pydantic is missing.
     """
 
@@ -52,7 +52,8 @@ class Rubric:
             self.aspects, self.lowest, self.highest = module.aspects, module.lowest, module.highest
         except (TemplateError, AttributeError) as error:
             raise ValueError(
-                f"The rubric {path} cannot be used: {error}. It must set aspects, lowest and highest; see {shipped.parent}."
+                f"The rubric {path} cannot be used: {error}. It must set aspects, lowest and highest; "
+                f"see {shipped.parent}."
             ) from None
         _check(path, self.aspects, self.lowest, self.highest)
         self.name = path.stem
@@ -66,29 +67,29 @@ class Rubric:
             from pydantic import ConfigDict, Field, create_model
         except ImportError as error:
             raise ImportError("A rubric needs pydantic. Install it with `pip install dps_hf[judge]`.") from error
-        # Strict: "8/10", true and 7.5 are no whole numbers.
+        # Strict: "8/10", true and 7.5 are no integers.
         score = Annotated[int, Field(strict=True, ge=self.lowest, le=self.highest)]
         side = Literal["first", "second", "tie"]
-        fields: dict[str, Any] = {"rationale": (str, ...)}  # first, so that it is thought of before the scores
+        fields: dict[str, Any] = {"rationale": (str, ...)}  # first, so that the model reasons before it scores
         if task == "refine":
             fields["rewrite"] = (str, ...)
         else:
             fields |= dict.fromkeys(self.aspects, (score if task == "score" else side, ...))
-        # The schema allows no other keys, as OpenAI asks; a reply may have some all the same.
+        # The schema forbids other keys, as OpenAI demands; replies with other keys are read anyway.
         return create_model(
             "Reply", __config__=ConfigDict(json_schema_extra={"additionalProperties": False}), **fields
         )
 
     def question(self, task: str, judge: str, case: Case, other: Case | None = None) -> "Question":
-        """`task` is one of `TASKS`; `other` is the second response to compare with."""
+        """A question; `task` is one of `TASKS`, and `other` has the second response of a comparison."""
         responses = ["response"] if other is None else ["first", "second"]
         parts: list[Part] = [("picture", image) for image in case.images]
         parts += [("prompt", case.prompt)]
         parts += [(label, c.response) for label, c in zip(responses, (case, other)) if c is not None]
         return Question(judge, self._instructions[task], tuple(parts), self._replies[task])
 
-    def scaled(self, value: int) -> float:
-        """A score of this rubric as one between 0 and 1."""
+    def scale(self, value: int) -> float:
+        """Converts a score on the scale of the rubric to one between 0 and 1."""
         return (value - self.lowest) / (self.highest - self.lowest)
 
 
@@ -104,7 +105,7 @@ def _check(path: Path, aspects: Any, lowest: Any, highest: Any) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask of one judge, and the type of the reply: two that are alike have the same `key`."""
+    """One question to one judge, and the type of the reply."""
 
     judge: str
     instructions: str
@@ -113,18 +114,18 @@ class Question:
 
     @property
     def key(self) -> str:
-        """Of the judge, the rubric with its rules, the texts and the pixels of the pictures: 64 hex digits."""
+        """Digest of judge, instructions, texts and pictures, 64 hex digits; equal questions have equal keys."""
         parts = [[label, body if isinstance(body, str) else digest(body)] for label, body in self.parts]
         return hashlib.sha256(json.dumps([self.judge, self.instructions, parts]).encode()).hexdigest()
 
     def messages(self) -> list[dict[str, Any]]:
-        """As the chat protocol wants them: pictures as data URLs, and a plain string where there are none."""
-        # Nobody can write a text that holds its own digest, so no text can close the tags around it.
+        """Messages of the chat protocol: pictures are data URLs, and content without pictures is a plain string."""
+        # A text cannot contain its own digest, so no text can close the tags around it.
         mark = self.key[:16]
         content = [_text(f"The mark of this case is {mark}.")]
         for label, body in self.parts:
             if isinstance(body, str):
-                content.append(_text(f"<{label} {mark}>\n{inert(body)}\n</{label} {mark}>"))
+                content.append(_text(f"<{label} {mark}>\n{disarm(body)}\n</{label} {mark}>"))
             else:
                 picture = {"type": "image_url", "image_url": {"url": data_url(body)}}
                 content += [_text(f"<{label} {mark}>"), picture, _text(f"</{label} {mark}>")]
@@ -136,43 +137,43 @@ class Question:
         ]
 
     def response_format(self) -> dict[str, Any]:
-        """The schema of the reply, for servers that hold the model to it."""
+        """The schema of the reply, for servers that support structured output."""
         schema = {"name": "verdict", "strict": True, "schema": self.reply_type.model_json_schema()}
         return {"type": "json_schema", "json_schema": schema}
 
     def read(self, reply: str | Mapping) -> Any:
-        """The fields of the one JSON object in the reply that has them, whatever stands around it; else None.
+        """The fields of the verdict in a reply: a JSON object that has them, whatever is around it. None without one.
 
-        Thoughts are left out, and what also stands in the judged texts is a quotation, no verdict, however its letters
-        are written. An object that names a key twice is no verdict either, and two different verdicts are none.
+        Objects in the model's thoughts do not count, nor do objects that also stand in the judged texts, which are
+        quotations, in whatever spelling. An object with a repeated key is no verdict. Two different verdicts are none.
 
         Args:
-            reply: a text, or the message as it came, whose verdict is read wherever the server put it.
+            reply: a text, or a whole message, in which the verdict may stand in any of several places.
         """
-        return next((verdict for verdict in map(self._read_text, texts_of(reply)) if verdict is not None), None)
+        return next((verdict for verdict in map(self._read_text, read_texts(reply)) if verdict is not None), None)
 
     def _read_text(self, reply: str) -> Any:
-        texts = [inert(body) for _, body in self.parts if isinstance(body, str)]
-        claims = [self._verdict(value) for text in texts for _, value in _objects(text)]
-        quotable = [_squeezed(text) for text in [*texts, *(said for _, said in filter(None, claims))]]
-        answer, found = _answer(reply)
+        texts = [disarm(body) for _, body in self.parts if isinstance(body, str)]
+        claims = [self._verdict(value) for text in texts for _, value in _find_objects(text)]
+        quotable = [_squeeze(text) for text in [*texts, *(said for _, said in filter(None, claims))]]
+        answer, found = _find_answer(reply)
         verdicts: list[Any] = []
         for span, value in found:
             judged = self._verdict(value)
             if judged is None or span.start not in answer:
                 continue
             verdict, said = judged
-            spellings = (_squeezed(reply[span.start : span.stop]), _squeezed(said))
+            spellings = (_squeeze(reply[span.start : span.stop]), _squeeze(said))
             if verdict not in verdicts and not any(spelling in text for spelling in spellings for text in quotable):
                 verdicts.append(verdict)
         return verdicts[0] if len(verdicts) == 1 else None
 
     def _verdict(self, value: Any) -> tuple[Any, str] | None:
-        """The fields that a value has, and how they are written without escapes; None where it is no verdict."""
+        """The fields of a JSON value and their text without escapes; None if the value is no verdict."""
         try:
             verdict = self.reply_type.model_validate(value)
             return verdict, verdict.model_dump_json()
-        except ValueError:  # a field is missing or wrong, or has half a letter pair, which nothing could write
+        except ValueError:  # a field is missing or wrong, or has half of a surrogate pair
             return None
 
 
@@ -183,14 +184,13 @@ def _text(text: str) -> dict[str, Any]:
 # Reading
 
 
-def texts_of(reply: str | Mapping) -> list[str]:
-    """Where the verdict may stand in a reply, the likeliest first, empty texts left out.
+def read_texts(reply: str | Mapping) -> list[str]:
+    """The texts of a reply that may hold the verdict, the likeliest first, without empty ones.
 
     Args:
-        reply: a text, or a message as it came: its `content` is a text or a list of blocks, and a verdict may stand in
-            `parsed`, in the arguments of a tool call, or in a `refusal`, which has none. Thoughts beside the content are
-            no verdict, except where they are one JSON object and nothing else is there: servers that look for thoughts
-            take a reply without any for them.
+        reply: a text, or a whole message. Its `content` is a text or a list of blocks; a verdict may also stand in
+            `parsed` or in the arguments of a tool call. Separate thoughts count only if they are one JSON object and
+            there is no other text: some servers take a reply without thoughts for thoughts.
     """
     if isinstance(reply, str):
         return [reply] if reply.strip() else []
@@ -198,43 +198,43 @@ def texts_of(reply: str | Mapping) -> list[str]:
     blocks = content if isinstance(content, list) else [content]
     calls = reply.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    texts = ["".join(map(_block_text, blocks)), _written(reply.get("parsed"))]
+    texts = ["".join(map(_block_text, blocks)), _to_text(reply.get("parsed"))]
     texts += [
-        _written(one.get("arguments")) for one in [*functions, reply.get("function_call")] if isinstance(one, dict)
+        _to_text(one.get("arguments")) for one in [*functions, reply.get("function_call")] if isinstance(one, dict)
     ]
-    texts += [_written(reply.get("refusal"))]
+    texts += [_to_text(reply.get("refusal"))]
     texts = [text for text in texts if text.strip()]
     if not texts:
-        thoughts = (_written(reply.get(name)).strip() for name in ("reasoning_content", "reasoning"))
-        texts = [text for text in thoughts if [span for span, _ in _objects(text)] == [range(len(text))]]
+        thoughts = (_to_text(reply.get(name)).strip() for name in ("reasoning_content", "reasoning"))
+        texts = [text for text in thoughts if [span for span, _ in _find_objects(text)] == [range(len(text))]]
     return texts
 
 
-def answers(reply: str | Mapping) -> bool:
-    """Whether the reply says anything but thoughts and control tokens."""
-    spans = [(text, _answer(text)[0]) for text in texts_of(reply)]
+def has_answer(reply: str | Mapping) -> bool:
+    """Whether the reply has anything but thoughts and control tokens."""
+    spans = [(text, _find_answer(text)[0]) for text in read_texts(reply)]
     return any(re.sub(r"<\|\w+\|>|</s>", "", text[span.start : span.stop]).strip() for text, span in spans)
 
 
 def _block_text(block: Any) -> str:
-    """The text of one block of a message's content; that of thoughts is empty."""
+    """The text of one block of a message's content; empty for thoughts."""
     if not isinstance(block, dict):
-        return _written(block)
+        return _to_text(block)
     if re.search("think|thought|reason", str(block.get("type"))) or block.get("thought"):
         return ""
     for name in ("text", "refusal", "json", "parsed"):
         if name in block:
             value = block[name]
-            return _written(value.get("value", value) if isinstance(value, dict) else value)
-    return "" if "type" in block else _written(block)  # without a type it is the verdict itself
+            return _to_text(value.get("value", value) if isinstance(value, dict) else value)
+    return "" if "type" in block else _to_text(block)  # without a type it is the verdict itself
 
 
-def _written(value: Any) -> str:
-    """A text as it is, an object as JSON."""
+def _to_text(value: Any) -> str:
+    """A text unchanged, a dict as JSON, anything else as an empty text."""
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict) else ""
 
 
-# How models mark their thoughts: a group for each mark that begins them, and one for that which ends them.
+# How models mark their thoughts: one group for each mark that begins them, and one for each that ends them.
 _NAMES = r"(?:\w+[:_])?(?:think|thinking|thoughts?|thought_process|reason|reasoning|reflection|analysis|scratchpad)"
 _MARKS = re.compile(
     "|".join(
@@ -247,7 +247,7 @@ _MARKS = re.compile(
                 rf"<\|(?:begin_of_|start_|begin_)?{_NAMES}\|>|<\|inner_prefix\|>|<\|channel>\s*thought",
                 rf"<\|(?:/|end_of_|end_){_NAMES}\|>|<\|inner_suffix\|>|<channel\|>",
             ),
-            # With its tokens, or without them where the server left them out.
+            # With its tokens, or without them if the server removed them.
             "channel": (
                 r"<\|channel\|>\s*(?!final)\w+|\Aanalysis(?-i:(?=[A-Z]))",
                 r"<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|assistantfinal",
@@ -260,13 +260,13 @@ _MARKS = re.compile(
 )
 
 
-def _answer(reply: str) -> tuple[range, list[tuple[range, Any]]]:
-    """Where the answer stands, after the thoughts, and all JSON objects of the reply.
+def _find_answer(reply: str) -> tuple[range, list[tuple[range, Any]]]:
+    """The range of the answer after the thoughts, and all JSON objects of the reply.
 
-    The mark that begins the thoughts may be missing, since the prompt may have held it. Thoughts that do not end are
-    followed by no answer. What stands inside an object is a word of its own, and no mark.
+    The mark that begins the thoughts may be missing, since it may be part of the prompt. After thoughts that do not
+    end there is no answer. Marks inside a JSON object do not count.
     """
-    found = list(_objects(reply))
+    found = list(_find_objects(reply))
     starts = [span.start for span, _ in found]
     start, stop, thinks = 0, len(reply), ""
     for mark in _MARKS.finditer(reply):
@@ -276,7 +276,7 @@ def _answer(reply: str) -> tuple[range, list[tuple[range, Any]]]:
         kind, family = str(mark.lastgroup).split("_")
         if kind == "begin" and not thinks:
             stop, thinks = mark.start(), family
-        elif kind == "end" and thinks in ("", family):  # thoughts may name the marks of others
+        elif kind == "end" and thinks in ("", family):  # thoughts may mention the marks of other models
             start, stop, thinks = mark.end(), len(reply), ""
     return range(start, stop), found
 
@@ -284,14 +284,14 @@ def _answer(reply: str) -> tuple[range, list[tuple[range, Any]]]:
 JOINER = "\u2060"  # has no width
 
 
-def inert(text: str) -> str:
-    """The same to the eye, but no tag, and no control token such as `<|im_end|>` or `[INST]` for a server to obey."""
-    text = text.encode("utf-8", "replace").decode()  # half a letter pair cannot be sent
+def disarm(text: str) -> str:
+    """A text that looks the same, but has no tags, and no control tokens such as `<|im_end|>` or `[INST]`."""
+    text = text.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be sent
     return re.sub(r"<(?=\S)|\[(?=/?[A-Z_]+\])|◁(?=/?\w+▷)", rf"\g<0>{JOINER}", text)
 
 
-def not_inert(text: str) -> str:
-    """Undoes `inert` in what the judge copied."""
+def restore(text: str) -> str:
+    """Undoes `disarm` in a text that the judge copied."""
     return re.sub(rf"([<\[◁]){JOINER}", r"\1", text)
 
 
@@ -302,22 +302,22 @@ def data_url(image: Image.Image) -> str:
 
 
 def digest(image: Image.Image) -> str:
-    """Of the pixels: files of the same picture differ between versions of Pillow, and objects between its classes."""
+    """SHA-256 digest of size and pixels, which does not depend on the version of Pillow."""
     rgb = to_rgb(image)
     return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
 
 
-def _squeezed(text: str) -> str:
-    """Without spaces and what has no width, `JOINER` for one: what quotes a text may have lost them."""
+def _squeeze(text: str) -> str:
+    """A text without spaces and invisible characters, which a quotation may have lost."""
     return "".join(letter for letter in text if letter.isprintable() and letter != " ")
 
 
-def _objects(text: str) -> Iterator[tuple[range, Any]]:
-    """Every JSON object in the text that is not inside another: where it stands, and its value.
+def _find_objects(text: str) -> Iterator[tuple[range, Any]]:
+    """Every JSON object in the text that is not inside another one: its range and its value.
 
-    The value of an object that names a key twice is None: it contradicts itself.
+    The value of an object with a repeated key is None.
     """
-    decoder = json.JSONDecoder(  # not strict: servers without structured output leave line breaks in their texts
+    decoder = json.JSONDecoder(  # not strict: without structured output, texts may have line breaks
         strict=False, object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else None
     )
     start = text.find("{")

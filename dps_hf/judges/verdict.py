@@ -5,8 +5,8 @@ Your own judge is a function of the shape of [`Judge`], or a class with such a `
 def likes_short_answers(cases):
     return [Verdict({"short": 1 / (1 + len(case.response))}, "", "short", case.origin) for case in cases]
 
-A class may have more: it rewrites answers ([`RewritingJudge`]), compares two responses ([`ComparingJudge`]), or says how
-many cases it got no reply on ([`counts_of`], [`fault_of`]).
+A class may have more: it rewrites answers ([`RewritingJudge`]), compares two responses ([`ComparingJudge`]), or says
+how many cases it got no reply on ([`counts_of`], [`fault_of`]).
 """
 
 import re
@@ -24,7 +24,7 @@ _DRAWING = re.compile(r"<begin_of_image>(<img_\d+>)+<end_of_image>")
 
 
 def find_control_token(text: str) -> str | None:
-    """The first control token outside of drawings, None without one. A model trained on the text would learn to write it."""
+    """The first control token outside of drawings, None without one. No model should learn to write it."""
     found = _CONTROL.search(_DRAWING.sub(" ", text))
     return found and found[0]
 

@@ -1,10 +1,10 @@
-"""Thumbs, ratings and choices that people gave, one JSON object a line, as verdicts.
+"""People's thumbs, ratings and choices as verdicts: a file with one JSON object on each line.
 
 {"prompt": "What is the capital of France?", "response": "Paris.", "thumb": "up"}
 {"prompt": "a red star", "response": {"image": "drawings/7.png"}, "rating": 4, "comment": "a bit crooked"}
 {"prompt": "What is this?", "images": ["cat.png"], "chosen": "a cat", "rejected": "a dog"}
 
-Ratings are from 1 to 5. Pictures are paths below the file's folder. Other fields may be there and mean nothing.
+Ratings are from 1 to 5. Pictures are paths below the folder of the file. Other fields are ignored.
 """
 
 import hashlib
@@ -32,26 +32,26 @@ logger = logging.getLogger(__name__)
 
 
 def read_votes(path: str | PathLike) -> list[tuple[Case, Verdict]]:
-    """Every vote of a JSONL file, with the response that it is about.
+    """Reads the votes of a JSONL file, each with the response that it is about.
 
-    A choice is two of them: 1 for the chosen response, 0 for the rejected one. The origin is the file and the line.
-    Texts hold no control tokens such as `<|im_end|>` or `<image>`: whoever trains on them would train on the tokens.
+    A choice becomes two votes: 1 for the chosen response, 0 for the rejected one. The origin is the file and the line.
 
-    Bad lines are left out. A warning names them, and `<name>.bad.jsonl` next to the file keeps each with its number and
-    what is wrong with it; that file goes when no line is bad any more.
+    Bad lines are left out, for example those with control tokens such as `<|im_end|>` or `<image>` in their texts. A
+    warning names them, and `<name>.bad.jsonl` next to the file has each with its number and the error. That file is
+    deleted when there is no bad line any more.
     """
     path = Path(path)
     aside = path.with_suffix(".bad.jsonl")
     votes: list[tuple[Case, Verdict]] = []
     bad: list[dict[str, str | int]] = []
-    with path.open("rb") as file:  # bytes, so that letters that are no UTF-8 spoil their own line only
+    with path.open("rb") as file:  # bytes: letters that are not UTF-8 spoil only their own line
         for number, line in enumerate(file, 1):
-            if not line.removeprefix(BOM_UTF8).strip():  # some editors begin even an empty file with a mark
+            if not line.removeprefix(BOM_UTF8).strip():  # some editors begin even an empty file with it
                 continue
             try:
                 vote = json.loads(line, object_pairs_hook=_once)
                 votes += _votes(vote, path.parent, f"{path.name}:{number}")
-            except (ValueError, RuntimeError) as error:  # too deep, or a path that is a ring of links, is the latter
+            except (ValueError, RuntimeError) as error:  # RuntimeError: nested too deeply, or a loop of links
                 bad.append({"line": number, "error": str(error), "text": line.decode(errors="backslashreplace")})
     if not bad:
         aside.unlink(missing_ok=True)
@@ -103,14 +103,14 @@ class Votes:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise ValueError(f"Each field must stand there once; got {', '.join(key for key, _ in pairs)}.")
+        raise ValueError(f"Each field must occur once; got {', '.join(key for key, _ in pairs)}.")
     return fields
 
 
 def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
     """
     Raises:
-        ValueError: names the field, what it holds and what it should hold.
+        ValueError: a field is wrong.
     """
     if not isinstance(vote, dict):
         raise ValueError(f'A line must be an object such as {{"prompt": ..., "thumb": "up"}}; got {vote!r}.')
@@ -151,10 +151,10 @@ def _content(response: str | Image.Image) -> Any:
 def _check_letters(field: str, text: str) -> None:
     """
     Raises:
-        ValueError: the text holds what no tokenizer takes, or takes for something other than text.
+        ValueError: the text has control tokens, or half of a surrogate pair, which no tokenizer takes.
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"'{field}' must be whole letters; got half of a pair in {text!r}.")
+        raise ValueError(f"'{field}' must be valid Unicode; got half of a surrogate pair in {text!r}.")
     if name := find_control_token(text):
         raise ValueError(f"'{field}' must not hold control tokens; got {name!r}. Write it in other words.")
 
@@ -182,7 +182,7 @@ def _response(field: str, response: Any, folder: Path) -> str | Image.Image:
 
 
 def _picture(field: str, name: Any, folder: Path) -> Image.Image:
-    # People send these files: none of them gets to see what lies elsewhere.
+    # Files of votes may come from strangers, who must not read files elsewhere.
     if not isinstance(name, str) or not (path := (folder / name).resolve()).is_relative_to(folder.resolve()):
         raise ValueError(f"'{field}' must be the path of a picture below {folder}; got {name!r}.")
     return open_picture(path)

@@ -1,4 +1,4 @@
-"""Scenes, emoji and facts, judged by the detector and the lists of names: no model, no doubt.
+"""Judges scenes, emoji and facts by rules: the detector and lists of names, without a model.
 
 verdicts = exact_judge([Case("a big red star", drawing), Case("What is the capital of France?", "Paris.")])
 """
@@ -27,15 +27,19 @@ _STYLED = re.compile(rf"(.+), ({'|'.join(emoji.STYLES.values())}) style", re.DOT
 
 
 def exact_judge(cases: Sequence[Case]) -> list[Verdict | None]:
-    """What can be checked is, exactly; everything else has no verdict.
+    """Scores what rules can check; every other case has no verdict.
 
-    Drawings: scenes by caption or by how two things stand, in four languages, with "exact" and how much of "things",
-    "shapes" and "colours" is right, wherever they stand; emoji by
-    "NAME, STYLE style", with "exact" where no emoji of the style is nearer to the drawing, and "likeness", the share of
-    them that is further away. Texts: "exact", by the case's `answers`, or by the list of facts; where the right answer is
-    the caption of a scene, the answer is scored as a drawing is. Reasoning is judged where the case has `steps`: "steps" is
-    how much of it is said (F1 of the sentences) after `<think>`, for a right answer may be an accident of wrong steps (Lightman et al. 2023,
-    https://huggingface.co/papers/2305.20050).
+    Scenes have a caption or the relation of two things as their prompt, in one of four languages. Their aspects are
+    "exact", and the F1 score of "things", "shapes" and "colours", wherever these are in the drawing.
+
+    Emoji have the prompt "NAME, STYLE style". Their aspects are "exact", 1 if no emoji of the style is nearer to the
+    drawing, and "likeness", the share of those emoji that are further away.
+
+    Texts have the aspect "exact", by the case's `answers` or by the list of facts. If the right answer is the caption
+    of a scene, the text is scored like a drawing of that scene.
+
+    If the case has `steps`, an answer with thinking also has the aspect "steps", the F1 score of its sentences, since
+    wrong steps may lead to a right answer (Lightman et al. 2023, https://huggingface.co/papers/2305.20050).
 
     Raises:
         ImportError: pyarrow is missing, and a case asks for an emoji.
@@ -47,7 +51,7 @@ def _verdict(case: Case) -> Verdict | None:
     if isinstance(case.response, str):
         thinking, answer = DPSProcessor.split_thinking(case.response)
         found = _judge_text(case, answer)
-        # Whoever begins to think and says nothing has no step right; else no steps would beat one mistaken step.
+        # Thinking without any step scores 0; else no steps would be better than one wrong step.
         if found and case.steps and (thinking or case.response.lstrip().startswith("<think>")):
             found[0]["steps"] = steps_right(thinking, case.steps)
     else:
@@ -78,7 +82,7 @@ def _judge_text(case: Case, answer: str) -> Judgement:
 
 
 def steps_right(thinking: str, steps: str) -> float:
-    """How many sentences of one are in the other, as often as there (F1); a sentence ends in a full stop or a colon."""
+    """F1 score of the sentences of two texts; a sentence ends in a full stop or a colon."""
     said, right = (Counter(_SENTENCE.split(text.strip())) for text in (thinking, steps))
     return 2 * (said & right).total() / (said.total() + right.total())
 
@@ -94,12 +98,12 @@ def _judge_scene(wish: Wish, drawing: Image.Image) -> Judgement:
 
 
 def scene_scores(found: Counter[Kind], wanted: Counter[Kind]) -> tuple[dict[str, float], str]:
-    """How much of what is wanted was found and the reverse (F1), for whole things, shapes alone and colours alone.
+    """F1 scores of whole things, of shapes and of colours, and the rationale.
 
-    A wanted size of None stands for any. "exact" is 1 where nothing is missing and nothing is too much.
+    A wanted size of None stands for any size. "exact" is 1 if nothing is missing and nothing is superfluous.
     """
     left, hits, total = Counter(found), 0, found.total() + wanted.total()
-    # Sizes that are said come first: what remains is free for those that are not.
+    # Things with a size first: the others may be matched with any that remain.
     for size, *rest in sorted(wanted.elements(), key=lambda kind: kind[0] is None):
         match = next((kind for kind in +left if [*kind[1:]] == rest and size in (None, kind[0])), None)
         if match is not None:
@@ -130,8 +134,8 @@ def _facts() -> Mapping[str, Sequence[str]]:
 
 
 def emoji_asked_for(prompt: str) -> tuple[emoji.Pair, str] | None:
-    """The emoji that "NAME, STYLE style" asks for, in whichever way, and the language of its name."""
-    # As it stands first: some names begin as a way of asking does.
+    """The emoji that a prompt asks for, and the language of its name; None if it asks for none."""
+    # First the whole prompt: some names begin with the words of a request.
     for wanted in (prompt.strip(), asked_for(prompt)):
         if _STYLED.fullmatch(wanted) and (found := _emoji_by_name().get(wanted.casefold())):
             return found

@@ -1,6 +1,6 @@
-"""What to ask to be drawn in alignment: much of it names a colour and a shape that training never shows together.
+"""Prompts for drawings in alignment; many name a colour and a shape that are never together in training.
 
-No right drawing of these is given: a judge says which of the model's own are right. What evaluation asks is in none of it.
+They come without right drawings: a judge scores those of the model. No prompt of the evaluation is among them.
 """
 
 import numpy as np
@@ -11,10 +11,12 @@ from dps_hf.nano.wording import DRAW, LANGUAGES
 
 
 def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[str]:
-    """Different prompts for drawings: as training hears them, and a share that names an unseen pair.
+    """Different prompts for drawings.
 
-    Such a pair alone, which is measured, is in none of them; neither is any other prompt that is measured, nor the way of
-    asking that is held out.
+    The evaluation measures prompts with an unseen pair alone; here such pairs always come with other things.
+
+    Args:
+        unseen_share: share of prompts that name an unseen pair of a colour and a shape. The others are as in training.
     """
     prompts: dict[str, None] = {}
     while len(prompts) < count:  # languages, sizes and ways of asking as often as there

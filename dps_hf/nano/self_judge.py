@@ -1,4 +1,4 @@
-"""The model as the judge of its own drawings: it says what it sees, not knowing what it was asked to draw."""
+"""The model as the judge of its own drawings: it describes them, without seeing the prompts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,12 +17,13 @@ from dps_hf.nano.wording import DESCRIBE, asked_for, parse_caption, parse_wish
 class SelfJudge:
     """Describes each drawing, emoji in the language of the prompt, and compares the description with the prompt.
 
-    Scenes are compared thing by thing, as [`~dps_hf.nano.exact_judge.exact_judge`] does, wherever the things stand; everything
-    else by its "words": how many the two share (F1). Responses in words have no verdict, and neither has a scene whose description is no caption.
+    Scenes have the aspects of [`~dps_hf.nano.exact_judge.exact_judge`], without the places of things. Everything else
+    has the aspect "words", the F1 score of the words of description and prompt. There is no verdict on responses in
+    words, nor on a scene whose description is no caption.
 
     Args:
         model, processor: as [`dps_hf.inference.load`] gives them.
-        batch_size: drawings described at a time.
+        batch_size: number of drawings described at a time.
     """
 
     def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor, batch_size: int = 32):
@@ -55,7 +56,7 @@ class SelfJudge:
 
 
 def _wanted(prompt: str) -> tuple[str, str | None]:
-    """What the drawing should show, and the language that says so if it is the name of an emoji."""
+    """What the drawing should show; and the language, if it is the name of an emoji."""
     asked = emoji_asked_for(prompt)
     return (asked[0].names[asked[1]], asked[1]) if asked else (asked_for(prompt), None)
 

@@ -1,1 +1,1 @@
-"""Preference data: `prompts.py` asks, `responses.py` samples and judges, `pairs.py` makes rows, `shards.py` writes files."""
+"""Preference data: prompts, sampled and judged responses, rows for trl, and files."""

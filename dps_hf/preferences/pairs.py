@@ -44,7 +44,8 @@ class Selection:
     aspect: the aspect whose score counts; if left out, the mean of all aspects.
     margin: by how much the score of the chosen response must be higher.
     max_pairs: at most so many pairs of one prompt.
-    max_length_ratio: at most so many times may one response be as long as the other, in tokens; else trainers learn length.
+    max_length_ratio: at most so many times may one response be as long as the other, in tokens; else trainers learn
+        length.
     good: responses with at least this score are labelled good.
     bad: responses with at most this score are labelled bad; those between `bad` and `good` are left out.
     only_good: whether the chosen response must be good, for trainers that make it likelier whatever was rejected.
@@ -83,8 +84,8 @@ def make_pairs(
 ) -> list[tuple[Response, Response]]:
     """Pairs of a better and a worse response to one prompt.
 
-    Equal texts count as one response. The next pair is always that whose two responses are in the fewest pairs so far, and
-    among those the pair with the widest margin. So every good response is chosen, and none is in every pair.
+    Equal texts count as one response. The next pair is always that whose two responses are in the fewest pairs so far,
+    and among those the pair with the widest margin. So every good response is chosen, and none is in every pair.
 
     Args:
         counts: what became of the responses is added here: "responses", "unjudged", "duplicates", "ties" (pairs of

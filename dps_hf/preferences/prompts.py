@@ -117,14 +117,14 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
     """Your own prompts, each only once.
 
     Args:
-        path: a text file with a prompt for a drawing on each line; or a folder of records that `datasets` saved, whose last
-            questions are asked. Prompts without a task get the name of the file or folder as their task.
+        path: a text file with a prompt for a drawing on each line; or a folder of records that `datasets` saved, whose
+            last questions are asked. Prompts without a task get the name of the file or folder as their task.
         think: names of the tasks in which the model thinks aloud.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: the file has no prompt or is not UTF-8, or the folder has several splits or no records; or a line or a
-            record is wrong (for example it holds a control token), and the error gives its number.
+        ValueError: the file has no prompt or is not UTF-8, or the folder has several splits or no records; or a line
+            or a record is wrong (for example it holds a control token), and the error gives its number.
     """
     if not path.is_dir():
         try:

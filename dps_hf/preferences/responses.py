@@ -55,11 +55,12 @@ def sample_responses(
 ) -> list[list[Response]]:
     """`num_responses` responses to each prompt, or fewer to a prompt for a drawing if some end without a drawing.
 
-    The i-th batch is sampled with seed `seed + i`, which its responses record: the same prompts give the same responses.
+    The i-th batch is sampled with seed `seed + i`, which its responses record: the same prompts give the same
+    responses.
 
     Args:
-        batch_size: number of prompts answered at a time. Prompts for answers and for drawings, with thinking and without,
-            with pictures and without are in separate batches.
+        batch_size: number of prompts answered at a time. Prompts for answers and for drawings, with thinking and
+            without, with pictures and without are in separate batches.
         generation: whatever `model.generate` takes, for example `temperature` or `guidance_scale`.
     """
     responses: list[list[Response]] = [[] for _ in prompts]
@@ -130,8 +131,8 @@ def compare_responses(
 ) -> list[list[Response]]:
     """The responses, each scored with the share of comparisons that it wins against the others to its prompt.
 
-    A tie is half a win. Every two different responses are compared; equal ones count as one. A response has no verdict if
-    none of its comparisons has one.
+    A tie is half a win. Every two different responses are compared; equal ones count as one. A response has no verdict
+    if none of its comparisons has one.
     """
     distinct = [list({response.text: response for response in group}.values()) for group in responses]
     couples = [

@@ -23,6 +23,7 @@ from trl.trainer.utils import add_fused_lm_head
 from two_processes import launch
 
 import dps_hf.judges.openai
+import dps_hf.judges.server
 import dps_hf.nano.exact_judge
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
@@ -386,7 +387,7 @@ def test_grpo_quotes_what_the_server_of_its_judge_said_at_last(example):
 @pytest.mark.parametrize(("status", "answered"), [(402, 0), (403, 8), (503, 8)])
 def test_grpo_stops_when_its_judge_is_refused_and_the_same_command_goes_on(train, monkeypatch, status, answered):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(dps_hf.judges.openai, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(dps_hf.judges.server, "BACKOFF_SECONDS", 0.01)
     verdict = json.dumps({"rationale": "", "correct": 5, "complete": 5, "clear": 5})
     refusal = status, {"error": {"message": "Insufficient Balance"}}
     whole = 200, {"choices": [{"index": 0, "message": {"role": "assistant", "content": verdict}}]}

@@ -18,6 +18,7 @@ from PIL import Image
 from scripted_server import scripted_server
 
 import dps_hf.judges.openai
+import dps_hf.judges.server
 import dps_hf.nano.exact_judge
 from dps_hf.data.record import record
 from dps_hf.judges.openai import OpenAIJudge
@@ -280,15 +281,16 @@ class Server:
 
     def compare(self, first, second):
         Server.asked += 2 * len(first)
-        return [
-            tuple(Verdict({"a": score}, "", "server", "model") for score in ((1, 0) if a.response > b.response else (0, 1)))
-            for a, b in zip(first, second)
-        ]  # fmt: skip
+
+        def verdicts(won):
+            return tuple(Verdict({"a": score}, "", "server", "model") for score in (float(won), float(not won)))
+
+        return [verdicts(a.response > b.response) for a, b in zip(first, second)]
 
 
 @pytest.fixture
 def served(script, monkeypatch):
-    """The script with that judge, on questions that are answered in words: six prompts in three parts, three answers each."""
+    """The script with that judge, on questions with answers in words: two prompts a part, three answers each."""
     monkeypatch.setattr(dps_hf.judges.openai, "OpenAIJudge", Server)
     Server.will_answer = Server.asked = 0
     options = {"model": "judge-1", "rubric": "answer"}
@@ -358,7 +360,7 @@ def good(path: str, request: dict) -> tuple[int, dict]:
 def judged(script, tmp_path, monkeypatch):
     """The script with a real judge, and its server: six questions in three parts, three answers each."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(dps_hf.judges.openai, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(dps_hf.judges.server, "BACKOFF_SECONDS", 0.01)
     with scripted_server() as server:
 
         def run(output="out", **arguments):

@@ -5,7 +5,7 @@ import threading
 import pytest
 from judge_server import KEY, ScriptedServer, scores
 
-from dps_hf.judges import openai
+from dps_hf.judges import server as server_module
 from dps_hf.judges.openai import OpenAIJudge
 
 
@@ -27,7 +27,7 @@ def make_judge(server, tmp_path, monkeypatch):
     """Builds a judge that asks the scripted server; the cache is the same each time."""
     monkeypatch.setenv("JUDGE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(openai, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(server_module, "BACKOFF_SECONDS", 0.01)
 
     def make(**options) -> OpenAIJudge:
         fixed = {"model": "judge-1", "rubric": "answer", "cache": tmp_path / "cache.jsonl", "base_url": server.url}

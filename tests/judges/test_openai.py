@@ -18,8 +18,9 @@ import pytest
 from judge_server import KEY, Reply, Request, refusal, scores
 from PIL import Image
 
-from dps_hf.judges import openai, rubric
-from dps_hf.judges.openai import retry_after
+from dps_hf.judges import openai, rubric, transport
+from dps_hf.judges import server as server_module
+from dps_hf.judges.transport import read_retry_after
 from dps_hf.judges.verdict import Case, apply_rewrite
 
 
@@ -187,24 +188,23 @@ def test_a_server_that_asks_to_be_left_alone_for_hours_is_not_asked_again(server
 
 def test_who_waits_for_a_turn_leaves_the_server_alone_too(make_judge):
     judge = make_judge(requests_per_minute=120)
-    question = judge.rubric.question("score", "judge-1", cases(1)[0])
-    assert judge._begin(question)
+    assert judge._pace.begin()
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(lambda: judge._begin(question) and time.monotonic()) for _ in range(2)]
+        waiting = [pool.submit(lambda: judge._pace.begin() and time.monotonic()) for _ in range(2)]
         time.sleep(0.1)
         asked = time.monotonic()
-        judge._hold(1)
+        judge._pace.hold(1)
         begun = sorted(future.result() for future in waiting)
     assert begun[0] - asked >= 1 and begun[1] - begun[0] >= 0.4
 
 
 def test_retry_after_is_seconds_or_a_date():
     soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=30), usegmt=True)
-    assert retry_after({"retry-after": "2.5"}) == 2.5
-    assert retry_after({"retry-after": soon}) == pytest.approx(30, abs=2)
-    assert retry_after({"retry-after": "-1"}) == retry_after({"retry-after": "nan"}) == 0
-    assert retry_after({}) is retry_after({"retry-after": "soon"}) is None
-    assert retry_after({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}) is None
+    assert read_retry_after({"retry-after": "2.5"}) == 2.5
+    assert read_retry_after({"retry-after": soon}) == pytest.approx(30, abs=2)
+    assert read_retry_after({"retry-after": "-1"}) == read_retry_after({"retry-after": "nan"}) == 0
+    assert read_retry_after({}) is read_retry_after({"retry-after": "soon"}) is None
+    assert read_retry_after({"retry-after": "Mon, 01 Jan 99999999999 00:00:00 GMT"}) is None
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -676,7 +676,7 @@ def test_a_response_that_gives_orders_gains_nothing(server, make_judge):
 @pytest.mark.parametrize("defence", ["the mark", "inert tags"])
 def test_either_defence_of_the_tags_holds_alone(defence, server, make_judge, monkeypatch):
     if defence == "the mark":
-        monkeypatch.setattr(rubric, "inert", lambda text: text)
+        monkeypatch.setattr(rubric, "disarm", lambda text: text)
     else:
         monkeypatch.setattr(rubric.Question, "key", "0" * 64)
     server.script = gullible
@@ -865,7 +865,8 @@ def test_after_a_kill_the_next_run_asks_only_what_is_left(server, make_judge, tm
 
 @pytest.mark.parametrize("module", ["openai", "pydantic"])
 def test_a_missing_library_is_named_only_when_it_is_needed(module, make_judge, monkeypatch):
-    assert not {"openai", "pydantic"} & set(vars(openai))
+    for ours in (openai, server_module, transport, rubric):
+        assert not {"openai", "pydantic"} & set(vars(ours))
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"needs {module}. Install it with `pip install dps_hf\[judge\]`"):
         make_judge()

@@ -80,9 +80,9 @@ def test_a_choice_is_a_verdict_on_each_response(write):
             '{"prompt": "?", "response": {"image": "red.png", "image": "a.png"}, "thumb": "up"}',
             "once; got image, image",
         ),
-        ({"prompt": "?", "response": "half \ud83d", "thumb": "up"}, "'response' must be whole letters"),
-        ({"prompt": "\udc00", "response": "!", "thumb": "up"}, "'prompt' must be whole letters"),
-        ({"prompt": "?", "response": "!", "thumb": "up", "comment": "\ud83d"}, "'comment' must be whole letters"),
+        ({"prompt": "?", "response": "half \ud83d", "thumb": "up"}, "'response' must be valid Unicode"),
+        ({"prompt": "\udc00", "response": "!", "thumb": "up"}, "'prompt' must be valid Unicode"),
+        ({"prompt": "?", "response": "!", "thumb": "up", "comment": "\ud83d"}, "'comment' must be valid Unicode"),
         (
             {"prompt": "<image>?", "response": "!", "thumb": "up"},
             "'prompt' must not hold control tokens; got '<image>'",

@@ -138,7 +138,9 @@ def test_a_wrong_record_in_a_folder_is_named_by_its_number(tmp_path):
     with pytest.raises(ValueError, match=r"record 0 of .*mute: 'messages' must end with a question of the user"):
         list(read_prompts(save([{"messages": right["messages"][1:], "images": []}], tmp_path / "mute")))
     cut = {"bytes": png_of(RED)[:-30], "path": None}
-    features = Features({"messages": List({"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}), "images": List(ImageFeature())})  # fmt: skip
+    part = {"type": Value("string"), "text": Value("string")}
+    messages = List({"role": Value("string"), "content": List(part)})
+    features = Features({"messages": messages, "images": List(ImageFeature())})
     broken = Dataset.from_dict({"messages": [right["messages"]], "images": [[cut]]}, features)
     broken.save_to_disk(tmp_path / "cut")
     with pytest.raises(ValueError, match=r"record 0 of .*cut: "):

@@ -59,9 +59,9 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
     num_res_blocks (`int`, defaults to 1): residual blocks in each stage of the decoder.
     levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the number of
         codes.
-    colour_levels (`list[int]`, *optional*): levels of a second code for each patch, for its colours. `levels` are then
-        those of the first code, for its pattern. Codes of colours are numbered after those of patterns, and follow them
-        in a picture.
+    colour_levels (`list[int]`, *optional*): levels of a second code for each patch, for its colours. `levels` are
+        then those of the first code, for its pattern. Codes of colours are numbered after those of patterns, and
+        follow them in a picture.
     """
 
     model_type = "dps_image_tokenizer"
