@@ -2,26 +2,59 @@
 
 import copy
 import os
-from typing import cast
+from typing import TypeAlias
 
-from transformers import AutoTokenizer, PreTrainedModel
+import torch
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+from transformers import (
+    AddedToken,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    JanusVQVAE,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+from transformers.utils import has_file
 
-from dps_hf.model.components_dps import Component, find_image_tokenizer, liken
-from dps_hf.model.image_tokenizer_dps import FiniteScalarQuantizer
+from dps_hf.model.configuration_dps import GEOMETRIES, TEXT_TOKEN_IDS, DPSConfig
+from dps_hf.model.image_processing_dps import DPSImageProcessor
+from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS, DPSImageTokenizer, FiniteScalarQuantizer
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.model.processing_dps import CHAT_TEMPLATE, DPSProcessor, name_tokens
+
+
+Component: TypeAlias = "str | os.PathLike | PreTrainedModel | PreTrainedConfig"
+
+# The ids of a config, and the tokens that they belong to.
+TOKEN_OF_ID = {
+    "image_code_start_id": DPSProcessor.code_token.format(0),
+    "image_token_id": DPSProcessor.image_token,
+    "boi_token_id": DPSProcessor.boi_token,
+    "eoi_token_id": DPSProcessor.eoi_token,
+}
 
 
 def from_components(
-    text: Component, vision: Component, image_tokenizer: Component, tokenizer=None, row_end: bool = False
+    text: Component, vision: Component, image_tokenizer: Component, tokenizer=None
 ) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
-    """Joins a decoder, an image encoder and an image tokenizer; the connector between them and the new tokens are fresh.
+    """Joins a decoder, an image encoder and an image tokenizer, and makes the processor that belongs to them.
 
-    The arguments are those of [`DPSForConditionalGeneration.from_components`]; a tokenizer that is left out is that of
-    the checkpoint which `text` is or was loaded from.
+    The connector and the embeddings of new tokens are fresh. Each part may be a checkpoint (its weights are taken as
+    they are), a loaded model (which is copied and stays as it is) or a config (fresh weights). All parts but the image
+    tokenizer take the decoder's dtype.
+
+    Args:
+        text: any decoder that `AutoModelForCausalLM` loads, with its head or without.
+        vision: a SigLIP vision model of fixed resolution, or a whole SigLIP.
+        image_tokenizer: a [`DPSImageTokenizer`], a [`~transformers.JanusVQVAE`] or a whole Janus.
+        tokenizer (*optional*): a tokenizer or its checkpoint; it decides which ids the new tokens get. By default the
+            one that was saved with the checkpoint of `text`.
 
     Raises:
-        ValueError: a component of another kind, or no tokenizer to be found.
+        ValueError: a part is of the wrong kind, or there is no tokenizer.
     """
     tokenizer = tokenizer or getattr(text, "name_or_path", text)
     if not tokenizer:
@@ -35,22 +68,165 @@ def from_components(
             raise ValueError(
                 f"tokenizer could not be loaded from {tokenizer!r}: {error} Give a tokenizer, or the path of one."
             ) from error
-    model = DPSForConditionalGeneration.from_components(text, vision, image_tokenizer, tokenizer, row_end)
-    return model, DPSProcessor.from_components(tokenizer, model.config)
+    model = assemble_model(text, vision, image_tokenizer, tokenizer)
+    return model, make_processor(tokenizer, model.config)
+
+
+def assemble_model(
+    text: Component, vision: Component, image_tokenizer: Component, tokenizer=None
+) -> DPSForConditionalGeneration:
+    """As [`from_components`], for the model alone.
+
+    Without a tokenizer, given or saved with `text`, the new tokens follow after all rows of the decoder's embeddings.
+    """
+    text = _load(text_source := text, AutoModelForCausalLM)
+    vision = _find("vision", vision, ("siglip_vision_model", "siglip"), SiglipVisionModel)
+    image_tokenizer = find_image_tokenizer(image_tokenizer)
+    decoder, head = text.base_model, text.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise ValueError(f"text must have a head without bias; {type(text).__name__} has one. Choose another decoder.")
+
+    text_config = decoder.config
+    geometry = GEOMETRIES[image_tokenizer.config.model_type](image_tokenizer.config)
+    codebook_size = sum(geometry.codebook_sizes)
+    if tokenizer is None and not isinstance(text_source, PreTrainedConfig):
+        tokenizer = _find_tokenizer(getattr(text_source, "name_or_path", text_source))
+    if tokenizer is None:  # the config's own layout: new tokens come last
+        num_known, ids = text_config.vocab_size, {}
+        text_config.vocab_size += len(("<image>", "<begin_of_image>", "<end_of_image>")) + codebook_size
+    else:
+        is_path = isinstance(tokenizer, (str, os.PathLike))
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer) if is_path else copy.deepcopy(tokenizer)
+        num_known = add_tokens(tokenizer, codebook_size)
+        ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in TOKEN_OF_ID.items()}
+        for name in TEXT_TOKEN_IDS:
+            setattr(text_config, name, getattr(tokenizer, name))
+        # Some decoders have more rows than their tokenizer has tokens.
+        text_config.vocab_size = max(text_config.vocab_size, len(tokenizer))
+
+    for part in (text_config, vision.config, image_tokenizer.config):
+        part.dtype = text.dtype
+    tied = getattr(text_config, "tie_word_embeddings", False)
+    config = DPSConfig(
+        text_config=text_config,
+        vision_config=vision.config,
+        image_tokenizer_config=image_tokenizer.config,
+        tie_word_embeddings=tied,
+        dtype=text.dtype,
+        **ids,
+    )
+    with torch.device("meta"):
+        model = DPSForConditionalGeneration(config)
+    if type(model.model.language_model) is not type(decoder):
+        raise ValueError(
+            f"text must be a decoder that AutoModel builds; got {type(decoder).__name__}. Choose another."
+        )
+
+    place = {"device": text.device, "dtype": text.dtype}
+    embeddings = copy.deepcopy(decoder.get_input_embeddings())
+    old_weight, vocab_size = embeddings.weight, text_config.vocab_size
+    embeddings.weight = _grow(old_weight, num_known, vocab_size)
+    new_codes = config.image_code_start_id >= num_known or isinstance(text_source, PreTrainedConfig)
+    if new_codes:
+        liken(embeddings.weight, config.image_code_start_id, image_tokenizer)
+    embeddings.num_embeddings, embeddings.padding_idx = vocab_size, text_config.pad_token_id
+    decoder.set_input_embeddings(embeddings)
+    model.model.language_model = decoder
+    model.model.vision_tower = vision.to(**place)
+    # In float32 whatever the rest is in, as `from_pretrained` keeps it too: its codes are rounded numbers.
+    model.model.image_tokenizer = image_tokenizer.to(device=text.device, dtype=torch.float32).requires_grad_(False)
+    model.model.connector = type(model.model.connector)(config).apply(model._init_weights).to(**place)
+    if not tied:
+        model.lm_head = nn.Linear(config.hidden_size, vocab_size, bias=False).apply(model._init_weights).to(**place)
+        if head is not None:
+            model.lm_head.weight = _grow(head.weight, num_known, vocab_size)
+        if new_codes:
+            liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
+    model.tie_weights()
+    return model.eval()
+
+
+def make_processor(tokenizer, config: DPSConfig) -> DPSProcessor:
+    """The processor of a config, around a copy of a tokenizer; [`add_tokens`] adds the tokens that it lacks.
+
+    Raises:
+        ValueError: the codes or the special tokens have other ids in the tokenizer than in the config.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.model_max_length = config.text_config.max_position_embeddings  # it warns of longer texts
+    add_tokens(tokenizer, config.codebook_size)
+    for name, token in TOKEN_OF_ID.items():
+        given, known = getattr(config, name), tokenizer.convert_tokens_to_ids(token)
+        if given != known:
+            raise ValueError(
+                f"{name} must be the id of {token}; got {given}, and the tokenizer has {known}. "
+                "Give the tokenizer that the model was assembled with."
+            )
+    image_size = config.vision_config.image_size
+    return DPSProcessor(
+        DPSImageProcessor(size={"height": image_size, "width": image_size}),
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+        grid_size=config.grid_size,
+        num_codes=config.num_codes,
+    )
+
+
+def add_tokens(tokenizer, codebook_size: int) -> int:
+    """Adds the tokens of DPS that a tokenizer lacks, in place, and sets its end, padding and chat template.
+
+    Returns:
+        How many tokens it had before; the ids of new tokens begin there.
+
+    Raises:
+        ValueError: it has some tokens of codes already, and their ids are not consecutive.
+    """
+    known = tokenizer.get_vocab()
+    pad_tokens = (tokenizer.pad_token, "<|endoftext|>", tokenizer.eos_token)
+    specials = [DPSProcessor.image_token, DPSProcessor.boi_token, DPSProcessor.eoi_token]
+    codes = [DPSProcessor.code_token.format(code) for code in range(codebook_size)]
+    # `skip_special_tokens` must drop placeholders, but not thoughts and drawings.
+    plain = ("<think>", "</think>", *codes)
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=token not in plain, normalized=False)
+            for token in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", *specials, *codes)
+            if token not in known
+        ]
+    )
+    if (surplus := DPSProcessor.code_token.format(codebook_size)) in known:
+        raise ValueError(
+            f"The tokenizer has the codes of another image tokenizer: it has {surplus}, and this one has "
+            f"{codebook_size} codes. Take the tokenizer that was made for this image tokenizer."
+        )
+    ids = tokenizer.convert_tokens_to_ids(codes)
+    if ids != list(range(ids[0], ids[0] + codebook_size)):
+        raise ValueError(
+            f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer without these tokens."
+        )
+
+    tokenizer.eos_token = "<|im_end|>"
+    # Loss and masks ignore padding, so it should not be the token that ends an answer.
+    pads = [token for token in pad_tokens if token in known and token != tokenizer.eos_token]
+    tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    name_tokens(tokenizer)
+    return len(known)
 
 
 def replace_image_tokenizer(
     model: DPSForConditionalGeneration, processor: DPSProcessor, image_tokenizer: Component
 ) -> DPSProcessor:
-    """Gives a model another image tokenizer, whose codes it has yet to learn; all else that it knows is left as it was.
+    """Replaces the image tokenizer of a model in place; the model has to learn the new codes, and keeps all else.
 
-    An image tokenizer that is the model's own changes nothing.
+    If the new image tokenizer equals the old one, nothing changes.
 
     Returns:
-        The processor that belongs to the model now; the same one if nothing changed.
+        The processor for the changed model; `processor` itself if nothing changed.
 
     Raises:
-        ValueError: an image tokenizer of another kind, or one with more or fewer codes, which the vocabulary would not hold.
+        ValueError: not an image tokenizer, or one with another number of codes, for which the vocabulary has no room.
     """
     found, old = find_image_tokenizer(image_tokenizer), model.model.image_tokenizer
     if same_image_tokenizer(found, old):
@@ -59,21 +235,21 @@ def replace_image_tokenizer(
     config.image_tokenizer_config = found.config
     if config.codebook_size != codes:
         raise ValueError(
-            f"image_tokenizer must have as many codes as the one that it replaces, {codes}; got {config.codebook_size}. "
-            "Choose levels and colour_levels whose products add up to that."
+            f"image_tokenizer must have as many codes as the one that it replaces, {codes}; "
+            f"got {config.codebook_size}. Choose levels and colour_levels whose products add up to {codes}."
         )
     model.config.image_tokenizer_config = found.config
     model.model.image_tokenizer = found.to(device=old.device, dtype=old.dtype).requires_grad_(False)
     # One table where the two are tied.
     for weight in dict.fromkeys([model.get_input_embeddings().weight, model.get_output_embeddings().weight]):
-        liken(weight, cast(int, model.config.image_code_start_id), found)
-    changed = DPSProcessor.from_components(processor.tokenizer, model.config)
+        liken(weight, model.config.image_code_start_id, found)
+    changed = make_processor(processor.tokenizer, model.config)
     changed.image_processor, changed.chat_template = processor.image_processor, processor.chat_template
     return changed
 
 
 def same_image_tokenizer(one: PreTrainedModel, other: PreTrainedModel) -> bool:
-    """Whether two image tokenizers give the same codes, in whatever precision they were saved."""
+    """Whether two image tokenizers give the same codes, even if one was saved in lower precision."""
     weights, others = one.state_dict(), other.state_dict()
     levels, other_levels = (
         [part.levels for part in model.modules() if isinstance(part, FiniteScalarQuantizer)] for model in (one, other)
@@ -83,3 +259,83 @@ def same_image_tokenizer(one: PreTrainedModel, other: PreTrainedModel) -> bool:
         and weights.keys() == others.keys()
         and all(weight.to(others[key]).equal(others[key]) for key, weight in weights.items())
     )
+
+
+@torch.no_grad()
+def liken(weight: torch.Tensor, start: int, image_tokenizer: PreTrainedModel) -> None:
+    """Gives codes of similar patches similar rows, so that what is learned of one code holds for its neighbours.
+
+    The rows become random Fourier features of the codes' latents (Rahimi and Recht 2007, section 3): their similarity
+    is a Gaussian kernel, one standard deviation of the latents wide.
+    """
+    known = weight[:start].float()
+    for latents in code_latents(image_tokenizer):
+        latents = (latents - latents.mean(0)) / latents.std(0).clamp(min=1e-6)
+        directions, phases = torch.randn(latents.shape[1], weight.shape[1]), torch.rand(weight.shape[1]) * 2 * torch.pi
+        features = (latents.to(directions.device) @ directions + phases).cos()
+        features = (features - features.mean(0)) / features.std(0)
+        weight[start : start + len(features)] = (features.to(known) * known.std(0) + known.mean(0)).to(weight)
+        start += len(features)
+
+
+def code_latents(image_tokenizer: PreTrainedModel) -> list[torch.Tensor]:
+    """The latents of the codes of each codebook, `(codes, latent channels)`, float32; close for similar patches."""
+    if isinstance(image_tokenizer, JanusVQVAE):
+        return [image_tokenizer.quantize.embedding.weight.float()]
+    quantizers = [module for module in image_tokenizer.modules() if isinstance(module, FiniteScalarQuantizer)]
+    return [quantizer.dequantize(torch.arange(quantizer.num_codes)) for quantizer in quantizers]
+
+
+def _find_tokenizer(checkpoint: str | os.PathLike) -> str | os.PathLike | None:
+    """The checkpoint, if a tokenizer was saved with it."""
+    files = ("tokenizer_config.json", "tokenizer.json")
+    try:
+        return checkpoint if checkpoint and any(has_file(checkpoint, name) for name in files) else None
+    except HFValidationError:  # a folder that no longer exists
+        return None
+
+
+def _grow(weight: torch.Tensor, num_known: int, size: int) -> nn.Parameter:
+    """A table of `(size, hidden_size)`: the first `num_known` rows of `weight`, then new ones."""
+    known = weight.detach()[:num_known]
+    # Each dimension keeps the mean and the standard deviation of the known rows, which the layers above were trained
+    # on, so that no new token starts likelier than old ones. The library's own way makes all new rows nearly equal.
+    values = known.float()
+    new = torch.randn(size - len(known), known.shape[1], device=weight.device) * values.std(0) + values.mean(0)
+    return nn.Parameter(torch.cat([known, new.to(known.dtype)]))
+
+
+def find_image_tokenizer(component: Component) -> PreTrainedModel:
+    """Loads the image tokenizer of a component.
+
+    Raises:
+        ValueError: the component is or contains no image tokenizer.
+    """
+    types = (*IMAGE_TOKENIZERS, "janus")
+    return _find("image_tokenizer", component, types, (DPSImageTokenizer, JanusVQVAE))
+
+
+def _find(name: str, component: Component, model_types: tuple[str, ...], wanted) -> PreTrainedModel:
+    """Loads the module of a wanted class from a component."""
+    config = getattr(component, "config", component)
+    if not isinstance(config, PreTrainedConfig):
+        model_type = PreTrainedConfig.get_config_dict(component)[0].get("model_type")
+    else:
+        model_type = config.model_type
+    if model_type not in model_types:
+        raise ValueError(
+            f"{name} must be of model type {' or '.join(model_types)}; got {model_type!r}. Choose another checkpoint"
+            + (", of one fixed resolution (not naflex)." if name == "vision" else ".")
+        )
+    model = _load(component, IMAGE_TOKENIZERS.get(model_type, AutoModel))
+    return next(module for module in model.modules() if isinstance(module, wanted))
+
+
+def _load(component: Component, model_class) -> PreTrainedModel:
+    """Returns a copy of a model, a fresh model of a config, or the model of a checkpoint."""
+    if isinstance(component, PreTrainedModel):
+        return copy.deepcopy(component)
+    if isinstance(component, PreTrainedConfig):
+        make = getattr(model_class, "from_config", None) or model_class._from_config
+        return make(copy.deepcopy(component))
+    return model_class.from_pretrained(component, dtype="auto")

@@ -36,7 +36,7 @@ class Section:
 def page(sections: Sequence[Section], width: int = 1120) -> Image.Image:
     """All sections on one picture, `width` pixels wide.
 
-    Pillow's own font has no accents and no script but Latin: accents are left out, and so are lines in other scripts.
+    Pillow's own font has only Latin letters without accents: accents are left out, and so are lines in other scripts.
     """
     rows = []
     for section in sections:
@@ -75,7 +75,7 @@ def _row(items: Sequence[Item], columns: int, width: int) -> Image.Image:
 
 
 def plain(text: str) -> str:
-    """The text without accents; empty where Pillow's own font cannot write what remains."""
+    """The text without accents; empty if Pillow's own font cannot write the rest."""
     decomposed = unicodedata.normalize("NFKD", text.translate(LETTERS))
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare if bare.isascii() else ""

@@ -179,7 +179,7 @@ def complete(
     mode = "text"
     if drawing:
         mode = "interleaved" if think else "image"
-        max_new_tokens += model.config.num_drawing_tokens + 2  # begin and end of image
+        max_new_tokens += model.config.num_codes + 2  # begin and end of image
     options = {"max_new_tokens": max_new_tokens, **generation}
     tokens = model.generate(**inputs, **options, generation_mode=mode)[:, inputs["input_ids"].shape[1] :]
     begun = "<think>" if think else ""  # the last token of the prompt

@@ -1,4 +1,4 @@
-"""Puts an adapter back on its model, with the tokens that were added for it, and merges it in.
+"""Loads an adapter onto its model, with the tokens that were added for it, and merges it.
 
 adapted, processor = load_adapter(model, processor, "runs/nano_sft")
 merged = merge(adapted)
@@ -19,10 +19,10 @@ from dps_hf.model.processing_dps import DPSProcessor
 def load_adapter(
     model: DPSForConditionalGeneration, processor: DPSProcessor, adapter: str | Path
 ) -> tuple[PeftModel, DPSProcessor]:
-    """The model with an adapter on it, and the processor the adapter was trained with.
+    """The model with an adapter on it, and the processor that the adapter was trained with.
 
-    That is the one in the adapter's folder, or `processor` with the folder's tokenizer, or `processor` where it holds
-    neither. The embeddings are resized first to what the adapter and its tokenizer have.
+    That is the processor in the adapter's folder, or else `processor` with the folder's tokenizer, or else `processor`
+    itself. The embeddings are resized to the number of tokens of the adapter and its tokenizer.
 
     Args:
         model: the adapter's base, not quantised.
@@ -30,14 +30,14 @@ def load_adapter(
         adapter: a folder, or a repository on the Hub.
 
     Raises:
-        ValueError: the adapter has tokens which the tokenizer does not name, or the tokenizer tokens which it has not.
+        ValueError: the adapter has tokens that the tokenizer lacks, or the other way round.
     """
     adapter = str(adapter)
-    processor = _own_processor(adapter) or _with_own_tokenizer(processor, adapter) or processor
+    processor = _load_own_processor(adapter) or _replace_tokenizer(processor, adapter) or processor
     named = max(processor.tokenizer.get_vocab().values()) + 1
-    rows, base_rows = _table_rows(model, adapter), model.config.vocab_size
+    rows, base_rows = _count_rows(model, adapter), model.config.vocab_size
     remedy = f"Save the tokenizer that it was trained with beside it: processor.save_pretrained({adapter!r})."
-    trained = max(_trained_tokens(adapter), default=-1)
+    trained = max(_find_trained_tokens(adapter), default=-1)
     if trained >= named:
         raise ValueError(
             f"trainable_token_indices of the adapter {adapter} go up to {trained}, and its tokenizer has {named} "
@@ -54,23 +54,23 @@ def load_adapter(
         )
     rows = rows or max(base_rows, named)
     if rows != base_rows:
-        with torch.random.fork_rng(devices=[]):  # rows that the adapter does not hold come out the same each time
+        with torch.random.fork_rng(devices=[]):  # rows that the adapter does not hold are the same each time
             torch.manual_seed(0)
             model.resize_token_embeddings(rows)
     return PeftModel.from_pretrained(model, adapter), processor
 
 
 def merge(adapted: PeftModel) -> DPSForConditionalGeneration:
-    """The model with its adapter merged in; it answers as the two did.
+    """The model with its adapter merged. It answers as the model with the adapter did.
 
-    Embeddings and head that share one table still do afterwards, unless the adapter changed one of them alone: then
+    If embeddings and head share one table, they still do afterwards, unless the adapter changed only one of them. Then
     the model has two tables, and `config.tie_word_embeddings` is false.
     """
     model, tables = adapted.get_base_model(), set()
     tied, model.config.tie_word_embeddings = model.config.tie_word_embeddings, False
-    # What was trained as one differs by rounding once it is merged.
+    # Trained as one table, the two differ by rounding once they are merged.
     as_one = getattr(adapted.active_peft_config, "ensure_weight_tying", False)
-    for module in model.modules():  # or what is merged into one of the two would be in the other, too
+    for module in model.modules():  # otherwise a change merged into one table would change the other
         if isinstance(module, (nn.Embedding, nn.Linear)):
             if module.weight in tables:
                 module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=module.weight.requires_grad)
@@ -86,11 +86,11 @@ def _has(adapter: str, name: str) -> bool:
     return cached_file(adapter, name, _raise_exceptions_for_missing_entries=False) is not None
 
 
-def _own_processor(adapter: str) -> DPSProcessor | None:
+def _load_own_processor(adapter: str) -> DPSProcessor | None:
     return DPSProcessor.from_pretrained(adapter) if _has(adapter, "processor_config.json") else None
 
 
-def _with_own_tokenizer(processor: DPSProcessor, adapter: str) -> DPSProcessor | None:
+def _replace_tokenizer(processor: DPSProcessor, adapter: str) -> DPSProcessor | None:
     if not _has(adapter, "tokenizer_config.json"):
         return None
     return DPSProcessor(
@@ -99,21 +99,20 @@ def _with_own_tokenizer(processor: DPSProcessor, adapter: str) -> DPSProcessor |
         chat_template=processor.chat_template,
         num_image_tokens=processor.num_image_tokens,
         grid_size=processor.grid_size,
-        row_end=processor.row_end,
         num_codes=processor.num_codes,
     )
 
 
-def _trained_tokens(adapter: str) -> set[int]:
-    """The ids whose embeddings an adapter holds one by one."""
+def _find_trained_tokens(adapter: str) -> set[int]:
+    """The ids of the tokens whose embeddings an adapter trained individually."""
     config = PeftConfig.from_pretrained(adapter)
     indices = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     lists = indices.values() if isinstance(indices, dict) else [indices]
     return {index for one in lists for index in one}
 
 
-def _table_rows(model: DPSForConditionalGeneration, adapter: str) -> int | None:
-    """Rows of the embeddings, or of the head, that an adapter was trained on, where its weights tell."""
+def _count_rows(model: DPSForConditionalGeneration, adapter: str) -> int | None:
+    """The number of rows of the embeddings, or of the head, in an adapter's training, if its weights tell."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [name for name, module in model.named_modules() if module in modules]
     for key, weight in load_peft_weights(adapter, device="cpu").items():

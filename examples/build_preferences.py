@@ -1,6 +1,6 @@
 """Samples responses of a DPS, judges them, and writes preference data that trl's trainers take as it is.
 
-python examples/build_preferences.py --config examples/recipes/nano_preferences.yaml
+python examples/build_preferences.py --config examples/recipes/nano/preferences.yaml
 python examples/build_preferences.py --output runs/thumbs --votes votes.jsonl
 python examples/build_preferences.py --config ... --shard_index 0 --num_shards 8    # on the first of 8 machines
 

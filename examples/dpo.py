@@ -1,11 +1,11 @@
 """Direct preference optimisation of a DPS on pairs of answers or drawings (https://huggingface.co/papers/2305.18290).
 
-python examples/dpo.py --config examples/recipes/nano_dpo.yaml
-accelerate launch examples/dpo.py --config examples/recipes/nano_dpo.yaml
+python examples/dpo.py --config examples/recipes/nano/dpo.yaml
+accelerate launch examples/dpo.py --config examples/recipes/nano/dpo.yaml
 
-The pairs are those of `examples/build_preferences.py`. Where long drawings and short answers are mixed, the loss type
-`sigmoid_norm` counts a token in each of them alike. Killed at any moment, the same command goes on from the last
-checkpoint to the same losses.
+`examples/build_preferences.py` makes the pairs. If they mix long drawings and short answers, use the loss type
+`sigmoid_norm`, which gives a token the same weight in both. If the training is interrupted, the same command resumes
+it from the last checkpoint with the same losses.
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,22 @@ from dataclasses import dataclass
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
 from dps_hf.data.sources import read_preferences
-from dps_hf.training.adapters import (
-    check_four_bit_training,
-    check_trained,
-    load_for_training,
-    lora_config,
-    norm_optimizer,
-)
 from dps_hf.training.curves import Curves
-from dps_hf.training.processes import SkipUnusedParts
+from dps_hf.training.last_norm import make_norm_optimizer
+from dps_hf.training.loading import check_four_bit_training, load_for_training
 from dps_hf.training.resuming import is_finished, train_and_save
+from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_lora_config
 
 
 @dataclass
 class ScriptArguments:
     """
-    dataset: a folder that `datasets` saved, with `prompt`, `chosen`, `rejected`, and `images` where prompts have some.
-    evaluation_share: of the pairs, for the loss curves.
+    dataset: a folder that `datasets` saved, or the dotted path of a function that returns a dataset, with the columns
+        `prompt`, `chosen`, `rejected`, and `images` if prompts have pictures.
+    evaluation_share: share of the pairs that is held out for evaluation.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which is how sure the model is of its tokens; 0 leaves
-        it alone.
+    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which decides how confident the model
+        is. 0 leaves the norm as it is.
     """
 
     dataset: str
@@ -52,10 +48,10 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     # Dataset
     pairs, held_out = read_preferences(script.dataset), None
     if training.eval_strategy != "no":
-        # Pairs of one prompt stand together: unshuffled, they are on one side.
+        # Pairs of one prompt are neighbours. Without shuffling they stay on one side.
         split = pairs.train_test_split(script.evaluation_share, shuffle=False)
         pairs, held_out = split["train"], split["test"]
-    training.max_length = None  # what is cut off might be a picture
+    training.max_length = None  # truncation might cut a picture
 
     # Training
     trainer = DPOTrainer(
@@ -65,11 +61,11 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
         train_dataset=pairs,
         eval_dataset=held_out,
         processing_class=processor,
-        peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
+        peft_config=make_lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
         callbacks=[Curves(), SkipUnusedParts()],
     )
     if script.norm_learning_rate > 0:
-        trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
+        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
     train_and_save(trainer, script, arguments)
 

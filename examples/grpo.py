@@ -1,7 +1,7 @@
 """Group relative policy optimisation of a DPS, with a judge's scores as rewards, of answers or of drawings.
 
-python examples/grpo.py --config examples/recipes/nano_grpo.yaml
-accelerate launch examples/grpo.py --config examples/recipes/nano_grpo.yaml
+python examples/grpo.py --config examples/recipes/nano/grpo.yaml
+accelerate launch examples/grpo.py --config examples/recipes/nano/grpo.yaml
 
 https://huggingface.co/papers/2402.03300. After a kill, the same command continues from the last checkpoint and comes
 to the same losses.
@@ -20,17 +20,11 @@ from dps_hf.inference import load
 from dps_hf.judges.resolve import find_judge, make_judge
 from dps_hf.judges.verdict import NO_REPLY, Case, Judge, counts_of, fault_of
 from dps_hf.preferences.prompts import Prompt, read_prompts, task_prompts
-from dps_hf.training.adapters import (
-    check_four_bit_training,
-    check_trained,
-    forbid_words,
-    load_for_training,
-    lora_config,
-    norm_optimizer,
-)
 from dps_hf.training.curves import Curves
-from dps_hf.training.processes import SkipUnusedParts
+from dps_hf.training.last_norm import make_norm_optimizer
+from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
 from dps_hf.training.resuming import is_finished, train_and_save
+from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_lora_config
 
 
 @dataclass
@@ -159,11 +153,11 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
         args=training,
         train_dataset=as_dataset(prompts),
         processing_class=processor,
-        peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
+        peft_config=make_lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
         callbacks=[Curves(), SkipUnusedParts()],
     )
     if script.norm_learning_rate > 0:
-        trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
+        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
     train_and_save(trainer, script, arguments)
 

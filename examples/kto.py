@@ -1,10 +1,10 @@
-"""Kahneman-Tversky optimisation of a DPS on answers or drawings that are good or bad, by themselves.
+"""Kahneman-Tversky optimisation of a DPS on answers or drawings that are each labelled good or bad.
 
-python examples/kto.py --config examples/recipes/nano_kto.yaml
-accelerate launch examples/kto.py --config examples/recipes/nano_kto.yaml
+python examples/kto.py --config examples/recipes/nano/kto.yaml
+accelerate launch examples/kto.py --config examples/recipes/nano/kto.yaml
 
-https://huggingface.co/papers/2402.01306. The data are those of `examples/build_preferences.py`, people's thumbs for
-example. Killed at any moment, the same command goes on from the last checkpoint to the same losses.
+https://huggingface.co/papers/2402.01306. `examples/build_preferences.py` makes the data, for example from votes. If
+the training is interrupted, the same command resumes it from the last checkpoint with the same losses.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,22 @@ from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 from dps_hf.data.record import words_of
 from dps_hf.data.sources import read_preferences
 from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.training.adapters import (
-    check_four_bit_training,
-    check_trained,
-    forbid_words,
-    load_for_training,
-    lora_config,
-    norm_optimizer,
-)
 from dps_hf.training.curves import Curves
-from dps_hf.training.processes import SkipUnusedParts
+from dps_hf.training.last_norm import make_norm_optimizer
+from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
 from dps_hf.training.resuming import is_finished, train_and_save
+from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_lora_config
 
 
 @dataclass
 class ScriptArguments:
     """
-    dataset: a folder that `datasets` saved, with `prompt`, `completion`, `label`, and `images` where prompts have some.
-    balance: weighs the rarer label up, so that good and bad responses count alike in all.
+    dataset: a folder that `datasets` saved, or the dotted path of a function that returns a dataset, with the columns
+        `prompt`, `completion`, `label`, and `images` if prompts have pictures.
+    balance: gives the rarer label a higher weight, so that good and bad responses have the same total weight.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which is how sure the model is of its tokens; 0 leaves
-        it alone.
+    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which decides how confident the model
+        is. 0 leaves the norm as it is.
     """
 
     dataset: str
@@ -44,7 +39,7 @@ class ScriptArguments:
 
 
 def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
-    """Whether nothing is said before."""
+    """Whether a completion begins with a drawing."""
     return words_of(completion).startswith(processor.boi_token)
 
 
@@ -57,7 +52,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 
     # Dataset
-    # Neighbours must be of different prompts: trl takes the response before each for one to another prompt.
+    # Shuffled, because trl uses the response before each one as a response to another prompt.
     responses = read_preferences(script.dataset).shuffle(seed=training.seed)
     labels = responses["label"][:]
     good, bad = sum(labels), len(labels) - sum(labels)
@@ -69,7 +64,8 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         if (training.desirable_weight, training.undesirable_weight) != (1.0, 1.0):
             raise ValueError(
                 "balance sets desirable_weight and undesirable_weight, which are given, too: "
-                f"{training.desirable_weight} and {training.undesirable_weight}. Set balance to false, or leave them out."
+                f"{training.desirable_weight} and {training.undesirable_weight}. "
+                "Set balance to false, or leave them out."
             )
         training.desirable_weight, training.undesirable_weight = max(1.0, bad / good), max(1.0, good / bad)
     drawings = sum(is_drawing(completion, processor) for completion in responses["completion"])
@@ -78,10 +74,10 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
             forbid_words(one, [processor.tokenizer.eos_token_id])
     elif drawings:
         print(
-            f"{drawings} of {len(responses)} responses are drawings. Among answers in words their codes are counted among "
-            "all tokens; in a set of drawings alone, among codes, as they are sampled."
+            f"{drawings} of {len(responses)} responses are drawings. Mixed with answers in words, the probability of "
+            "their codes is taken among all tokens. In a set of drawings alone, it is taken among codes, as sampled."
         )
-    training.max_length = None  # what is cut off might be a picture
+    training.max_length = None  # truncation might cut a picture
 
     # Training
     trainer = KTOTrainer(
@@ -90,11 +86,11 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         args=training,
         train_dataset=responses,
         processing_class=processor,
-        peft_config=lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
+        peft_config=make_lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
         callbacks=[Curves(), SkipUnusedParts()],
     )
     if script.norm_learning_rate > 0:
-        trainer.optimizer_cls_and_kwargs = norm_optimizer(training, script.norm_learning_rate)
+        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate)
     print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained; {good} good, {bad} bad")
     train_and_save(trainer, script, arguments)
 

@@ -3,10 +3,10 @@
 python examples/merge_adapter.py --adapter runs/nano_dpo --output runs/nano_aligned
 python examples/merge_adapter.py --adapter runs/nano_qlora --output runs/nano_aligned --load_in_4bit
 
-An adapter that was trained on quantised weights is given those weights, in full precision again, with the same
-`--load_in_4bit` or `--load_in_8bit`; without it, the weights that they were made of.
+With the `--load_in_4bit` or `--load_in_8bit` of its training, an adapter is merged into the quantised weights,
+converted back to full precision. Otherwise it is merged into the original weights.
 
-Where tokens were added for the adapter, the tokenizer or processor that knows them must lie in its folder.
+If tokens were added for the adapter, its folder must hold the tokenizer or processor that has them.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from peft import PeftConfig
 from trl import ModelConfig, TrlParser
 
 from dps_hf.merging import load_adapter, merge
-from dps_hf.training.adapters import load_for_training
+from dps_hf.training.loading import load_for_training
 
 
 @dataclass

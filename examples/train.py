@@ -1,9 +1,9 @@
 """Trains DPS on a mixture of tasks: drawing, describing and reasoning in one model.
 
-python examples/train.py --config examples/recipes/nano.yaml
-accelerate launch examples/train.py --config examples/recipes/nano.yaml
+python examples/train.py --config examples/recipes/nano/model.yaml
+accelerate launch examples/train.py --config examples/recipes/nano/model.yaml
 
-Killed at any moment, the same command goes on from the last checkpoint to the same losses.
+If the training is interrupted, the same command resumes it from the last checkpoint with the same losses.
 """
 
 from dataclasses import dataclass, field
@@ -14,32 +14,39 @@ from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.components import replace_image_tokenizer
-from dps_hf.data.guidance import Schedule, schedules
-from dps_hf.data.mixture import Mixture, name_of
-from dps_hf.training.collator import KeepTraining
+from dps_hf.data.dropouts import Dropouts
+from dps_hf.data.guidance import Schedule, read_schedules
+from dps_hf.data.mixture import Mixture, ShuffledWords, name_of
+from dps_hf.inference import load
+from dps_hf.resolve import resolve
 from dps_hf.training.curves import Curves
-from dps_hf.training.packing import DPSTrainer, PackingCollator, ShuffledWords
-from dps_hf.training.processes import SkipUnusedParts, fastest_precision
+from dps_hf.training.packing import PackingCollator
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
+from dps_hf.training.trained_parts import SkipUnusedParts, freeze_parts
+from dps_hf.training.trainer import DPSTrainer
 
 
 @dataclass
 class ScriptArguments:
     """
-    model: a DPS to go on from, with another `image_tokenizer` where one is given. Left out, one is made of the parts below,
-        which with it are not used.
+    model: a DPS to start from. If `image_tokenizer` is given, too, it replaces the model's own. Without `model`, a new
+        one is made of the parts below.
     text_config: fields of the decoder's config, `model_type` among them.
-    text_tokenizer, vision_tower, image_tokenizer: what the scripts before this one wrote.
-    row_end: whether drawings end each row of codes with a token of its own; it is added to `text_tokenizer`.
-    freeze_vision_tower: keeps the tower as it was trained.
-    tasks: task to weight.
-    num_records: how many different records; they come again and again. By default none comes twice.
-    guidance: task to fields of its `Schedule`; where a task is left out, worked steps in 2 of 3 examples.
-    prompt_dropout: share of the drawings that are learned without words, for classifier-free guidance.
-    code_dropout: share of the drawings in which some codes are hidden from those that follow, so that words count.
-    code_smoothing: share of the aim that goes to each neighbour of a code, by each of its digits; none in the last steps.
-    alignment_steps: every so many steps, names of one emoji in two languages are drawn together; 0 for never.
-    evaluation_records: records of each task for the loss curves; held out, where the task holds anything out.
+    text_tokenizer, vision_tower, image_tokenizer: folders of these parts.
+    freeze_vision_tower: whether the vision tower stays as it is.
+    tasks: task to weight. A task is the dotted path of a function, such as `my_package.my_task`.
+    num_records: how many records differ. They repeat in turn. By default none repeats.
+    guidance: name of a task to `start` and `end`, the shares of the levels of guidance when training begins and ends.
+        With `start` alone they do not change. By default 2 of 3 examples have worked steps.
+    prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
+    code_dropout: share of the drawings in which some codes are hidden from the codes that follow, so that the model
+        has to use the prompt.
+    code_smoothing: share of the target that goes to each neighbour of a code, along each of its digits, but for the
+        last steps.
+    extra_loss: dotted path of a function that takes the model, its processor and the step and returns a loss, which is
+        added in every `extra_loss_steps`-th step.
+    evaluation_records: number of records of each task for evaluation, held out if the task holds any out.
     generation: fields of the generation config that is saved with the model.
     """
 
@@ -48,7 +55,6 @@ class ScriptArguments:
     text_tokenizer: str | None = None
     vision_tower: str | None = None
     image_tokenizer: str | None = None
-    row_end: bool = False
     freeze_vision_tower: bool = False
     tasks: dict = field(default_factory=dict)
     num_records: int | None = None
@@ -56,47 +62,48 @@ class ScriptArguments:
     prompt_dropout: float = 0.1
     code_dropout: float = 0.0
     code_smoothing: float = 0.0
-    alignment_steps: int = 0
+    extra_loss: str | None = None
+    extra_loss_steps: int = 1
     evaluation_records: int = 128
     generation: dict = field(default_factory=dict)
+
+
+def load_or_make_model(script: ScriptArguments) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
+    if script.model:
+        model, processor = load(script.model, device="cpu", dtype=torch.float32)  # the trainer moves it
+        if script.image_tokenizer:
+            known, processor = processor, replace_image_tokenizer(model, processor, script.image_tokenizer)
+            if processor is not known:
+                print(f"The image tokenizer is replaced: {model.config.codebook_size} codes are learned anew.")
+        return model, processor
+    if script.text_config.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            "Give model, a DPS to start from, or text_config with a model_type that transformers knows, such as "
+            f"llama; got {script.text_config}. See the recipes."
+        )
+    if missing := [name for name in ("vision_tower", "image_tokenizer") if not getattr(script, name)]:
+        raise ValueError(f"Give the folder of {' and '.join(missing)}, or model.")
+    fields = dict(script.text_config)
+    return from_components(
+        text=CONFIG_MAPPING[fields.pop("model_type")](**fields),
+        vision=script.vision_tower,
+        image_tokenizer=script.image_tokenizer,
+        tokenizer=script.text_tokenizer,
+    )
 
 
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if is_finished(training, script):
         return
     set_seed(training.seed)
-    fastest_precision(training)
+    choose_precision(training)
     # Model
-    if script.model:
-        model = DPSForConditionalGeneration.from_pretrained(script.model, dtype=torch.float32)
-        processor = DPSProcessor.from_pretrained(script.model)
-        if script.image_tokenizer:
-            known, processor = processor, replace_image_tokenizer(model, processor, script.image_tokenizer)
-            if processor is not known:
-                print(f"The image tokenizer is another one: {model.config.codebook_size} codes are learned anew.")
-    elif script.text_config.get("model_type") not in CONFIG_MAPPING:
-        raise ValueError(
-            "Give model, a DPS to go on from, or text_config with a model_type that transformers knows, such as llama; "
-            f"text_config is {script.text_config}. See the recipes."
-        )
-    elif missing := [name for name in ("vision_tower", "image_tokenizer") if not getattr(script, name)]:
-        raise ValueError(f"Give {' and '.join(missing)}, what the scripts before this one wrote, or model.")
-    else:
-        fields = dict(script.text_config)
-        model, processor = from_components(
-            text=CONFIG_MAPPING[fields.pop("model_type")](**fields),
-            vision=script.vision_tower,
-            image_tokenizer=script.image_tokenizer,
-            tokenizer=script.text_tokenizer,
-            row_end=script.row_end,
-        )
-    model.model.vision_tower.requires_grad_(not script.freeze_vision_tower)
-    # From the start: the loader fetches the first batch, which may drop prompts, before the trainer says so.
-    model.train()
+    model, processor = load_or_make_model(script)
+    freeze_parts(model, vision_tower=not script.freeze_vision_tower)
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, **script.generation
     )
-    model.generation_config.validate(strict=True)  # now, and not when the first checkpoint is saved
+    model.generation_config.validate(strict=True)  # otherwise it fails only when the first checkpoint is saved
     print(f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trained")
 
     # Dataset
@@ -104,14 +111,14 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         raise ValueError(f"max_steps must be 1 or more, since the mixture has no end; got {training.max_steps}.")
     batch_size = training.train_batch_size
     length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
-    guidance = schedules(script.guidance)
-    train = Mixture(script.tasks, training.seed, length, guidance=guidance, num_records=script.num_records)
+    guidance = read_schedules(script.guidance)
+    mixture = Mixture(script.tasks, training.seed, length, guidance=guidance, num_records=script.num_records)
     held_out = {
         name_of(task): Mixture({task: 1}, length=script.evaluation_records, split="validation")
         for task in script.tasks
     }
     for task in [task for task in script.tasks if task.endswith("t2i")]:
-        # Without plans, which would say what the words hide.
+        # Without plans, which would reveal the prompt that is shuffled.
         name, unguided = name_of(task), {name_of(task): Schedule({"none": 1})}
         bare = Mixture({task: 1}, length=script.evaluation_records, split="validation", guidance=unguided)
         held_out |= {name: bare, f"{name}_shuffled_words": ShuffledWords(bare)}
@@ -123,12 +130,13 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     trainer = DPSTrainer(
         model=model,
         args=training,
-        data_collator=PackingCollator(model, processor, script.prompt_dropout, script.code_dropout),
-        train_dataset=train,
+        data_collator=PackingCollator(model, processor),
+        train_dataset=Dropouts(mixture, training.seed, script.prompt_dropout, script.code_dropout),
         eval_dataset=held_out,
         processing_class=processor,
-        callbacks=[Curves(), KeepTraining(), SkipUnusedParts()],
-        alignment_steps=script.alignment_steps,
+        callbacks=[Curves(), SkipUnusedParts()],
+        extra_loss=resolve(script.extra_loss, "extra_loss") if script.extra_loss else None,
+        extra_loss_steps=script.extra_loss_steps,
         code_smoothing=script.code_smoothing,
     )
     train_and_save(trainer, script)

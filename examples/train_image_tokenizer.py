@@ -1,9 +1,9 @@
-"""Trains the image tokenizer of DPS from nothing, on emoji and scenes.
+"""Trains the image tokenizer of a DPS from nothing, on the pictures of any tasks.
 
-python examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
-accelerate launch examples/train_image_tokenizer.py --config examples/recipes/nano_image_tokenizer.yaml
+python examples/train_image_tokenizer.py --config examples/recipes/nano/image_tokenizer.yaml
+accelerate launch examples/train_image_tokenizer.py --config examples/recipes/nano/image_tokenizer.yaml
 
-Killed at any moment, the same command goes on from the last checkpoint to the same losses.
+If the command is interrupted, the same command continues from the last checkpoint to the same losses.
 """
 
 from dataclasses import dataclass, field
@@ -18,28 +18,26 @@ from dps_hf.data.pictures import Pictures
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
 from dps_hf.training.curves import Curves
-from dps_hf.training.processes import fastest_precision
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 
 
 @dataclass
 class ScriptArguments:
     """
-    tasks: task to weight; the first picture of each record is trained on.
-    evaluation_tasks: the same for evaluation, on held-out pictures.
-    num_evaluation_pictures: how many of them.
+    tasks: weights of tasks, given by dotted path; the first picture of each record is used.
+    evaluation_tasks: the same for evaluation, on held-out pictures; by default `tasks`.
+    num_evaluation_pictures: the number of held-out pictures.
     model: fields of `DPSImageTokenizerConfig`.
     """
 
-    tasks: dict = field(
-        default_factory=lambda: {"dps_hf.nano.tasks.emoji_t2i": 0.85, "dps_hf.nano.tasks.scenes_t2i": 0.15}
-    )
-    evaluation_tasks: dict = field(default_factory=lambda: {"dps_hf.nano.tasks.emoji_t2i": 1.0})
+    tasks: dict = field(default_factory=dict)
+    evaluation_tasks: dict = field(default_factory=dict)
     num_evaluation_pictures: int = 500
     model: dict = field(default_factory=dict)
 
 
-def psnr(prediction: EvalPrediction) -> dict[str, float]:
+def measure_psnr(prediction: EvalPrediction) -> dict[str, float]:
     """Mean over pictures of the peak signal-to-noise ratio; pixels in [-1, 1] have a peak of 2."""
     error = np.mean((prediction.predictions[0] - prediction.label_ids) ** 2, axis=(1, 2, 3))
     codes = prediction.predictions[1]
@@ -50,7 +48,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     if is_finished(training, script):
         return
     set_seed(training.seed)
-    fastest_precision(training)
+    choose_precision(training)
     # Model
     model = DPSImageTokenizer(DPSImageTokenizerConfig(**script.model)).to(memory_format=torch.channels_last)
     print(f"{model.num_parameters():,} parameters, {model.config.codebook_size} codes")
@@ -62,7 +60,9 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     )
     train = Pictures(Mixture(script.tasks, seed=training.seed, length=length))
-    held_out = Mixture(script.evaluation_tasks, length=script.num_evaluation_pictures, split="validation")
+    held_out = Mixture(
+        script.evaluation_tasks or script.tasks, length=script.num_evaluation_pictures, split="validation"
+    )
 
     # Training
     training.label_names = ["pixel_values"]
@@ -71,7 +71,7 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         args=training,
         train_dataset=train,
         eval_dataset=Pictures(held_out),
-        compute_metrics=psnr,
+        compute_metrics=measure_psnr,
         callbacks=[Curves()],
     )
     train_and_save(trainer, script)

@@ -1,58 +1,51 @@
-"""Trains the text tokenizer of DPS: byte-level BPE, English words mostly whole, then the tokens of DPS.
+"""Trains the text tokenizer of a DPS: byte-level BPE on the text of any tasks, and special tokens and image codes.
 
-python examples/train_text_tokenizer.py --config examples/recipes/nano_text_tokenizer.yaml
+python examples/train_text_tokenizer.py --config examples/recipes/nano/text_tokenizer.yaml
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from trl import TrlParser
 
 from dps_hf.data.guidance import Schedule
-from dps_hf.data.mixture import Mixture
-from dps_hf.nano import emoji
+from dps_hf.data.mixture import Mixture, name_of
+from dps_hf.resolve import resolve
 
 
 TEXT_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TASKS = {
-    "dps_hf.nano.tasks.scenes_t2i": 1,
-    "dps_hf.nano.tasks.scenes_palette": 0.3,
-    "dps_hf.nano.tasks.scenes_i2t": 1,
-    "dps_hf.nano.tasks.scenes_cot": 1,
-    "dps_hf.nano.tasks.scenes_edit": 0.5,
-    "dps_hf.nano.tasks.facts": 2,
-}
 IMAGE_SPECIAL = ["<image>", "<begin_of_image>", "<end_of_image>"]
 
 
 @dataclass
 class ScriptArguments:
     """
-    vocab_size: all tokens together; a multiple of 64.
-    codebook_size: how many of them are image codes.
-    english: how often each English name counts; names in other languages count once.
-    records: how many records of scenes and facts are read, hints, plans and worked steps among them.
+    output_dir: folder for the tokenizer.
+    tasks: weights of tasks, given by dotted path, whose records are read with hints, plans and worked steps.
+    records: the number of records.
+    texts: dotted paths of functions that return further text, as an iterable of strings, for example names to keep
+        whole.
+    vocab_size: the number of all tokens; a multiple of 64.
+    codebook_size: the number of image codes among them.
     """
 
     output_dir: str
+    tasks: dict = field(default_factory=dict)
+    records: int = 6000
+    texts: list[str] = field(default_factory=list)
     vocab_size: int = 12288
     codebook_size: int = 4096
-    english: int = 12
-    records: int = 6000
 
 
 def corpus(script: ScriptArguments) -> Iterator[str]:
-    """Everything that the model will read or write, each emoji name after a space too, as it stands within a sentence."""
-    for names in {pair.codepoints: pair.names for pair in emoji.all_pairs()}.values():
-        for language, name in names.items():
-            yield from [name, f" {name}"] * (script.english if language == "en" else 1)
-    for questions in emoji.QUESTIONS.values():
-        yield from questions * 10
-    yield from [f", {style} style" for style in emoji.STYLES.values()] * 100
-    guidance = dict.fromkeys(TASKS, Schedule({"none": 1, "hint": 1, "steps": 1}))
-    for record in Mixture(TASKS, length=script.records, guidance=guidance):
+    """The text that the tokenizer is trained on."""
+    for path in script.texts:
+        yield from resolve(path, "texts")()
+    guidance = dict.fromkeys(map(name_of, script.tasks), Schedule({"none": 1, "hint": 1, "steps": 1}))
+    for record in Mixture(script.tasks, length=script.records, guidance=guidance) if script.tasks else ():
         for message in record["messages"]:
             yield f"{message['role']}\n{''.join(part.get('text', '') for part in message['content'])}\n"
 
@@ -69,7 +62,7 @@ def main(script: ScriptArguments) -> None:
     )
     tokenizer.train_from_iterator(corpus(script), trainer)
     if (missing := script.vocab_size - script.codebook_size - len(special) - tokenizer.get_vocab_size()) > 0:
-        raise ValueError(f"vocab_size is {missing} larger than the text has words for. Lower it to a multiple of 64.")
+        raise ValueError(f"vocab_size is {missing} larger than this text can fill. Lower it, to a multiple of 64.")
     tokenizer.add_special_tokens(TEXT_SPECIAL)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
     tokenizer.add_special_tokens(IMAGE_SPECIAL)
@@ -81,13 +74,11 @@ def main(script: ScriptArguments) -> None:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     ).save_pretrained(script.output_dir)
-    whole = [pair.names["en"] for pair in emoji.all_pairs()]
+    lengths = [(len(tokenizer.encode(text).ids), len(text.encode())) for text in islice(corpus(script), 10_000)]
+    tokens, size = map(sum, zip(*lengths))
     print(
-        f"{tokenizer.get_vocab_size()} tokens; an English name is {sum(len(tokenizer.encode(n)) for n in whole) / len(whole):.2f} tokens"
+        f"{tokenizer.get_vocab_size()} tokens; one is {size / tokens:.2f} bytes of the text that they were trained on"
     )
-    for language in emoji.QUESTIONS:
-        names = [pair.names[language] for pair in emoji.all_pairs()]
-        print(language, f"{sum(len(tokenizer.encode(n)) for n in names) / len(names):.2f}")
 
 
 if __name__ == "__main__":

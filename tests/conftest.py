@@ -1,11 +1,14 @@
 """Tiny models and processors, built in memory: nothing here needs the network."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     PreTrainedTokenizerFast,
@@ -22,7 +25,7 @@ from dps_hf.model.processing_dps import DPSProcessor
 LEVELS = (4, 4)
 CODEBOOK_SIZE = 16
 # 256 bytes, then these, then the codes: the ids of the tokenizer are those of the config.
-CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<row_end>"]
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|spare|>"]
 IMAGE_TOKENS = ["<image>", "<begin_of_image>", "<end_of_image>"]
 CODE_TOKENS = [f"<img_{code}>" for code in range(CODEBOOK_SIZE)]
 TOKENS = [*CONTROL_TOKENS, *IMAGE_TOKENS, *CODE_TOKENS]
@@ -88,7 +91,7 @@ def make_decoder_config(make_text_config):
 def make_config(make_text_config):
     """Builds a DPSConfig: pictures of 16 pixels, 4 placeholders for one, drawings of 2 x 2 codes out of 16."""
 
-    def make(row_end: bool = False, **overrides) -> DPSConfig:
+    def make(**overrides) -> DPSConfig:
         fields = {
             "text_config": make_text_config(),
             "vision_config": SiglipVisionConfig(
@@ -105,7 +108,6 @@ def make_config(make_text_config):
             "image_token_id": TOKEN_IDS["<image>"],
             "boi_token_id": TOKEN_IDS["<begin_of_image>"],
             "eoi_token_id": TOKEN_IDS["<end_of_image>"],
-            "row_end_token_id": TOKEN_IDS["<row_end>"] if row_end else None,
             "image_code_start_id": TOKEN_IDS["<img_0>"],
         }
         return DPSConfig(**(fields | overrides))
@@ -210,3 +212,34 @@ def save_adapter():
         return adapted.eval(), torch.tensor([processor.tokenizer.convert_tokens_to_ids(names)])
 
     return save
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    """What lies in a folder: each file's bytes and when it was written."""
+
+    def take(folder: Path) -> dict[str, tuple[bytes, int]]:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def saved_model(make_model, tiny_processor, tmp_path_factory) -> str:
+    """A folder with a random model that answers in a few bytes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = make_model()
+    model.generation_config = GenerationConfig(
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+        max_new_tokens=4,
+        guidance_scale=3.0,
+        do_sample=True,
+        top_k=7,
+    )
+    norm = model.model.language_model.norm.weight.data
+    norm.copy_(torch.linspace(0.05, 2, len(norm)))  # as training leaves them: some are near 0
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return str(folder)

@@ -42,8 +42,8 @@ import dps_hf
 {}
 folder = sys.argv[1]
 from transformers import (
-    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM,
-    AutoProcessor,
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText,
+    AutoModelForMultimodalLM, AutoProcessor,
 )
 for _ in range(2):
     print(type(AutoProcessor.from_pretrained(folder)) is dps_hf.DPSProcessor)

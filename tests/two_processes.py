@@ -55,6 +55,6 @@ def _run(rank: int, function: Callable, folder: Path, arguments: tuple) -> None:
 
 def launch(kind: str, script: str, *arguments: str) -> list[str]:
     """The command by which `accelerate` runs a script with `use_cpu`; `kind` is "ddp" or "fsdp2"."""
-    config = ["--config_file", str(ROOT / f"examples/recipes/accelerate_{kind}.yaml"), "--main_process_port", "0"]
+    config = ["--config_file", str(ROOT / f"examples/recipes/accelerate/{kind}.yaml"), "--main_process_port", "0"]
     wrapper = [str(ROOT / "tests/examples/fsdp_on_cpu.py")] if kind == "fsdp2" else []
     return [sys.executable, "-m", "accelerate.commands.launch", *config, *wrapper, script, *arguments]

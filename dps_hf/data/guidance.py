@@ -1,21 +1,20 @@
-"""Levels of guidance: how much help an example gives to whoever learns from it."""
+"""Levels of guidance: how much help an example gives to the model that learns from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageFilter
 
 from dps_hf.data.record import Message, Record
 
 
-LEVELS = ("none", "hint", "steps", "noise")
-"""The bare example; a hint after the question; worked steps before the answer; a noisy question, its answer clean."""
+LEVELS = ("none", "hint", "steps")
+"""No help, a hint after the question, worked steps before the answer."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Shares of the levels at the beginning and at the end of training; in between they change evenly.
+    """Shares of the levels at the beginning and at the end of training. In between they change linearly.
 
     Raises:
         ValueError: an unknown level, a share below 0, or no share above 0.
@@ -47,8 +46,8 @@ class Schedule:
         return str(rng.choice(LEVELS, p=first + (last - first) * min(max(progress, 0.0), 1.0)))
 
 
-def schedules(guidance: Mapping[str, Mapping]) -> dict[str, Schedule]:
-    """Tasks and their schedules as recipes write them, `{"scenes_cot": {"start": {"steps": 2, "hint": 1}, "end": {"none": 1}}}`.
+def read_schedules(guidance: Mapping[str, Mapping]) -> dict[str, Schedule]:
+    """The schedule of each task, which a recipe writes as `{"my_task": {"start": {"steps": 2, "hint": 1}}}`.
 
     Raises:
         ValueError: something other than `start` and `end` is given for a task, or a schedule is wrong.
@@ -62,16 +61,15 @@ def schedules(guidance: Mapping[str, Mapping]) -> dict[str, Schedule]:
     return {task: Schedule(**shares) for task, shares in guidance.items()}
 
 
-def guide(example: Record, level: str, rng: np.random.Generator) -> Record:
-    """The record with this much guidance; unchanged where it has none of this kind to give.
+def guide(example: Record, level: str) -> Record:
+    """The record with this level of guidance. It is unchanged where the record has no help of this kind.
 
     Raises:
-        ValueError: a level other than those of `LEVELS`.
+        ValueError: the level is not one of `LEVELS`.
     """
     if level not in LEVELS:
         raise ValueError(f"level must be one of {', '.join(LEVELS)}; got {level!r}.")
     messages = [Message(role=m["role"], content=list(m["content"])) for m in example["messages"]]
-    images = list(example["images"])
     if level == "hint" and example.get("hint"):
         messages[-2]["content"].append({"type": "text", "text": f" Hint: {example['hint']}"})
     elif level == "steps" and example.get("steps"):
@@ -79,27 +77,4 @@ def guide(example: Record, level: str, rng: np.random.Generator) -> Record:
         messages[-1]["content"].insert(0, {"type": "text", "text": thought})
         if example.get("more"):
             example = {**example, "more": [(question, thought + answer) for question, answer in example["more"]]}
-    elif level == "noise":
-        asked = sum(part["type"] == "image" for message in messages[:-1] for part in message["content"])
-        images[:asked] = [noisy(image, rng) for image in images[:asked]]
-        if not asked:
-            question = messages[-2]["content"]
-            messages[-2]["content"] = [{**part, "text": misspelt(part["text"], rng)} for part in question]
-    return {**example, "messages": messages, "images": images}
-
-
-def noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Blurred by up to one pixel, with noise of up to 20 of 255."""
-    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1))), dtype=np.float32)
-    return Image.fromarray((pixels + rng.normal(0, rng.uniform(0, 20), pixels.shape)).clip(0, 255).astype(np.uint8))
-
-
-def misspelt(text: str, rng: np.random.Generator) -> str:
-    """One pair of neighbouring letters swapped."""
-    places = [
-        i for i in range(len(text) - 1) if text[i].isalpha() and text[i + 1].isalpha() and text[i] != text[i + 1]
-    ]
-    if not places:
-        return text
-    i = places[int(rng.integers(len(places)))]
-    return f"{text[:i]}{text[i + 1]}{text[i]}{text[i + 2 :]}"
+    return {**example, "messages": messages}

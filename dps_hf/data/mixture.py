@@ -23,7 +23,7 @@ def name_of(task: str) -> str:
 class Mixture:
     """A map-style dataset whose i-th record depends on `(seed, i)` alone, and on `length` where guidance changes.
 
-    So training resumes anywhere, exactly.
+    So training can resume at any record.
 
     Args:
         weights: task to weight; weights need not sum to 1. A task is the dotted path of a [`Task`], such as
@@ -31,14 +31,14 @@ class Mixture:
         seed: two seeds give two different sequences.
         length: of `len()` and of the sequence protocol. `stream` has no end.
         split: "train" or "validation".
-        guidance: name of a task to how much help its examples give, from index 0 to `length`; by default "steps" in 2 of 3.
-        block: this many consecutive records share a task, so that a batch of `block` has sequences of similar length.
-        num_records: how many of them differ; they come again and again, while guidance goes on changing. By default
-            none comes twice.
+        guidance: name of a task to the help that its examples give, from index 0 to `length`. By default 2 of 3 have
+            steps.
+        block: this many consecutive records are of one task, so that a batch of `block` has similar lengths.
+        num_records: how many records differ. They repeat while guidance goes on changing. By default none repeats.
 
     Raises:
-        ValueError: an unknown task, two of one name, a negative weight, no positive weight, `block`, `length` or `num_records` below 1,
-            unknown split.
+        ValueError: a task is unknown, two tasks have one name, a weight is negative, no weight is positive, `block`,
+            `length` or `num_records` is below 1, or the split is unknown.
     """
 
     def __init__(
@@ -102,8 +102,26 @@ class Mixture:
     def _at(self, index: int) -> Record:
         rng = np.random.default_rng([self.seed, self._which(index)])
         task = self.task(index)
-        return guide(self.tasks[task](rng, self.split), self._guidance[task].level(rng, index / self.length), rng)
+        record = self.tasks[task](rng, self.split)
+        return guide(record, self._guidance[task].level(rng, index / self.length))
 
     def stream(self, start: int = 0) -> Iterator[Record]:
         """Records `start`, `start + 1`, ... without end."""
         return map(self._at, count(start))
+
+
+class ShuffledWords:
+    """The records of a mixture of drawings, each with the prompt of the next one.
+
+    If a model uses the prompt, its loss is higher here than on the mixture itself.
+    """
+
+    def __init__(self, mixture: Mixture):
+        self.mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __getitem__(self, index: int) -> Record:
+        record, other = self.mixture[index], self.mixture[(index + 1) % len(self)]
+        return {**record, "messages": [*other["messages"][:-1], record["messages"][-1]]}

@@ -30,14 +30,19 @@ class Record(_Conversation, total=False):
 
     The i-th `{"type": "image"}` of the conversation, whichever role it belongs to, is `images[i]`. A drawing to learn
     is an assistant message whose content is `[{"type": "image"}]`. Reasoning lives in the assistant's text, as
-    `<think>steps</think>answer`. `hint` and `steps`, where a task has them, are the help that `guidance.guide` may give.
-    `more` are other questions about the pictures of the prompt, which begin it, with their answers: each stands for itself,
-    and `steps` lead to all of them.
+    `<think>steps</think>answer`. `hint` and `steps`, where a task has them, are the help that `guidance.guide` may
+    give. `more` are further questions about the pictures that begin the prompt, with their answers. Each question is
+    independent of the others, and `steps` lead to all answers. The last three fields are set by
+    [`~dps_hf.data.dropouts.Dropouts`]: whether a drawing is learned without its prompt, the share of its codes that is
+    hidden from the codes after them, and the seed that chooses these codes.
     """
 
     hint: str
     steps: str
     more: list[tuple[str, str]]
+    drop_prompt: bool
+    hidden_codes: float
+    hidden_codes_seed: int
 
 
 def record(
@@ -105,8 +110,8 @@ def pictures_of(example: Mapping[str, Any]) -> list:
     for i, image in enumerate(images):
         if image is None or (isinstance(image, Mapping) and image.get("bytes") is image.get("path") is None):
             raise ValueError(
-                f"'images'[{i}] holds no picture; got {image!r}. Give the picture, or leave it out together with its part of the "
-                "messages."
+                f"'images'[{i}] holds no picture; got {image!r}. Give the picture, or leave it out together with its "
+                "part of the messages."
             )
     return list(images)
 

@@ -1,5 +1,7 @@
-"""Records and pairs that `datasets` saved in a folder."""
+"""Records and preferences from a folder that `datasets` saved, or from somebody's function."""
 
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -7,42 +9,62 @@ import numpy as np
 from datasets import Dataset, Image, List, load_from_disk
 from PIL.Image import Image as Picture
 
+from dps_hf.data.dropouts import Records
 from dps_hf.data.record import pictures_of, validate
 from dps_hf.model.image_processing_dps import DPSImageProcessor, array_to_picture
+from dps_hf.resolve import resolve
 
 
+DOTTED_PATH = re.compile(r"\w+(\.\w+)+")
 IMAGE_PROCESSOR = DPSImageProcessor(fetch_urls=True)  # as `datasets` does
 
 
-def read_saved(path: str | Path, field: str = "dataset") -> Dataset:
-    """The one set of records in a folder.
+def read_dataset(source: str | Path, field: str = "dataset") -> Dataset:
+    """The rows of a data set.
 
     Args:
-        field: what errors call it.
+        source: a folder that `Dataset.save_to_disk` wrote, or the dotted path of a function without arguments that
+            returns a `datasets.Dataset` or a list of rows, such as `my_package.my_dataset`.
+        field: the name of this setting in errors.
 
     Raises:
-        FileNotFoundError: `datasets` saved nothing there.
-        ValueError: it has several splits, or no records.
+        FileNotFoundError: there is no saved data set at this path.
+        ValueError: there is no such function, it returns something else, or the data set has several splits or no
+            rows.
     """
-    try:
-        dataset = load_from_disk(path)
-    except IndexError:  # how `datasets` meets a set without files
-        dataset = Dataset.from_dict({})
+    if not Path(source).exists() and DOTTED_PATH.fullmatch(str(source)):
+        dataset = _call(str(source), field)
+    else:
+        try:
+            dataset = load_from_disk(source)
+        except IndexError:  # datasets raises it for a data set without files
+            dataset = Dataset.from_dict({})
     if not isinstance(dataset, Dataset):
-        raise ValueError(f"{field} must name a folder with one set of records; {path} has {', '.join(dataset)}.")
+        got = ", ".join(dataset) if isinstance(dataset, dict) else type(dataset).__name__
+        raise ValueError(f"{field} must name one set of records; {source} has {got}.")
     if not len(dataset):
-        raise ValueError(f"{field} must name a folder with records; {path} has none. Save some, or name another one.")
+        raise ValueError(f"{field} must name a set with records; {source} has none. Add some, or name another one.")
     return dataset
 
 
-def read_records(path: str | Path) -> Dataset:
-    """Records to learn from, each of them checked; their pictures are opened when a record is asked for.
+@cache
+def _call(path: str, field: str) -> Any:
+    rows = resolve(path, field)()
+    return Dataset.from_list(rows) if isinstance(rows, list) else rows
+
+
+def read_records(source: str | Path) -> Dataset:
+    """Records to learn from, each of them checked. Pictures are opened when a record is requested.
+
+    Args:
+        source: as for [`read_dataset`].
 
     Raises:
-        FileNotFoundError, ValueError: as `read_saved`; or a record is wrong, or does not end with an answer, and its number
-            is named.
+        FileNotFoundError, ValueError: as for [`read_dataset`]. Or a record is wrong or does not end with an answer;
+            the
+            error gives its number.
     """
-    dataset = unopened(read_saved(path))
+    dataset = leave_unopened(read_dataset(source))
     for i, one in enumerate(dataset):
         try:
             validate(one)
@@ -51,28 +73,49 @@ def read_records(path: str | Path) -> Dataset:
                     "'messages' must end with a question and its answer, by the assistant. Add the answer."
                 )
         except ValueError as error:
-            raise ValueError(f"record {i} of {path}: {error}") from error
+            raise ValueError(f"record {i} of {source}: {error}") from error
     return dataset.with_transform(_open_rows)
 
 
-def read_preferences(path: str | Path) -> Dataset:
-    """Pairs or single responses as trl takes them; their pictures are not opened yet.
+def read_preferences(source: str | Path) -> Dataset:
+    """Pairs or single responses as trl takes them. Their pictures are not opened yet.
+
+    Args:
+        source: as for [`read_dataset`].
 
     Raises:
-        FileNotFoundError, ValueError: as `read_saved`; or a picture is missing, and the number of its record is named.
+        FileNotFoundError, ValueError: as for [`read_dataset`]. Or a picture is missing; the error gives the number of
+            its record.
     """
-    dataset = unopened(read_saved(path))
+    dataset = leave_unopened(read_dataset(source))
     if "images" in dataset.column_names:
         for i, one in enumerate(dataset.select_columns("images")):
             try:
                 pictures_of(one)
             except ValueError as error:
-                raise ValueError(f"record {i} of {path}: {error}") from error
+                raise ValueError(f"record {i} of {source}: {error}") from error
     return dataset
 
 
-def unopened(dataset: Dataset) -> Dataset:
-    """The same rows with pictures as bytes or paths, which DPS opens where `datasets` fails, as with odd EXIF tags."""
+def make_lazy_dataset(records: Records) -> Dataset:
+    """A `datasets.Dataset` whose records are made when they are requested.
+
+    It has the fields that all records of a batch have.
+    """
+
+    def make(batch: dict) -> dict:
+        made = [records[index] for index in batch["index"]]
+        names = [name for name in made[0] if all(name in record for record in made)]
+        return {name: [record[name] for record in made] for name in names}  # type: ignore[literal-required]
+
+    return Dataset.from_dict({"index": range(len(records))}).with_transform(make)
+
+
+def leave_unopened(dataset: Dataset) -> Dataset:
+    """The same rows with pictures as bytes or paths.
+
+    DPS can open some that `datasets` cannot, as with odd EXIF tags.
+    """
     for name, kind in dataset.features.items():
         if isinstance(kind, Image):
             dataset = dataset.cast_column(name, Image(decode=False))
@@ -82,19 +125,19 @@ def unopened(dataset: Dataset) -> Dataset:
 
 
 def open_pictures(example: Any, image_processor: DPSImageProcessor) -> list[Picture]:
-    """The pictures of a record, however they were kept: as such, as arrays, as bytes or as paths.
+    """The pictures of a record, which may be given as pictures, arrays, bytes or paths.
 
     Raises:
-        TypeError, ValueError: one of them is missing, is no picture, or cannot be opened.
+        TypeError, ValueError: one of them is missing, is not a picture, or cannot be opened.
     """
-    # Without a format `datasets` gives arrays as lists of numbers.
+    # Without a format, `datasets` returns arrays as lists of numbers.
     kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in pictures_of(example)]
     opened = image_processor.fetch_images(kept)
     return [image if isinstance(image, Picture) else array_to_picture(image) for image in opened]
 
 
 def _open_rows(rows: dict[str, list]) -> dict[str, list]:
-    if "images" not in rows:  # another column was asked for
+    if "images" not in rows:  # another column was requested
         return rows
     images = [open_pictures({"images": images}, IMAGE_PROCESSOR) for images in rows["images"]]
     return {**rows, "images": images}

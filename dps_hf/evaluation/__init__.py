@@ -1,1 +1,1 @@
-"""Exact checks of drawings and answers."""
+"""Figures of a model by anybody's evaluations, each with its confidence interval."""

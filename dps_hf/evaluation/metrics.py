@@ -1,46 +1,10 @@
-"""Figures that say how sure they are and cannot be argued with."""
+"""Exact comparisons of answers and of pictures."""
 
 import re
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
-
-
-def wilson_interval(successes: float, n: float, z: float = 1.96) -> tuple[float, float]:
-    """The interval that holds the true share of successes, with 95 % confidence at `z=1.96`.
-
-    Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953. Unlike the textbook's, it stays within [0, 1] and is
-    right for small `n` and for shares near 0 and 1. Neither need be whole: `effective_items` are not.
-
-    Raises:
-        ValueError: unless `0 <= successes <= n` and `n > 0`.
-    """
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"successes must be between 0 and n, and n above 0; got {successes} and {n}.")
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def effective_items(marks: Sequence[bool], groups: Sequence[Hashable]) -> float:
-    """How many independent items say as much as these, of which those of one group tend to be right or wrong together.
-
-    Their number through Kish's design effect: the variance of their mean, with each group's errors added up, over that of
-    as many independent ones (Korn and Graubard 1998, "Confidence Intervals for Proportions"). It is never more than
-    `len(marks)`, and that where all are alike, which tells nothing of groups.
-    """
-    array, n = np.array(marks, dtype=np.float64), len(marks)
-    members = defaultdict(list)
-    for group, error in zip(groups, array - array.mean(), strict=True):
-        members[group].append(error)
-    alone = array.mean() * (1 - array.mean()) / n
-    if alone == 0 or len(members) < 2:
-        return float(n)
-    together = len(members) / (len(members) - 1) * sum(sum(errors) ** 2 for errors in members.values()) / n**2
-    return n * min(1.0, alone / together) if together else float(n)
 
 
 def name_match(answer: str, names: str | Iterable[str]) -> bool:
@@ -50,8 +14,8 @@ def name_match(answer: str, names: str | Iterable[str]) -> bool:
 
 
 def _plain(text: str) -> str:
-    # `\w` leaves out combining marks, Hindi's vowels among them: hence a list of what goes, not of what stays. "#" and "*"
-    # are not in it: they are all that tells the one key from the other.
+    # `\w` leaves out combining marks, Hindi's vowels among them: hence a list of what goes, not of what stays. "#" and
+    # "*" are not in it: they are all that tells the one key from the other.
     words = re.sub(r"[!\"$-)+-/:-@\[-`{-~‘’“”„«»¿¡…–—。、！？،؟।]+", " ", text.casefold()).split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 

@@ -1,8 +1,8 @@
-"""Model cards and dataset cards: Markdown templates, filled with what was measured.
+"""Model cards and dataset cards: Markdown templates, filled in with measured figures.
 
 card = model_card("model_cards/fine-tuned.md", "me/dps-sums", "outputs/sums.json", base_model="me/dps-nano", ...)
 
-A template is Jinja and may extend another one; its front matter holds what is the same for all its cards.
+A template is written in Jinja and may extend another one. Its front matter holds what all of its cards have in common.
 """
 
 import json
@@ -17,14 +17,6 @@ from huggingface_hub import DatasetCard, EvalResult, ModelCard
 
 
 COUNTED = ("task", "judge", "origin")  # columns of a data set whose values its card counts
-METRICS = {
-    "psnr_db": "psnr",
-    "right": "loss",
-    "shuffled": "loss",
-    "gap": "loss",
-    "image_r1": "recall",
-    "text_r1": "recall",
-}
 
 
 def model_card(
@@ -34,21 +26,27 @@ def model_card(
     base_results: str | PathLike | None = None,
     base_model: str | None = None,
     datasets: list[str] | None = None,
+    task_types: Mapping[str, str] | None = None,
+    metric_types: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> ModelCard:
-    """A card with every figure of `results` as a table and, in the metadata, as `model-index`.
+    """A card with every figure of `results`, in a table and in the metadata (`model-index`).
 
     Args:
         template: the Markdown file, one of `model_cards/`.
-        repo_id: what the model will be called on the Hub.
+        repo_id: name of the model on the Hub.
         results: JSON that `examples/evaluate.py` wrote.
-        base_results: the same of the model before training, for a column beside it.
-        base_model: name on the Hub of the model that this one comes from.
-        datasets: names on the Hub of the data sets that it was trained on.
-        fields: whatever else the template names.
+        base_results: the same file of the model before training, for another column of the table.
+        base_model: name on the Hub of the model that was trained further.
+        datasets: names on the Hub of the training data.
+        task_types: the Hub's task of each evaluation, such as `{"my_drawings": "text-to-image"}`; by default
+            "any-to-any".
+        metric_types: the Hub's metric of each figure, such as `{"my_drawings.exact": "accuracy"}`; by default its own
+            name.
+        fields: everything else that the template names.
 
     Raises:
-        ValueError: there are no results, or the template names a field that was not given.
+        ValueError: there are no results, or a field of the template is missing.
     """
     report = _report(results)
     before = _report(base_results) if base_results else None
@@ -70,15 +68,15 @@ def model_card(
     if datasets:
         card.data["datasets"] = datasets
     card.data["model_name"] = repo_id.rpartition("/")[2]
-    card.data["eval_results"] = eval_results(report)
+    card.data["eval_results"] = eval_results(report, task_types or {}, metric_types or {})
     return ModelCard(card.content)  # reads its own metadata back, as the Hub will
 
 
 def dataset_card(template: str | PathLike, repo_id: str, folder: str | PathLike, **fields: Any) -> DatasetCard:
-    """The card of a data set that `save_to_disk` wrote, with its splits, its columns and who judged how many rows.
+    """The card of a data set that `save_to_disk` wrote: its splits, its columns, and the number of rows of each judge.
 
     Raises:
-        ValueError: the template names a field that was not given.
+        ValueError: a field of the template is missing.
     """
     splits = load_splits(folder)
     counts: dict[str, Counter[str]] = {
@@ -123,8 +121,11 @@ def figures(report: Mapping, prefix: str = "") -> dict[str, dict]:
     return found
 
 
-def eval_results(report: Mapping) -> list[EvalResult]:
-    """Each figure as one result of `model-index`, with its number of items and its interval; `reference` is not the model's."""
+def eval_results(report: Mapping, task_types: Mapping[str, str], metric_types: Mapping[str, str]) -> list[EvalResult]:
+    """Each figure as a result of `model-index`, with its number of items and its interval.
+
+    `reference` is left out: what an evaluation of this name measures is a yardstick, and not the model.
+    """
     results = []
     for name, figure in figures(report).items():
         task, _, metric = name.rpartition(".")
@@ -132,29 +133,18 @@ def eval_results(report: Mapping) -> list[EvalResult]:
             continue
         results.append(
             EvalResult(
-                task_type=_task_type(task),
+                task_type=task_types.get(task, "any-to-any"),
                 task_name=task,
                 dataset_type=task,
                 dataset_name=task,
                 dataset_split="validation",
-                metric_type=METRICS.get(metric, "accuracy"),
+                metric_type=metric_types.get(name, metric),
                 metric_name=name,
                 metric_value=figure["value"],
                 metric_args={key: figure[key] for key in ("n", "ci95") if key in figure},
             )
         )
     return results
-
-
-def _task_type(task: str) -> str:
-    """The Hub's name of a task of `dps_hf.evaluation`."""
-    kinds = {
-        "t2i": "text-to-image",
-        "i2t": "image-to-text",
-        "edit": "image-to-image",
-        "cot": "visual-question-answering",
-    }
-    return next((kind for word, kind in kinds.items() if word in task.split("_")), "any-to-any")
 
 
 def _report(path: str | PathLike) -> dict:

@@ -63,8 +63,8 @@ def push(
     Args:
         folder: where `save_pretrained` of a model and its processor, or of an adapter, or `save_to_disk` of a data set
             wrote. A data set is pushed as Parquet.
-        card: from [`~dps_hf.hub.cards.model_card`] or [`~dps_hf.hub.cards.dataset_card`]; it also says which of the two it is.
-            An adapter's base is the card's `base_model`.
+        card: from [`~dps_hf.hub.cards.model_card`] or [`~dps_hf.hub.cards.dataset_card`]; it also says which of the
+            two it is. An adapter's base is the card's `base_model`.
         beside: more files, such as a licence or GGUF.
         exist_ok: whether a repository that holds files already may change.
         api: knows the endpoint and the token; by default those of the environment.
@@ -98,7 +98,7 @@ def push(
             there = {*api.list_repo_files(repo_id, repo_type=card.repo_type, revision=info.sha)} - {".gitattributes"}
             if there and not exist_ok:
                 raise FileExistsError(
-                    f"{repo_id} exists and holds {len(there)} files. Choose another name, or set exist_ok=True to change it."
+                    f"{repo_id} exists and holds {len(there)} files. Choose another name, or set exist_ok=True."
                 )
             stale = [
                 name for name in sorted(there - set(files)) if any(Path(name).match(p) for p in STALE[card.repo_type])
@@ -197,7 +197,7 @@ def _check_leaks(files: dict[str, Path | bytes], places: Sequence[Path], token: 
                 found = match[0]
             if found:
                 raise ValueError(
-                    f"{name} holds the path {found} of this machine. Nothing was pushed. Take it out, or name the file "
+                    f"{name} holds the path {found} of this machine. Nothing was pushed. Remove it, or name the file "
                     "from the working directory."
                 )
 
@@ -247,6 +247,6 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         if isinstance(error.__cause__, Exception):  # what an upload wraps
             error = error.__cause__
         raise ConnectionError(
-            f"The push to {repo_id} at {endpoint} broke off: {str(error).rstrip('.') or type(error).__name__}. No file of "
-            "it is in the repository, unless only the last reply was lost. Push again."
+            f"The push to {repo_id} at {endpoint} broke off: {str(error).rstrip('.') or type(error).__name__}. No "
+            "file of it is in the repository, unless only the last reply was lost. Push again."
         ) from error

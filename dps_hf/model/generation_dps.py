@@ -1,4 +1,4 @@
-"""Generation with DPS: which tokens each mode may emit, and drawing, with classifier-free guidance in one doubled batch."""
+"""Generation with DPS: text, drawings or both, with classifier-free guidance in one doubled batch."""
 
 import torch
 from torch.nn import functional as F
@@ -19,20 +19,19 @@ from .library_dps import (
 
 
 GENERATION_MODES = ("text", "image", "interleaved")
-# What looks at scores and not at whose they are: codes alone will do.
+# Logits processors that do not ask which token a score belongs to, so that they also work on the codes' scores alone.
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 
 
 class DrawingState:
-    """Where in a drawing each row is, read off its tokens: all after the last begin-of-image, up to a drawing's length.
+    """Tells from the tokens of each row whether it is inside a drawing, and how far.
 
-    The config is asked once: its attributes are slow, and decoding needs them at every step.
+    It copies what it needs from the config, whose attributes are too slow for every decoding step.
     """
 
     def __init__(self, config: DPSConfig):
-        self.begin, self.end, self.row_end = config.boi_token_id, config.eoi_token_id, config.row_end_token_id
+        self.begin, self.end, self.num_codes = config.boi_token_id, config.eoi_token_id, config.num_codes
         self.codes = slice(config.image_code_start_id, config.image_code_start_id + config.codebook_size)
-        self.grid_size, self.num_tokens = config.grid_size, config.num_drawing_tokens
 
     def last_begin(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The column of the last begin-of-image of each row, `(batch,)`; -1 where there is none."""
@@ -40,31 +39,23 @@ class DrawingState:
         return torch.where(input_ids == self.begin, columns, -1).amax(dim=1)
 
     def position(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """How many tokens of a drawing each row has so far, `(batch,)`; -1 outside of drawings."""
+        """How many codes of the current drawing each row has, `(batch,)`; -1 outside a drawing."""
         last_begin = self.last_begin(input_ids)
         position = input_ids.shape[1] - 1 - last_begin
-        # Who writes begin-of-image among words has begun none.
+        # A begin-of-image that words follow begins no drawing.
         drawn = (input_ids >= self.codes.start) & (input_ids < self.codes.stop)
-        if self.row_end is not None:
-            drawn |= input_ids == self.row_end
         columns = torch.arange(input_ids.shape[1], device=input_ids.device)
         whole = (drawn | (columns <= last_begin[:, None])).all(dim=1)
-        return torch.where((last_begin >= 0) & (position <= self.num_tokens) & whole, position, -1)
-
-    def ends_row(self, position: torch.Tensor) -> torch.Tensor:
-        """Whether a row-end token is due."""
-        if self.row_end is None:
-            return torch.zeros_like(position, dtype=torch.bool)
-        return (position >= 0) & (position % (self.grid_size + 1) == self.grid_size)
+        return torch.where((last_begin >= 0) & (position <= self.num_codes) & whole, position, -1)
 
 
 class DrawingLogitsProcessor(LogitsProcessor):
-    """Allows in each state only what may follow: text outside of a drawing, and inside of it exactly one whole drawing.
+    """Allows only tokens that may follow: text outside a drawing; inside it, its codes and then end-of-image.
 
     Args:
         config ([`DPSConfig`]): supplies the special ids and the length of a drawing.
         may_draw: whether begin-of-image is allowed in text.
-        max_length: a drawing begins only where it also ends within this length.
+        max_length: begin-of-image is allowed only where the complete drawing fits within this length.
     """
 
     def __init__(self, config: DPSConfig, may_draw: bool, max_length: int | None = None):
@@ -76,9 +67,7 @@ class DrawingLogitsProcessor(LogitsProcessor):
         not_text = scores.new_zeros(scores.shape[-1], dtype=torch.bool)
         not_text[drawing.codes] = True
         not_text[[self.image_token_id, drawing.end]] = True
-        if drawing.row_end is not None:
-            not_text[drawing.row_end] = True
-        fits = self.max_length is None or length + 1 + drawing.num_tokens + 1 <= self.max_length
+        fits = self.max_length is None or length + 1 + drawing.num_codes + 1 <= self.max_length
         not_text[drawing.begin] = not (self.may_draw and fits)
         if not self.may_draw:
             return scores.masked_fill(not_text, float("-inf"))
@@ -90,28 +79,26 @@ class DrawingLogitsProcessor(LogitsProcessor):
 
         position = drawing.position(input_ids)[:, None]
         banned = torch.where(position < 0, not_text, all_but(drawing.codes))
-        banned = torch.where(position == drawing.num_tokens, all_but(drawing.end), banned)
-        if drawing.row_end is not None:
-            banned = torch.where(drawing.ends_row(position), all_but(drawing.row_end), banned)
+        whole = position == drawing.num_codes
+        banned = torch.where(whole, all_but(drawing.end), banned)
         scores = scores.masked_fill(banned, float("-inf"))
-        # Where one token alone may follow, no other processor may forbid it, as no_repeat_ngram_size would.
-        only = (position == drawing.num_tokens) | drawing.ends_row(position)
-        return torch.where(only & ~banned & scores.isneginf(), 0.0, scores)
+        # End-of-image is the only choice here, even if another processor, as for no_repeat_ngram_size, bans it.
+        return torch.where(whole & ~banned & scores.isneginf(), 0.0, scores)
 
 
-def draw_lots(chances: torch.Tensor) -> torch.Tensor:
-    """One index of each row of chances `(rows, choices)`, never one whose chance is 0.
+def sample_tokens(probabilities: torch.Tensor) -> torch.Tensor:
+    """Samples one index from each row of `probabilities`, `(rows, choices)`; never one whose probability is 0.
 
-    By where a random number falls in the running sum of the chances. `torch.multinomial` makes a random number for each
-    choice instead, a quarter of the time of a drawing on two CPU cores.
+    It looks one random number up in the cumulative sum. `torch.multinomial` makes a random number for each choice,
+    which takes a quarter of the time of a drawing on two CPU cores.
 
     Raises:
-        RuntimeError: a chance is not a number, as where logits overflow.
+        RuntimeError: a probability is not a number, because logits overflowed.
     """
-    sums = chances.to(torch.float32 if chances.device.type == "mps" else torch.float64).cumsum(-1)
+    sums = probabilities.to(torch.float32 if probabilities.device.type == "mps" else torch.float64).cumsum(-1)
     if not sums[:, -1].isfinite().all():
-        raise RuntimeError("Chances of the next token are not numbers: logits overflowed. Load the model in float32.")
-    # Above 0, and not above the last sum: where the sum does not grow, nothing is found.
+        raise RuntimeError("Probabilities are not numbers: logits overflowed. Load the model in float32.")
+    # Greater than 0 and at most the last sum, so that no choice of probability 0 is found.
     numbers = (1 - torch.rand_like(sums[:, :1])) * sums[:, -1:]
     return torch.searchsorted(sums, numbers).squeeze(1)
 
@@ -126,16 +113,13 @@ def drawing_sample(
     streamer=None,
     **model_kwargs,
 ):
-    """Decoding loop for drawings; with classifier-free guidance (https://huggingface.co/papers/2207.12598) in one doubled
-    batch a step.
+    """Decoding loop for drawings, a `custom_generate` function of the library.
 
-    The second half of a doubled batch sees nothing before the begin-of-image of the drawing that it is in; its prompt is
-    that one token. Outside of drawings the first half alone decides. Where all rows draw, logits and chances are computed
-    for image codes alone, a third of dps-nano's vocabulary, unless all logits are asked for. Caches, logits processors, stopping criteria and output
-    classes are the library's: this is a `custom_generate` function.
+    Classifier-free guidance (https://huggingface.co/papers/2207.12598) doubles the batch. The second half sees nothing
+    before the begin-of-image of its current drawing. Outside drawings, the first half alone decides. While all rows
+    draw, only logits of image codes are computed, unless scores are collected or a logits processor needs all of them.
     """
     drawing, guided, batch = DrawingState(model.config), guidance_scale != 1, input_ids.shape[0]
-    vocab_size, image_token_id = model.config.vocab_size, model.config.image_token_id
     collect = generation_config.return_dict_in_generate
     scores: tuple[torch.Tensor, ...] = ()
     raw_logits: tuple[torch.Tensor, ...] = ()
@@ -152,19 +136,20 @@ def drawing_sample(
     pixel_values = model_kwargs.get("pixel_values")
     first_inputs = {} if pixel_values is None else {"pixel_values": pixel_values}
 
-    # The unguided half has no pictures: it could not see them anyway.
+    # The unguided half gets no pictures: it sees nothing before its drawing.
+    image_token_id = model.config.image_token_id
+
     def doubled(ids):
         return torch.cat([ids, torch.where(ids == image_token_id, drawing.begin, ids)]) if guided else ids
 
     next_ids = doubled(input_ids)
-    # Among codes alone there is nothing to forbid.
-    others = LogitsProcessorList(p for p in logits_processor if not isinstance(p, DrawingLogitsProcessor))
-    codes_do = all(isinstance(processor, WARPERS) for processor in others)
+    # Among codes alone there is nothing to mask.
+    warpers = LogitsProcessorList(p for p in logits_processor if not isinstance(p, DrawingLogitsProcessor))
+    may_skip_text = not collect and all(isinstance(processor, WARPERS) for processor in warpers)
 
     while True:
         position = drawing.position(input_ids)
-        draws = (position >= 0) & (position < drawing.num_tokens) & ~drawing.ends_row(position)
-        codes_only = not (collect and generation_config.output_logits) and bool(draws.all())
+        codes_only = may_skip_text and bool(((position >= 0) & (position < drawing.num_codes)).all())
         mask = attention_mask
         if guided:
             columns = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -187,17 +172,13 @@ def drawing_sample(
             logits, unguided = logits.chunk(2)
             strengthened = unguided + guidance_scale * (logits - unguided)
             logits = torch.where((position >= 0)[:, None], strengthened, logits)
-        wide = codes_only and (collect or not codes_do)
-        if wide:
-            logits = F.pad(logits, (drawing.codes.start, vocab_size - drawing.codes.stop), value=float("-inf"))
-        next_scores = (others if codes_only else logits_processor)(input_ids, logits)
-
-        choice = next_scores[:, drawing.codes] if wide else next_scores
-        first = drawing.codes.start if codes_only else 0
+        next_scores = (warpers if codes_only else logits_processor)(input_ids, logits)
         if generation_config.do_sample:
-            tokens = first + draw_lots(F.softmax(choice, dim=-1))
+            tokens = sample_tokens(F.softmax(next_scores, dim=-1))
         else:
-            tokens = first + choice.argmax(dim=-1)
+            tokens = next_scores.argmax(dim=-1)
+        if codes_only:
+            tokens = tokens + drawing.codes.start
         if stops_at_eos:
             tokens = torch.where(unfinished.bool(), tokens, pad_token_id)
         if collect:
@@ -211,7 +192,7 @@ def drawing_sample(
         unfinished = unfinished & ~stopping_criteria(input_ids, scores)
         if unfinished.max() == 0:
             break
-        if cache is None:  # everything is computed anew, pictures included
+        if cache is None:  # all tokens and pictures are computed again
             next_ids = doubled(input_ids)
         else:
             next_ids, first_inputs = tokens.repeat(2 if guided else 1)[:, None], {}
@@ -241,16 +222,16 @@ class DPSGenerationMixin(GenerationMixin):
         **kwargs,
     ):
         """
-        Generates text, a drawing, or both, from text and pictures. Everything that is not named here works as in
+        Generates text, a drawing, or both, from text and pictures. All other arguments work as in
         [`~transformers.GenerationMixin.generate`].
 
         Args:
             inputs: or `input_ids`, token ids `(batch, sequence)`, padded on the left.
-            generation_mode: `"text"` never emits a token of a drawing. `"image"` appends begin-of-image where it is
-                missing, emits one whole drawing and ends with end-of-image; `max_new_tokens` is ignored.
-                `"interleaved"` emits text, and a whole drawing wherever it chooses begin-of-image.
-                Left out, it is `generation_config.generation_mode`, else `"text"`.
-            guidance_scale: strength of classifier-free guidance inside drawings; 1 is none. Left out, it is
+            generation_mode: `"text"` emits text only. `"image"` appends begin-of-image where it is missing, then emits
+                one complete drawing and end-of-image; `max_new_tokens` is ignored. `"interleaved"` emits text, and a
+                complete drawing after each begin-of-image. By default `generation_config.generation_mode`, else
+                `"text"`.
+            guidance_scale: strength of classifier-free guidance inside drawings; 1 is none. By default
                 `generation_config.guidance_scale`, else 1.
 
         Returns:
@@ -258,18 +239,18 @@ class DPSGenerationMixin(GenerationMixin):
             `return_dict_in_generate` asks for.
 
         Raises:
-            ValueError: an unknown mode, no tokens to continue, `max_time` or `stop_strings` in mode `"image"`, or guidance
-                with a way of decoding other than greedy and sampling.
-            TypeError: a cache under a name that no version of the library has.
+            ValueError: an unknown mode, an empty prompt, `max_time` or `stop_strings` in mode `"image"`, or guidance
+                with a decoding method other than greedy decoding and sampling.
+            TypeError: a cache under a name that no version of the library uses.
         """
 
-        # The library's own `generate` takes one of the names.
+        # The library's own `generate` knows only one of the names.
         cache = take_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None), kwargs)
         if cache is not None:
             kwargs[CACHE] = cache
 
         def setting(name):
-            """By the library's precedence: arguments, then the given config, then the model's own."""
+            """In the library's order: arguments, then the given config, then the model's own."""
             sources = (
                 kwargs.get(name),
                 getattr(generation_config, name, None),
@@ -292,14 +273,14 @@ class DPSGenerationMixin(GenerationMixin):
             for name in ("max_time", "stop_strings"):
                 if setting(name) is not None:
                     raise ValueError(
-                        f"{name} would cut the drawing off, and half a drawing is none; got {setting(name)!r}. "
+                        f"{name} could cut the drawing off; got {setting(name)!r}. "
                         f"Leave {name} out with generation_mode='image'."
                     )
         if input_ids is not None and input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
             raise ValueError(
                 "input_ids are empty. Give a prompt, or apply the chat template to a message without text."
             )
-        # Features may also have come before, as embeddings or in a cache.
+        # Picture features may also come as embeddings or in a cache.
         unseen = all(setting(name) is None for name in ("pixel_values", "inputs_embeds", CACHE))
         if unseen and input_ids is not None and (input_ids == self.config.image_token_id).any():
             raise ValueError(
@@ -308,7 +289,7 @@ class DPSGenerationMixin(GenerationMixin):
         max_length = None
         if mode == "interleaved" and input_ids is not None and input_ids.shape[1]:
             if setting("max_new_tokens") is None and setting("max_length") is None:
-                kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 256
+                kwargs["max_new_tokens"] = self.config.num_codes + 256
             max_new_tokens = setting("max_new_tokens")
             max_length = setting("max_length") if max_new_tokens is None else input_ids.shape[1] + max_new_tokens
             self._check_begun_drawings(input_ids, max_length)
@@ -322,10 +303,10 @@ class DPSGenerationMixin(GenerationMixin):
         beyond += ["num_beams > 1"] if setting("num_beams") not in (None, 1) else []
         if guided and beyond:
             raise ValueError(
-                f"guidance_scale needs greedy decoding or sampling from input_ids, and gives scores and logits only; "
+                "guidance_scale needs greedy decoding or sampling from input_ids, and gives scores and logits only; "
                 f"got {' and '.join(beyond)}. Leave it out, or set guidance_scale=1."
             )
-        # What is drawn without guidance goes the same, faster way where nothing of the library's own is asked for.
+        # Without guidance, too, this loop is faster than the library's, so it is used where it can be.
         plain = mode == "image" and setting("cache_implementation") is None and "custom_generate" not in kwargs
         if guided or (plain and not beyond):
             streamer = kwargs.pop("streamer", None)
@@ -337,34 +318,32 @@ class DPSGenerationMixin(GenerationMixin):
                 return drawing_sample(model, input_ids, guidance_scale=scale, streamer=streamer, **options)
 
             kwargs["custom_generate"] = custom_generate
-        # The library's own processor for guidance runs the model twice, in text too.
+        # The library's own guidance would run the model twice, in text too.
         kwargs["guidance_scale"] = None if guidance_scale is None else 1.0
         return super().generate(
             input_ids, generation_config=generation_config, logits_processor=logits_processor, **kwargs
         )
 
     def _check_begun_drawings(self, input_ids: torch.Tensor, max_length: int) -> None:
-        """
-        Raises:
-            ValueError: a drawing that the prompt has begun would be cut off.
-        """
+        """Raises a ValueError where `max_length` would cut off a drawing that the prompt has begun."""
         state = DrawingState(self.config)
         position = state.position(input_ids)
-        due = int(torch.where(position >= 0, state.num_tokens + 1 - position, 0).max())  # end-of-image included
+        due = int(torch.where(position >= 0, state.num_codes + 1 - position, 0).max())  # end-of-image included
         if (left := max_length - input_ids.shape[1]) < due:
             raise ValueError(
-                f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; got {left}. Set it higher."
+                f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; got {left}. "
+                "Set it higher."
             )
 
     def _begin_drawing(self, input_ids: torch.Tensor | None, kwargs: dict, setting) -> torch.Tensor:
-        """The prompt with begin-of-image at its end; sets in `kwargs` the mask and the length that belong to it."""
+        """Returns the prompt with begin-of-image at its end, and sets its attention mask and lengths in `kwargs`."""
         if input_ids is None:
             raise ValueError(
                 "generation_mode='image' needs input_ids. A drawing cannot be continued from inputs_embeds."
             )
         boi, input_ids = self.config.boi_token_id, input_ids.long()
         mask = kwargs.get("attention_mask")
-        if mask is None:  # as in the library: padding is told by its token, where that does not also end texts
+        if mask is None:  # as in the library: padding is found by its token, unless that token also ends texts
             pad, ends = setting("pad_token_id"), setting("eos_token_id")
             told = pad is not None and pad not in (ends if isinstance(ends, list) else [ends])
             mask = (input_ids != pad).long() if told else torch.ones_like(input_ids)
@@ -372,29 +351,29 @@ class DPSGenerationMixin(GenerationMixin):
         if not begun.all():
             longer = torch.cat([input_ids, input_ids.new_full((len(input_ids), 1), boi)], 1)
             longer_mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], 1)
-            # Rows that have begun already move to the right, behind one more padding token.
+            # Rows that have begin-of-image already move right by one, behind a masked token.
             moved = torch.cat([torch.full_like(longer[:, :1], boi), longer[:, :-1]], 1)
             moved_mask = torch.cat([mask.new_zeros(mask.shape[0], 1), longer_mask[:, :-1]], 1)
             input_ids = torch.where(begun, moved, longer)
             mask = torch.where(begun, moved_mask, longer_mask)
         kwargs["attention_mask"] = mask
-        # None also where the model's own generation config sets a value.
+        # None overrides values in the model's own generation config.
         kwargs.update(max_length=None, min_length=None, min_new_tokens=None)
-        kwargs["max_new_tokens"] = self.config.num_drawing_tokens + 1
+        kwargs["max_new_tokens"] = self.config.num_codes + 1
         kwargs["eos_token_id"] = self.config.eoi_token_id
         return input_ids
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """As in the library, but a row's pictures stay together when the row is repeated."""
+        """As in the library, but repeats the pictures of each row together with the row."""
         pixel_values = model_kwargs.get("pixel_values")
         if expand_size > 1 and pixel_values is not None and input_ids is not None:
-            ids = input_ids if input_ids.shape[1] else None  # without columns where inputs_embeds are the prompt
+            ids = input_ids if input_ids.shape[1] else None  # no columns where inputs_embeds are the prompt
             placeholders = self.model.find_placeholders(ids, model_kwargs.get("inputs_embeds"))
             counts = placeholders.sum(1) // self.config.num_image_tokens
             if counts.sum() != len(pixel_values):
                 raise ValueError(
-                    f"input_ids have placeholders for {int(counts.sum())} pictures and pixel_values hold {len(pixel_values)}. "
-                    "Let the processor make both."
+                    f"input_ids have placeholders for {int(counts.sum())} pictures, pixel_values hold "
+                    f"{len(pixel_values)}. Let the processor make both."
                 )
             rows = pixel_values.split(counts.tolist())
             model_kwargs["pixel_values"] = None

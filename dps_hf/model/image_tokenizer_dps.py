@@ -1,4 +1,4 @@
-"""Image tokenizer of DPS: pixels to codes and back, by finite scalar quantisation."""
+"""Image tokenizer of DPS: turns pixels into codes and back, with finite scalar quantisation."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_dps import DPSImageTokenizerConfig
-from .library_dps import ModelOutput, PreTrainedModel
+from .library_dps import JanusVQVAE, ModelOutput, PreTrainedModel
 
 
 @dataclass
@@ -27,9 +27,7 @@ class DPSImageTokenizerOutput(ModelOutput):
 class FiniteScalarQuantizer(nn.Module):
     """Rounds each latent channel to one of a few levels; the code is the mixed-radix number of the channels.
 
-    `num_codes` is how many there are.
-
-    There is no codebook that could collapse. https://huggingface.co/papers/2309.15505, section 3.1.
+    No codebook is learned, so none can collapse. https://huggingface.co/papers/2309.15505, section 3.1.
 
     Shapes:
         latents: `(..., len(levels))`, any real numbers
@@ -43,7 +41,7 @@ class FiniteScalarQuantizer(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         levels = torch.tensor(self.levels, device=latents.device)
-        # float32: the rounding must not fall on another side on a device with coarser arithmetic
+        # float32: lower precision rounds to other codes
         dtype, latents = latents.dtype, latents.float()
         half_width = (levels - 1) * 1.001 / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels has no middle one
@@ -63,7 +61,7 @@ class FiniteScalarQuantizer(nn.Module):
 
 
 class PatchBlock(nn.Module):
-    """Residual layers that see one patch at a time."""
+    """A residual layer that sees one patch at a time."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -92,15 +90,15 @@ class ResidualBlock(nn.Module):
 
 
 def split_colours(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches as patterns that no colour shows in, and as colours that no pattern of two colours shows in.
+    """Splits patches into patterns, which do not depend on colours, and colours, which do not depend on patterns.
 
-    The two colours of a patch that differ most span a line; its pattern is where along it each pixel lies. So textures are
-    compressed (S3TC, US patent 5956431): two colours for a block of pixels, and a mixture of these for each.
+    The two colours of a patch that differ most span a line; the pattern tells where along it each pixel lies. Texture
+    compression does the same (S3TC, US patent 5956431): two colours for a block, and their mixture for each pixel.
 
     Shapes:
         pixels: `(patches, pixels, 3)`, RGB in [-1, 1]
-        returns: patterns `(patches, pixels)`, from -1, the darker colour, to 1, the lighter one, and 0 in plain patches; and
-            colours `(patches, 9)`: the darker, the lighter, and how far their mean lies off the line
+        returns: patterns `(patches, pixels)`, from -1 (the darker colour) to 1 (the lighter one), 0 in plain patches;
+            and colours `(patches, 9)`: the darker, the lighter, and the distance of the mean colour from their line
     """
 
     def farthest(colour: torch.Tensor) -> torch.Tensor:
@@ -115,7 +113,7 @@ def split_colours(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     dark, light = torch.where(swap, other, one), torch.where(swap, one, other)
     middle, line = (dark + light) / 2, (light - dark) / 2
     length = line.square().sum(-1).clamp(min=1e-12).sqrt()  # (patches, 1)
-    # A little longer than it is, so that the noise of a plain patch does not become a pattern.
+    # The length is increased a little, so that noise in a plain patch does not become a pattern.
     patterns = ((pixels - middle) * line).sum(-1) / (length * (length + 0.05))
     rest = mean - middle
     off = rest - (rest * line).sum(-1, keepdim=True) / length[..., None] ** 2 * line
@@ -125,14 +123,13 @@ def split_colours(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class DPSImageTokenizer(PreTrainedModel):
     """Turns pixels into codes and back.
 
-    The encoder sees one patch at a time, so that equal patches have equal codes, whatever surrounds them: an encoder
-    that sees further rebuilds pictures better by a little, but gives plain white hundreds of codes that depend on far
-    away things, and the decoder of DPS then spends itself on predicting them. The convolutional decoder sees as far as it likes.
+    The encoder sees one patch at a time, so that equal patches have equal codes. An encoder that sees further rebuilds
+    pictures slightly better, but gives plain white hundreds of codes, which are hard for a language model to predict.
+    The convolutional decoder sees neighbouring patches.
 
-    With `colour_levels` each patch has two codes: one of its pattern, which is the same in all colours, and one of its
-    colours, which are the same in all patterns. Whoever has drawn stars, and green things, then has all the codes of a green
-    star. First come the patterns of all patches, then their colours: what is drawn does not depend on what it will be
-    painted in.
+    With `colour_levels` each patch has two codes, one for its pattern and one for its colours. A model that has drawn
+    stars, and green things, has then seen all the codes of a green star. The patterns of all patches come before their
+    colours, so that shapes do not depend on colours.
 
     Args:
         config ([`DPSImageTokenizerConfig`]): supplies geometry, widths and levels, one per latent channel.
@@ -142,7 +139,7 @@ class DPSImageTokenizer(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["ResidualBlock"]
-    # It has no attention, so a model that holds it may choose any for its other parts.
+    # It has no attention, so a model that contains it may use any implementation in its other parts.
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -176,13 +173,13 @@ class DPSImageTokenizer(PreTrainedModel):
         self.post_init()
 
     def encode(self, pixel_values: torch.Tensor) -> DPSImageTokenizerOutput:
-        """`pixel_values` of shape `(batch, channels, image_size, image_size)` in [-1, 1] to `image_tokens`."""
+        """Encodes `pixel_values` of shape `(batch, channels, image_size, image_size)` in [-1, 1]."""
         return DPSImageTokenizerOutput(image_tokens=self._quantize(pixel_values)[1].flatten(1))
 
     def decode(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """Codes `(batch, num_codes)`, row by row, to pixels `(batch, channels, image_size, image_size)` in [-1, 1].
+        """Decodes `(batch, num_codes)`, row by row, to pixels `(batch, channels, image_size, image_size)` in [-1, 1].
 
-        A code of a pattern where one of colours belongs, or the other way round, counts as some other one.
+        A pattern code in the place of a colour code, or the reverse, is read as some other code.
         """
         grid = self.config.grid_size
         codes = image_tokens.view(-1, len(self.config.codebooks), grid, grid)
@@ -193,7 +190,7 @@ class DPSImageTokenizer(PreTrainedModel):
         return self._render(latents.to(self.dtype))
 
     def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> DPSImageTokenizerOutput:
-        """Encodes and decodes; `loss` is what training minimises."""
+        """Encodes and decodes; training minimises `loss`."""
         latents, codes = self._quantize(pixel_values)
         reconstruction = self._render(latents)
         loss = None
@@ -216,8 +213,11 @@ class DPSImageTokenizer(PreTrainedModel):
 
     def _render(self, latents: torch.Tensor) -> torch.Tensor:
         pixels = self.decoder(latents.permute(0, 3, 1, 2))
-        # Pixels beyond white and black are cut at inference only: in training they must keep their gradient.
+        # Clamped at inference only: in training, pixels beyond black and white must keep their gradient.
         return pixels if self.training else pixels.clamp(-1, 1)
 
 
-__all__ = ["DPSImageTokenizer", "DPSImageTokenizerOutput"]
+# The class of each kind of image tokenizer; both have `encode` and `decode`.
+IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": JanusVQVAE}
+
+__all__ = ["IMAGE_TOKENIZERS", "DPSImageTokenizer", "DPSImageTokenizerOutput"]

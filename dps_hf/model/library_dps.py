@@ -1,7 +1,7 @@
-"""What DPS takes from transformers: the same from every version that it runs on.
+"""All that DPS imports from transformers, in every version that it runs on.
 
-The code of a checkpoint cannot pin the library that loads it, so all names that a version may lack are imported here, and
-what a version may have renamed is found by inspection.
+The code of a checkpoint cannot pin the library that loads it. So names that a version may lack are imported here,
+where one error tells which versions work, and names that changed between versions are looked up.
 """
 
 import inspect
@@ -14,19 +14,15 @@ import transformers
 RUNS_ON = "5.19 to 5.24"
 _SENTENCE = f"DPS runs on transformers {RUNS_ON}; this is {transformers.__version__}. Install one of those."
 
-# Some older ones load a checkpoint and leave half of its weights out.
+# Some older versions load a checkpoint without half of its weights.
 if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 19):
     raise ImportError(_SENTENCE)
 try:
     from huggingface_hub.dataclasses import strict
-    from huggingface_hub.errors import HFValidationError
     from transformers import (
         CONFIG_MAPPING,
-        AddedToken,
         AutoConfig,
         AutoModel,
-        AutoModelForCausalLM,
-        AutoTokenizer,
         BatchFeature,
         GenerationMixin,
         JanusImageProcessorPil,
@@ -50,20 +46,24 @@ try:
         is_valid_image,
         make_flat_list_of_images,
     )
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.modeling_outputs import (
+        BaseModelOutputWithPast,
+        BaseModelOutputWithPooling,
+        CausalLMOutputWithPast,
+    )
     from transformers.models.auto import modeling_auto
     from transformers.processing_utils import MultiModalData, ProcessorMixin, Unpack
     from transformers.quantizers import AutoQuantizationConfig
-    from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, has_file, torch_compilable_check
+    from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, torch_compilable_check
 except ImportError as error:
     raise ImportError(_SENTENCE) from error
 
-# Up to 5.23 the library calls the cache of keys and values `past_key_values`, from 5.24 on `cache`.
+# The library calls the cache of keys and values `past_key_values` up to 5.23, and `cache` from 5.24 on.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
 def find_cache_name(function) -> str | None:
-    """The name by which a function takes the cache, `None` if it takes none."""
+    """The name of a function's argument for the cache, `None` if it has none."""
     parameters = inspect.signature(function).parameters
     return next((name for name in CACHE_NAMES if name in parameters), None)
 
@@ -74,15 +74,15 @@ if not CACHE:
 
 
 def take_cache(cache: Cache | None, past_key_values: Cache | None, kwargs: dict) -> Cache | None:
-    """The cache that a caller gave by either of its names.
+    """Returns the cache that was given by either of its names.
 
     Args:
-        kwargs: the other arguments. One that takes the name `cache` for something else, as continuous batching did up to
-            5.23, goes back among them.
+        kwargs: the other arguments. Up to 5.23, continuous batching passes something else as `cache`; it is put back
+            here.
 
     Raises:
-        TypeError: both names are given, or `kwargs` hold a cache by a name that no version of the library has. The decoder
-            would leave it unread and compute wrong logits.
+        TypeError: both names are given, or `kwargs` hold a cache by a name that no version of the library has. The
+            decoder would ignore that cache and compute wrong logits.
     """
     unknown = [name for name, value in kwargs.items() if isinstance(value, Cache)]
     unknown += [name for name in kwargs if name.startswith("past") or name in ("cache_params", "kv_cache")]

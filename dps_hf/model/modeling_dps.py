@@ -1,4 +1,4 @@
-"""DPS: a SigLIP tower and text feed one decoder, whose vocabulary holds text and image codes alike."""
+"""The DPS model: a SigLIP tower and text feed one decoder, whose vocabulary holds text tokens and image codes."""
 
 import copy
 import sys
@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from .configuration_dps import DPSConfig
 from .generation_dps import DPSGenerationMixin
-from .image_tokenizer_dps import DPSImageTokenizer
+from .image_tokenizer_dps import IMAGE_TOKENIZERS
 from .library_dps import (
     ACT2FN,
     CACHE,
     CACHE_NAMES,
     AutoModel,
     AutoQuantizationConfig,
+    BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     Cache,
-    JanusVQVAE,
-    ModelOutput,
+    CausalLMOutputWithPast,
     PreTrainedModel,
     SiglipVisionModel,
     TransformersKwargs,
@@ -35,76 +35,52 @@ from .library_dps import (
 @dataclass
 class DPSImageFeatures(BaseModelOutputWithPooling):
     """
-    last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output
-    pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): what replaces placeholders
-    hidden_states, attentions: those of the tower, where asked for
-    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): one vector a picture, for retrieval: the mean of what
-        replaces placeholders, each made one long
+    last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output.
+    pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): replaces the placeholders.
+    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): a vector for each picture, for retrieval. It is the
+        mean of the vectors in `pooler_output`, each scaled to length 1.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_embeds: torch.Tensor | None = None
 
 
 @dataclass
-class DPSModelOutputWithPast(ModelOutput):
+class DPSModelOutputWithPast(BaseModelOutputWithPast):
     """
-    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`)
-    cache (`Cache`): `past_key_values` up to transformers 5.23
-    hidden_states, attentions: those of the decoder, where asked for
-    image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output
-    image_outputs ([`DPSImageFeatures`]): all that the tower and the connector gave
+    image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output.
+    image_outputs ([`DPSImageFeatures`]): all outputs of the tower and the connector.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    if CACHE == "cache":
-        cache: Cache | None = None
-    else:
-        past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     image_outputs: DPSImageFeatures | None = None
 
 
 @dataclass
-class DPSCausalLMOutputWithPast(ModelOutput):
+class DPSCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
-    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100
-    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes
-    cache, hidden_states, attentions, image_hidden_states, image_outputs: as in [`DPSModelOutputWithPast`]
+    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes.
+    image_hidden_states, image_outputs: as in [`DPSModelOutputWithPast`].
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    if CACHE == "cache":
-        cache: Cache | None = None
-    else:
-        past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     image_outputs: DPSImageFeatures | None = None
 
 
 def _touch(hidden_states: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
-    """The same hidden states, from which `unused` gets a gradient of zeros."""
+    """Returns the hidden states unchanged, and makes backward give `unused` a gradient of zeros."""
     nowhere = torch.zeros_like(hidden_states, dtype=torch.bool)
     return hidden_states.masked_scatter(nowhere, unused.to(hidden_states.device, hidden_states.dtype))
 
 
 def _gathers_itself(module: nn.Module) -> bool:
-    """Whether FSDP gathers the weights of this module when it runs, and not when a module around it does."""
+    """Whether FSDP gathers the weights of this module itself, not together with those of a parent module."""
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     return isinstance(module, (FSDPModule, FullyShardedDataParallel))
 
 
 class DPSConnector(nn.Module):
-    """Carries the tower's features into the decoder's space: linear, GELU, linear, as in Janus (arXiv 2410.13848)."""
+    """Projects the tower's features to the decoder's width: linear, GELU, linear, as in Janus (arXiv 2410.13848)."""
 
     def __init__(self, config: DPSConfig):
         super().__init__()
@@ -128,28 +104,27 @@ class DPSPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Its codes are roundings: in half precision one scene in three gets the codes that training saw, or fewer.
+    # Codes are rounded numbers. In half precision, at most one picture in three gets the codes that training saw.
     _keep_in_fp32_modules_strict = {"image_tokenizer"}
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in the library, but the image tokenizer is never trained, and only the decoder is ever quantised.
+        """As in the library, but the image tokenizer is frozen, and `quantization_config` quantises only the decoder.
 
-        The given `quantization_config` may be an object or a dict. It stays as it is: the model gets a copy, whose
-        list of modules to leave alone holds the others, too.
+        `quantization_config` may be an object or a dict. It is copied, not changed.
         """
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _quantise_only_the_decoder(kwargs["quantization_config"])
-        # The library hands every loaded weight back as trainable.
+        # The library makes every loaded weight trainable.
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.base_model.image_tokenizer.requires_grad_(False)
         return loaded
 
     def save_pretrained(self, *args, **kwargs):
-        """As in the library, but under the name of the class that the saved code defines.
+        """As in the library, but saves the name of a class that the saved code defines.
 
-        FSDP2 gives a model a class that it makes at run time, and that no other process could load.
+        FSDP2 replaces a model's class with one that it makes at run time, which no other process could load.
         """
         made = type(self)
         self.__class__ = next(one for one in made.__mro__ if issubclass(one, DPSPreTrainedModel) and _is_defined(one))
@@ -160,17 +135,17 @@ class DPSPreTrainedModel(PreTrainedModel):
 
 
 def _is_defined(cls: type) -> bool:
-    """Whether a module holds this class under its name."""
+    """Whether the class can be imported by its name from its module."""
     return getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls
 
 
 def _quantise_only_the_decoder(quantization_config):
-    """A copy of a quantization config, whose list of modules to leave alone holds all but the decoder, too."""
+    """A copy of a quantization config that also skips every module but the decoder."""
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     quantization_config = copy.copy(quantization_config)
-    # Names are matched from their start, and those of `DPSForConditionalGeneration` begin with `model.`. A list that
-    # is given takes the place of the library's own one, which holds the head.
+    # Names are matched from their start, and those of `DPSForConditionalGeneration` begin with `model.`. The list
+    # replaces the library's default, which skips the head.
     parts = ("image_tokenizer", "vision_tower", "connector")
     whole = [*parts, *(f"model.{part}" for part in parts), "lm_head"]
     for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
@@ -181,31 +156,29 @@ def _quantise_only_the_decoder(quantization_config):
 
 
 def _check_decoder(decoder: PreTrainedModel) -> str:
-    """
-    Returns:
-        The name by which it takes its cache.
+    """Returns the argument by which the decoder takes its cache.
 
     Raises:
-        ValueError: it has no cache of keys and values, or embeddings of another width than its layers.
+        ValueError: the decoder caches no keys and values, or its embeddings are not as wide as its layers.
     """
     kind, cache_name = decoder.config.model_type, find_cache_name(decoder.forward)
-    # A decoder without attention may have a cache, too, of recurrent states alone.
+    # A decoder without attention may have a cache of recurrent states.
     if cache_name is None or not hasattr(decoder.config, "num_attention_heads"):
         raise ValueError(
-            f"text_config.model_type must be that of a decoder which caches keys and values; got {kind!r}. Take another, "
-            "such as 'llama'."
+            "text_config.model_type must be that of a decoder which caches keys and values; "
+            f"got {kind!r}. Take another, such as 'llama'."
         )
     width = decoder.get_input_embeddings().embedding_dim  # its weight may be sharded already
     if width != decoder.config.hidden_size:
         raise ValueError(
-            f"text_config.hidden_size must be the width of the embeddings, too; got {decoder.config.hidden_size}, and those "
-            f"of {kind!r} have {width}. Take a decoder without a projection between the two."
+            f"text_config.hidden_size must be the width of the embeddings, too; got {decoder.config.hidden_size}, and "
+            f"those of {kind!r} have {width}. Take a decoder without a projection between the two."
         )
     return cache_name
 
 
 class DPSModel(DPSPreTrainedModel):
-    """The tower, the connector, the decoder without its head, and the image tokenizer, which stays frozen."""
+    """The tower, the connector, the decoder without its head, and the frozen image tokenizer."""
 
     _auto_class = "AutoModel"
 
@@ -215,17 +188,15 @@ class DPSModel(DPSPreTrainedModel):
         self.connector = DPSConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.decoder_cache = _check_decoder(self.language_model)
-        tokenizer_class = (
-            JanusVQVAE if config.image_tokenizer_config.model_type == "janus_vqgan" else DPSImageTokenizer
-        )
-        # Its codes are roundings, which half precision would change: float32 whatever the rest is in.
+        tokenizer_class = IMAGE_TOKENIZERS[config.image_tokenizer_config.model_type]
+        # float32 whatever the rest is in: half precision would round to other codes.
         self.image_tokenizer = tokenizer_class._from_config(config.image_tokenizer_config, dtype=torch.float32)
-        # Its codes are the decoder's vocabulary: training the one would change the meaning of the other.
+        # Its codes are tokens of the decoder, so training it would change what these tokens mean.
         self.image_tokenizer.requires_grad_(False)
         self.post_init()
 
     def _apply(self, fn, recurse=True):
-        """As in torch, for `.to(torch.bfloat16)` and the like, but the image tokenizer moves and stays in float32."""
+        """As in torch, but `.to(torch.bfloat16)` and the like leave the image tokenizer in float32."""
         image_tokenizer = self._modules["image_tokenizer"]
         self._modules["image_tokenizer"] = None
         try:
@@ -250,7 +221,7 @@ class DPSModel(DPSPreTrainedModel):
     def get_image_features(
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple | DPSImageFeatures:
-        """`pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1] to [`DPSImageFeatures`]."""
+        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1]."""
         kwargs["return_dict"] = True
         outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
         features = self.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
@@ -271,9 +242,9 @@ class DPSModel(DPSPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPooling:
-        """Text to embeddings: `pooler_output` of shape `(batch, hidden_size)` is the mean over the text's tokens."""
+        """Embeds texts: `pooler_output` of shape `(batch, hidden_size)` is the mean over the tokens of each text."""
         kwargs["return_dict"] = True
-        if attention_mask is not None:  # the first word is at position 0, whatever the padding
+        if attention_mask is not None:  # positions count from the first token that is not padding
             kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp(min=0))
         outputs = self.language_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
         hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden_size)
@@ -291,8 +262,8 @@ class DPSModel(DPSPreTrainedModel):
         """Pixels to codes.
 
         Shapes:
-            pixel_values: `(images, 3, height, width)` in [-1, 1]; resized where it is not of `config.drawing_size`
-            returns: `(images, num_codes)`, int64 in `[0, codebook_size)`; add `image_code_start_id` for ids
+            pixel_values: `(images, 3, height, width)` in [-1, 1]; other sizes than `config.drawing_size` are resized
+            returns: `(images, num_codes)`, int64 in `[0, codebook_size)`; add `image_code_start_id` to get token ids
         """
         size = self.config.drawing_size
         if tuple(pixel_values.shape[-2:]) != (size, size):
@@ -306,14 +277,14 @@ class DPSModel(DPSPreTrainedModel):
         """Codes to pixels.
 
         Shapes:
-            image_tokens: either codes `(batch, num_codes)` as `encode_image` returns them, or the token ids
-                `(batch, sequence)` that `generate` returns, from which each row's last whole drawing is taken
+            image_tokens: either codes `(batch, num_codes)` as `encode_image` returns them, or token ids
+                `(batch, sequence)` as `generate` returns them; the last complete drawing of each row is decoded
             returns: `(batch, 3, drawing_size, drawing_size)` in [-1, 1]
 
         Raises:
-            ValueError: another shape, or a row holds no whole drawing.
+            ValueError: another shape, negative numbers, or a row without a complete drawing.
         """
-        start, count = self.config.image_code_start_id, self.config.num_codes
+        config = self.config
         if image_tokens.dim() != 2:
             raise ValueError(
                 f"image_tokens must be (batch, codes or token ids); got the shape {tuple(image_tokens.shape)}. "
@@ -321,37 +292,35 @@ class DPSModel(DPSPreTrainedModel):
             )
         if bool((image_tokens < 0).any()):
             raise ValueError(
-                f"image_tokens must be 0 or more; got {int(image_tokens.min())}. Cut off what pads labels, such as -100."
+                f"image_tokens must be 0 or more; got {int(image_tokens.min())}. Remove label padding such as -100."
             )
-        is_code = (image_tokens >= start) & (image_tokens < start + self.config.codebook_size)
-        # Codes lie below `codebook_size`; where token ids of codes may lie there too, a bare drawing is taken for codes.
-        if image_tokens.shape[1] != count or bool((image_tokens >= self.config.codebook_size).any()):
-            image_tokens = (
-                torch.stack([self._last_drawing(row, mask) for row, mask in zip(image_tokens, is_code)]) - start
-            )
+        # Where numbers may be either codes or token ids, as in a small vocabulary, they count as codes.
+        if image_tokens.shape[1] != config.num_codes or bool((image_tokens >= config.codebook_size).any()):
+            image_tokens = torch.stack([self._last_drawing(row) for row in image_tokens]) - config.image_code_start_id
         return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
 
-    def _last_drawing(self, row: torch.Tensor, is_code: torch.Tensor) -> torch.Tensor:
-        """The last whole drawing of a row of token ids; one that was cut off is none, nor are codes that a prompt spells."""
-        count = self.config.num_codes
+    def _last_drawing(self, row: torch.Tensor) -> torch.Tensor:
+        """The token ids of the last complete drawing in a row, without codes that a prompt spells."""
+        count, start = self.config.num_codes, self.config.image_code_start_id
+        is_code = (row >= start) & (row < start + self.config.codebook_size)
         after = (row == self.config.boi_token_id).cumsum(0)  # how many begin-of-image there are up to each token
         bare, *begun = [row[is_code & (after == i)] for i in range(int(after[-1]) + 1)]
         drawings = [codes[:count] for codes in begun if len(codes) >= count]
-        if not drawings and len(bare) >= count:  # codes whose begin-of-image is elsewhere
+        if not drawings and len(bare) >= count:  # a drawing whose begin-of-image was cut off
             drawings = [bare[: len(bare) // count * count][-count:]]
         if not drawings:
             raise ValueError(
                 f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds "
-                f'{max(map(len, [bare, *begun]))}. Call generate(generation_mode="image") without stopping criteria of '
-                "your own, which may have cut it off."
+                f'{max(map(len, [bare, *begun]))}. Call generate(generation_mode="image") without your own stopping '
+                "criteria, which may have cut it off."
             )
         return drawings[-1]
 
     def _all_processes_need_pictures(self) -> bool:
-        """Whether the tower and the connector must run in every process, even where a batch holds no picture.
+        """Whether the tower and the connector must run in every process, even on a batch without pictures.
 
-        Several processes reduce their gradients together, and one without a gradient stops all (DDP, FSDP, ZeRO). Where
-        weights are sharded, running a part gathers them from all processes, in inference too.
+        In DDP, FSDP and ZeRO all processes wait for each other's gradients. Where weights are sharded, all processes
+        must gather them together, in inference too.
         """
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
@@ -363,14 +332,14 @@ class DPSModel(DPSPreTrainedModel):
         return any(map(_gathers_itself, modules)) or any(hasattr(one, "ds_id") for one in parameters)  # ZeRO-3
 
     def find_placeholders(self, input_ids, inputs_embeds) -> torch.Tensor:
-        """Where placeholders stand, `(batch, sequence)`; told by their embedding where there are no `input_ids`."""
+        """A mask of the placeholders, `(batch, sequence)`; without `input_ids`, found by their embedding."""
         if input_ids is None:
             placeholder = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
             return (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)
         return input_ids == self.config.image_token_id
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features) -> torch.Tensor:
-        """Where placeholders stand, `(batch, sequence, hidden_size)`; as many as there are feature vectors.
+        """A mask of the placeholders, `(batch, sequence, hidden_size)`.
 
         Raises:
             ValueError: their number differs from that of the feature vectors.
@@ -380,8 +349,9 @@ class DPSModel(DPSPreTrainedModel):
         torch_compilable_check(
             mask.sum() == image_features.numel(),
             lambda: (
-                f"pixel_values give {image_features.numel() // image_features.shape[-1]} feature vectors, input_ids hold "
-                f"{mask[..., 0].sum()} placeholders; truncation may have cut some. Let the processor make both, with no max_length."
+                f"pixel_values give {image_features.numel() // image_features.shape[-1]} feature vectors, input_ids "
+                f"hold {mask[..., 0].sum()} placeholders; truncation may have cut some. Let the processor make both, "
+                "without max_length."
             ),
         )
         return mask
@@ -400,16 +370,16 @@ class DPSModel(DPSPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | DPSModelOutputWithPast:
         """
-        input_ids: `(batch, sequence)`; pixel_values: `(images, 3, image_size, image_size)`, in the order of their
-        placeholders; attention_mask: `(batch, sequence)` of zeros and ones; cache: or `past_key_values`, as the library
-        called it up to 5.23.
+        input_ids: `(batch, sequence)`. pixel_values: `(images, 3, image_size, image_size)`, in the order of their
+        placeholders. attention_mask: `(batch, sequence)` of zeros and ones. cache: called `past_key_values` up to
+        transformers 5.23; either name works.
         """
         cache = take_cache(cache, past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None and not len(pixel_values):  # trl cuts batches, and a part may have no pictures
+        if pixel_values is not None and not len(pixel_values):  # trl splits batches, and a part may have no pictures
             pixel_values = None
 
         image_outputs = image_features = None
@@ -443,7 +413,7 @@ class DPSModel(DPSPreTrainedModel):
 
 
 class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
-    """DPS with its one head over text and image codes."""
+    """DPS with its head over text tokens and image codes."""
 
     _auto_class = "AutoModelForMultimodalLM"
     output_modalities = ("image", "text")
@@ -459,30 +429,6 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
-
-    @classmethod
-    def from_components(
-        cls, text, vision, image_tokenizer, tokenizer=None, row_end: bool = False
-    ) -> "DPSForConditionalGeneration":
-        """Joins a decoder, an image encoder and an image tokenizer; the connector between them and the new tokens are fresh.
-
-        Each may be a checkpoint (its weights are taken as they are), a loaded model (which is copied and stays as it is)
-        or a config (fresh weights). All but the image tokenizer take the decoder's dtype. `DPSProcessor.from_components` makes the processor.
-
-        Args:
-            text: any decoder with which `AutoModelForCausalLM` works, with its head or without.
-            vision: a SigLIP tower of fixed resolution, or the whole SigLIP.
-            image_tokenizer: a [`DPSImageTokenizer`], a [`~transformers.JanusVQVAE`] or a whole Janus.
-            tokenizer (*optional*): or its checkpoint, if not that of `text`; it decides which ids the new tokens get.
-                Where there is none, they follow after all rows of the decoder's embeddings.
-            row_end: whether drawings end each row of codes with a token of its own.
-
-        Raises:
-            ValueError: a component of another kind.
-        """
-        from .components_dps import assemble
-
-        return assemble(cls, text, vision, image_tokenizer, tokenizer, row_end)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -523,9 +469,9 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | DPSCausalLMOutputWithPast:
         """
-        As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 where no loss is due. logits_to_keep: logits (and
-        loss) for only so many last positions, or for the given ones. codes_only: logits of the image codes alone,
-        `(batch, sequence, codebook_size)`: inside of a drawing nothing else may follow. It leaves no loss.
+        As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 for tokens without a loss. logits_to_keep: how many
+        of the last positions, or which positions, get logits and a loss. codes_only: gives logits of the image codes
+        alone, `(batch, sequence, codebook_size)`, and no loss; inside a drawing no other token may follow.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -563,7 +509,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
         if type(head) is nn.Linear and type(head.weight) is nn.Parameter and not hooked:
             return F.linear(hidden_states, head.weight[codes])
-        return head(hidden_states)[..., codes]  # quantised, adapted, sharded or elsewhere: it knows how to multiply
+        return head(hidden_states)[..., codes]  # a head that is quantised, adapted, sharded or offloaded
 
 
 __all__ = ["DPSForConditionalGeneration", "DPSModel", "DPSPreTrainedModel"]

@@ -1,1 +1,1 @@
-"""How dps-nano is made and measured: scenes, emoji and facts, their wording, tasks and judges. Nothing outside imports it."""
+"""How dps-nano is made and measured: its scenes, emoji and capitals, their tasks, evaluations and judges."""

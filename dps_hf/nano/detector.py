@@ -150,7 +150,8 @@ def _resampled(image: np.ndarray, upper: np.ndarray, left: np.ndarray, scale: np
 def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The formula of each shape's outline, its box in the middle half: `(shapes, 2 * GRID, 2 * GRID)` in [0, 1].
 
-    Then the areas of the outlines, and how far below the upper side of its box each has its centre of gravity, in sides.
+    Then the areas of the outlines, and how far below the upper side of its box each has its centre of gravity, in
+    sides.
     """
     fine = 4 * 2 * GRID
     y, x = (np.mgrid[0:fine, 0:fine] + 0.5) / fine * 4 - 2  # the box runs from -1 to 1, y downwards

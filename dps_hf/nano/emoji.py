@@ -4,7 +4,7 @@ Where the art and the names come from, and their licences: `files/LICENSES.md`.
 """
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -82,6 +82,20 @@ def all_pairs() -> tuple[Pair, ...]:
         )
         for i, row in enumerate(rows)
     )
+
+
+def tokenizer_texts(english: int = 12) -> Iterator[str]:
+    """Names, questions and styles for a text tokenizer to learn; each name also after a space, as within a sentence.
+
+    Args:
+        english: how often each English name is repeated, so that most English words become one token.
+    """
+    for names in {pair.codepoints: pair.names for pair in all_pairs()}.values():
+        for language, name in names.items():
+            yield from [name, f" {name}"] * (english if language == "en" else 1)
+    for questions in QUESTIONS.values():
+        yield from questions * 10
+    yield from [f", {style} style" for style in STYLES.values()] * 100
 
 
 @lru_cache(maxsize=1)
@@ -171,8 +185,9 @@ def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
 def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
     """Name the emoji, in the language of the question; 1 answer of 10 in English names the style, too.
 
-    English and `FOREIGN` other languages: one of them is asked for, the others are `more`. The worked step is the English
-    name: to recognise and then to translate is learned from far fewer pictures than to do both at once.
+    The names are in English and in `FOREIGN` other languages: one is asked for, the others are `more`. The worked
+    step is the English name, because to recognise and then to translate is learned from far fewer pictures than to do
+    both at once.
     """
     pair = pick(rng, pairs(split))
     image = picture(pair)

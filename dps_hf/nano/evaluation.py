@@ -1,11 +1,9 @@
-"""What a model is asked, and how often it is right: on scenes, emoji and facts, with the uncertainty of every figure."""
+"""How often dps-nano is right: about scenes, emoji and facts that its training never shows."""
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,33 +11,21 @@ from PIL import Image
 from torch.nn import functional as F
 
 from dps_hf.data.record import pick
-from dps_hf.evaluation.metrics import effective_items, name_match, nearest_neighbours_right, psnr, wilson_interval
-from dps_hf.inference import ask, draw, encode
-from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.evaluation.figures import Figure, mean, share
+from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr
+from dps_hf.evaluation.subject import Subject
+from dps_hf.inference import encode
 from dps_hf.nano import emoji
 from dps_hf.nano.detector import detect, fulfils, same_scene
 from dps_hf.nano.facts import BACKWARD, FORWARD, capitals
+from dps_hf.nano.held_out import FORMS, emoji_prompt, held_out_emoji, held_out_prompts, held_out_scenes
 from dps_hf.nano.questions import ask as ask_about
-from dps_hf.nano.scenes import HALF_WHITE, Scene, render, sample_split, shows
+from dps_hf.nano.scenes import Scene, render, shows
 from dps_hf.nano.scenes_edit import edit
-from dps_hf.nano.scenes_t2i import drawn_in_training, layout, prompted
+from dps_hf.nano.scenes_t2i import drawn_in_training, layout
 from dps_hf.nano.splits import UNSEEN_PAIRS
-from dps_hf.nano.wording import DESCRIBE, DRAW, LANGUAGES, caption, parse_caption, parse_wish
+from dps_hf.nano.wording import DESCRIBE, LANGUAGES, caption, parse_caption, parse_wish
 
-
-Figure = dict[str, float | int | list[float]]
-"""`value`, `n` (items it comes from) and `ci95` (limits of the 95 % confidence interval)."""
-
-FORMS: dict[str, dict[str, Any]] = {
-    "one_object": {"form": "things", "count": 1},
-    "two_objects": {"form": "things", "count": 2},
-    "counting": {"form": "counting"},
-    "position": {"form": "position"},
-    "unseen_pair": {"form": "things", "count": 1, "unseen": "pair"},
-    "unseen_count": {"form": "counting", "unseen": "count"},
-}
-"""Figures of drawn scenes, and the prompts that each comes from: arguments of `prompted`."""
 
 QUESTIONS: dict[str, tuple[str | None, bool]] = {
     "answer": (None, True),
@@ -54,108 +40,17 @@ GALLERY = 200  # emoji among which features are looked up
 EMOJI_GUIDANCE = 3.0  # with less the page often stays white; scenes need less
 
 
-@dataclass
-class Subject:
-    """The model that is scored.
-
-    items: how many items a figure comes from, where there are as many.
-    seed: chooses the items, and what is sampled.
-    sampling: how drawings are made: `guidance_scale`, `do_sample` and whatever else `generate` takes. Answers are greedy.
-    """
-
-    model: DPSForConditionalGeneration
-    processor: DPSProcessor
-    items: int
-    seed: int
-    sampling: dict
-    batch_size: int = 48
-
-    def rng(self, stream: str) -> np.random.Generator:
-        """Two streams are independent of each other."""
-        return np.random.default_rng([self.seed, *stream.encode()])
-
-    def held_out_emoji(self, count: int | None = None) -> list[emoji.Pair]:
-        """Emoji in a style in which training never showed them."""
-        found = emoji.pairs("validation")
-        return [found[i] for i in self.rng("emoji").permutation(len(found))[: count or self.items]]
-
-    def held_out_scenes(self, count: int | None = None, unseen: str | None = None) -> list[Scene]:
-        """Scenes of `count` things, or of 1 to 4, on all grounds; with an `unseen` "pair" or "count" in each, or in none."""
-        rng = self.rng("scenes")
-        return [sample_split(rng, "validation", count, unseen, grounds=HALF_WHITE) for _ in range(self.items)]
-
-    def held_out_prompts(self, name: str, count: int | None = None) -> list[str]:
-        """Prompts for the figure `name` of `FORMS`, which training never hears, each of them once.
-
-        Half of them are English, half of them name sizes. Of the ways of asking, the last is held out, too. There are not
-        always as many as asked for: no more than 456 ask for a pair that never met.
-        """
-        rng, prompts, missed = self.rng(name), dict[str, None](), 0
-        while len(prompts) < (count or self.items) and missed < 1000:
-            language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
-            _, prompt = prompted(rng, "validation", language=language, sizes=bool(rng.random() < 0.5), **FORMS[name])
-            prompt = pick(rng, DRAW[language]).format(prompt)
-            missed = missed + 1 if prompt in prompts else 0
-            prompts[prompt] = None
-        return list(prompts)
-
-    def draw(
-        self,
-        prompts: Sequence[str],
-        pictures: list[Image.Image] | None = None,
-        guided: bool = True,
-        think: bool = False,
-    ) -> list[Image.Image]:
-        torch.manual_seed(self.seed)
-        sampling = self.sampling if guided else {**self.sampling, "guidance_scale": 1.0}
-        return draw(self.model, self.processor, prompts, pictures, think, self.batch_size, "drawings", **sampling)
-
-    def ask(
-        self, questions: Sequence[str], pictures: list[Image.Image] | None = None, think: bool = False
-    ) -> list[str]:
-        answers = ask(self.model, self.processor, questions, pictures, think, self.batch_size, "answers")
-        return [answer.text for answer in answers]
-
-
-def emoji_prompt(pair: emoji.Pair, language: str = "en") -> str:
-    return f"{pair.names[language]}, {emoji.STYLES[pair.style]} style"
-
-
-# Figures
-
-
-def share(right: Iterable[bool], groups: Sequence[Hashable] | None = None) -> Figure:
-    """How many are right, with Wilson's interval; wider where items of one of the `groups` are right or wrong together."""
-    marks = [bool(mark) for mark in right]
-    value, items = sum(marks) / len(marks), effective_items(marks, groups) if groups else len(marks)
-    return _figure(value, len(marks), wilson_interval(value * items, items))
-
-
-def mean(values: Iterable[float]) -> Figure:
-    """The mean, with the interval of the normal distribution."""
-    array = np.array(list(values), dtype=np.float64)
-    half = 1.96 * array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else 0.0
-    return _figure(array.mean(), len(array), (array.mean() - half, array.mean() + half))
-
-
-def _figure(value: float, n: int, interval: tuple[float, float]) -> Figure:
-    return {"value": round(float(value), 4), "n": n, "ci95": [round(float(limit), 4) for limit in interval]}
-
-
-# Tasks
-
-
 def scenes_t2i(
     subject: Subject, names: Collection[str] = FORMS, guided: bool = True, think: bool = False
 ) -> dict[str, Figure]:
-    """All that the prompt names is in the drawing, where it should be, and nothing else; `think`: after a plan.
+    """The drawing shows everything that the prompt names, in the right place, and nothing else; `think`: after a plan.
 
-    `unseen_pair` is also given pair by pair. In `new_picture` are those prompts, of things that training shows, whose picture
-    it never draws for other words either.
+    `unseen_pair` is also given for each pair. `new_picture` is of the prompts whose picture training draws for no
+    other words either, although it shows each of their things.
     """
     drawn: dict[str, list[tuple[Scene, bool]]] = {}
     for name in names:
-        prompts = subject.held_out_prompts(name)
+        prompts = held_out_prompts(subject, name)
         drawings = subject.draw(prompts, guided=guided, think=think)
         wishes = [wish for prompt in prompts if (wish := parse_wish(prompt))]
         right = [fulfils(detect(drawing), wish) for drawing, wish in zip(drawings, wishes, strict=True)]
@@ -176,11 +71,26 @@ def scenes_t2i(
     return figures
 
 
-def scenes_i2t(subject: Subject) -> dict[str, Figure]:
-    """The description names all things and each of them rightly: number, size, colour and shape.
+def scenes_t2i_unguided(subject: Subject) -> dict[str, Figure]:
+    """The same without classifier-free guidance."""
+    return scenes_t2i(subject, guided=False)
 
-    `one_object` and `exact`, of 1 to 4 things, are as training shows them; in `unseen_pair` and `unseen_count` are a colour and
-    a shape, or a number of a shape, that training never shows together.
+
+def scenes_t2i_plan(subject: Subject, guided: bool = True) -> dict[str, Figure]:
+    """Counting and positions, drawn after a plan in words."""
+    return scenes_t2i(subject, ("counting", "position"), guided, think=True)
+
+
+def scenes_t2i_plan_unguided(subject: Subject) -> dict[str, Figure]:
+    """The same without classifier-free guidance."""
+    return scenes_t2i_plan(subject, guided=False)
+
+
+def scenes_i2t(subject: Subject) -> dict[str, Figure]:
+    """The description names all things with the right number, size, colour and shape.
+
+    `one_object` and `exact` (1 to 4 things) are as training shows them. `unseen_pair` shows a colour and a shape that
+    training never shows together, `unseen_count` a shape in a number in which training never shows it.
     """
     figures = {}
     for name, count, unseen in (
@@ -189,7 +99,7 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
         ("unseen_pair", None, "pair"),
         ("unseen_count", None, "count"),
     ):
-        held_out = subject.held_out_scenes(count, unseen)
+        held_out = held_out_scenes(subject, count, unseen)
         answers = subject.ask([DESCRIBE["en"][0]] * len(held_out), [render(scene) for scene in held_out])
         truths = [parse_caption(caption(scene)) for scene in held_out]
         figures[name] = share(parse_caption(answer) == truth for answer, truth in zip(answers, truths))
@@ -197,8 +107,8 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
 
 
 def scenes_i2t_languages(subject: Subject) -> dict[str, Figure]:
-    """`exact` in the other languages (`de` ...), asked as in training, and in words that are held out (`new_wording_en` ...)."""
-    held_out, figures = subject.held_out_scenes(), {}
+    """`exact` in the other languages (`de` ...), asked as in training and in held-out words (`new_wording_en` ...)."""
+    held_out, figures = held_out_scenes(subject), {}
     pictures, truths = [render(scene) for scene in held_out], [parse_caption(caption(scene)) for scene in held_out]
     for prefix, wording, languages in (("", 0, LANGUAGES[1:]), ("new_wording_", -1, LANGUAGES)):
         for language in languages:
@@ -208,7 +118,7 @@ def scenes_i2t_languages(subject: Subject) -> dict[str, Figure]:
 
 
 def scenes_cot(subject: Subject, names: Collection[str] = QUESTIONS) -> dict[str, Figure]:
-    """Questions of all kinds: after thinking (`answer`, and by kind), and the same ones without (`direct`).
+    """Questions of all kinds: after thinking (`answer`, and a figure for each kind), and without (`direct`).
 
     `unseen_pair` and `unseen_count` are after thinking, about pictures of what training never shows together.
     """
@@ -223,14 +133,14 @@ def scenes_cot(subject: Subject, names: Collection[str] = QUESTIONS) -> dict[str
 
 def _answered(subject: Subject, unseen: str | None, think: bool) -> tuple[list[bool], list[str]]:
     """Which questions about held-out scenes are answered rightly, and their kinds."""
-    held_out, rng = subject.held_out_scenes(unseen=unseen), subject.rng("questions")
+    held_out, rng = held_out_scenes(subject, unseen=unseen), subject.rng("questions")
     questions, _, truths, kinds = zip(*(ask_about(rng, scene) for scene in held_out))
     answers = subject.ask(questions, [render(scene) for scene in held_out], think)
     return list(map(name_match, answers, truths)), list(kinds)
 
 
 def scenes_edit(subject: Subject, guided: bool = True) -> dict[str, Figure]:
-    """What was asked has changed, and all else is what it was and where it was: after thinking (`exact`), and `direct`."""
+    """The edit is made and everything else is unchanged: after thinking (`exact`), and without (`direct`)."""
     rng = subject.rng("edits")
     before, instructions, after = zip(*(edit(rng, "validation") for _ in range(subject.items)))
     pictures, figures = [render(scene) for scene in before], {}
@@ -240,9 +150,14 @@ def scenes_edit(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     return figures
 
 
+def scenes_edit_unguided(subject: Subject) -> dict[str, Figure]:
+    """The same without classifier-free guidance."""
+    return scenes_edit(subject, guided=False)
+
+
 def emoji_i2t(subject: Subject) -> dict[str, Figure]:
     """The name of a held-out emoji, in the language of the question: after thinking, and without (`direct_`)."""
-    pairs, languages = subject.held_out_emoji(), list(emoji.QUESTIONS)
+    pairs, languages = held_out_emoji(subject), list(emoji.QUESTIONS)
     pictures = [emoji.picture(pair) for pair in pairs] * len(languages)
     questions = [emoji.QUESTIONS[language][0] for language in languages for _ in pairs]
     truths = [pair.names[language] for language in languages for pair in pairs]
@@ -257,23 +172,28 @@ def emoji_i2t(subject: Subject) -> dict[str, Figure]:
 
 
 def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
-    """Of 50 emoji of the style, the one most like the drawing is the held-out one that was asked for."""
-    pairs = subject.held_out_emoji()
+    """Among 50 emoji of the style, the held-out one that was asked for is nearest to the drawing."""
+    pairs = held_out_emoji(subject)
     drawings = subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided)
     return {"nn50": _found_among_50(subject, pairs, drawings)}
 
 
+def emoji_t2i_unguided(subject: Subject) -> dict[str, Figure]:
+    """The same without classifier-free guidance."""
+    return emoji_t2i(subject, guided=False)
+
+
 def emoji_t2i_guided_by_3(subject: Subject) -> dict[str, Figure]:
-    """The same with the guidance that emoji take best, whatever scenes do with it."""
+    """The same with a guidance of 3, which suits emoji best, whatever the guidance of the other figures."""
     return emoji_t2i(replace(subject, sampling={**subject.sampling, "guidance_scale": EMOJI_GUIDANCE}))
 
 
 def reference(subject: Subject) -> dict[str, Figure]:
-    """To measure figures by, and not of the model: what art in place of the drawings of `emoji_t2i` would score.
+    """A yardstick for `emoji_t2i`, not a figure of the model: the score of original art in place of drawings.
 
-    It is that of a style in which training shows the emoji, chosen at random.
+    The art is of a random style in which training shows the emoji.
     """
-    pairs, rng, shown = subject.held_out_emoji(), subject.rng("art"), _in_training()
+    pairs, rng, shown = held_out_emoji(subject), subject.rng("art"), _in_training()
     art = [emoji.picture(pick(rng, shown[pair.codepoints])) for pair in pairs]
     return {"emoji_art_nn50": _found_among_50(subject, pairs, art)}
 
@@ -296,7 +216,7 @@ def _in_training() -> dict[str, list[emoji.Pair]]:
 
 
 def facts(subject: Subject) -> dict[str, Figure]:
-    """Every country's capital and every capital's country, once in each language; learnt by heart, not held out."""
+    """Every country's capital and every capital's country, once in each language. Training shows all of them."""
     figures = {}
     for language in LANGUAGES:
         pairs = capitals(language).items()
@@ -309,10 +229,10 @@ def facts(subject: Subject) -> dict[str, Figure]:
 
 
 def image_tokenizer(subject: Subject) -> dict[str, Figure]:
-    """How near held-out emoji come to themselves through the codes."""
+    """How well held-out emoji are reconstructed from their codes."""
     model, size = subject.model, subject.model.config.drawing_size
     values = []
-    for pair in subject.held_out_emoji():
+    for pair in held_out_emoji(subject):
         picture = emoji.picture(pair)
         pixels = model.decode_image_tokens(encode(model, subject.processor, [picture]))
         again = subject.processor.post_process_multimodal_output(pixels, generation_mode="image")
@@ -322,9 +242,9 @@ def image_tokenizer(subject: Subject) -> dict[str, Figure]:
 
 @torch.no_grad()
 def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
-    """Nats per image token of held-out emoji after their own words and after those of another emoji."""
+    """Nats per image token of held-out emoji, after their own words and after those of another emoji."""
     model, processor, config = subject.model, subject.processor, subject.model.config
-    pairs = subject.held_out_emoji()
+    pairs = held_out_emoji(subject)
     losses: dict[str, list[float]] = {"right": [], "shuffled": []}
     for start in range(0, len(pairs), 25):
         batch = pairs[start : start + 25]
@@ -349,15 +269,15 @@ def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
 
 @torch.no_grad()
 def features(subject: Subject) -> dict[str, Figure]:
-    """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name the English one.
+    """Retrieval among 200: a held-out picture finds its emoji in another style, a foreign name finds the English one.
 
-    More than 200 are searched for in whole galleries, each of 200 other emoji. The names are not held out: training with
-    `alignment_steps` has drawn the two together.
+    More than 200 items are split into galleries of 200. The names are not held out: training with
+    [`~dps_hf.nano.name_alignment.name_alignment_loss`] shows both names of an emoji together.
     """
     model, rng = subject.model, subject.rng("features")
     # Whole ones: a smaller last gallery would be easier.
     galleries = min(math.ceil(subject.items / GALLERY), len(emoji.pairs("validation")) // GALLERY)
-    pairs = subject.held_out_emoji(galleries * GALLERY if subject.items > GALLERY else subject.items)
+    pairs = held_out_emoji(subject, galleries * GALLERY if subject.items > GALLERY else subject.items)
     shown = _in_training()
     others = [pick(rng, shown[pair.codepoints]) for pair in pairs]
     foreign = [pair.names[pick(rng, emoji.OTHER_LANGUAGES)] for pair in pairs]
@@ -387,23 +307,24 @@ def _pixels(subject: Subject, pictures: Iterable[Image.Image]) -> torch.Tensor:
     return pixels.to(subject.model.device)
 
 
-TASKS: dict[str, Callable[[Subject], dict[str, Figure]]] = {
-    "scenes_t2i": scenes_t2i,
-    "scenes_t2i_unguided": partial(scenes_t2i, guided=False),
-    "scenes_t2i_plan": partial(scenes_t2i, names=("counting", "position"), think=True),
-    "scenes_t2i_plan_unguided": partial(scenes_t2i, names=("counting", "position"), guided=False, think=True),
-    "scenes_i2t": scenes_i2t,
-    "scenes_i2t_languages": scenes_i2t_languages,
-    "scenes_cot": scenes_cot,
-    "scenes_edit": scenes_edit,
-    "scenes_edit_unguided": partial(scenes_edit, guided=False),
-    "emoji_i2t": emoji_i2t,
-    "emoji_t2i": emoji_t2i,
-    "emoji_t2i_unguided": partial(emoji_t2i, guided=False),
-    "emoji_t2i_guided_by_3": emoji_t2i_guided_by_3,
-    "facts": facts,
-    "image_tokenizer": image_tokenizer,
-    "right_vs_shuffled_words": right_vs_shuffled_words,
-    "features": features,
-    "reference": reference,
-}
+EVALUATIONS = (
+    scenes_t2i,
+    scenes_t2i_unguided,
+    scenes_t2i_plan,
+    scenes_t2i_plan_unguided,
+    scenes_i2t,
+    scenes_i2t_languages,
+    scenes_cot,
+    scenes_edit,
+    scenes_edit_unguided,
+    emoji_i2t,
+    emoji_t2i,
+    emoji_t2i_unguided,
+    emoji_t2i_guided_by_3,
+    facts,
+    image_tokenizer,
+    right_vs_shuffled_words,
+    features,
+    reference,
+)
+"""What `--tasks dps_hf.nano.evaluation` runs."""

@@ -137,8 +137,8 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     lead = (a.x - b.x) * dx + (a.y - b.y) * dy
     if abs(lead) < RELATION_GAP:
         return None
-    # The words are those of a plan, which is read and written more often. What is to be found again, such as the relation
-    # or a number, is said where it is met, and then under a name of one word.
+    # The words are those of a plan, which is read and written more often. What is to be found again, such as the
+    # relation or a number, is said where it is met, and then under a name of one word.
     line, sign = "column" if dx else "row", "<" if dx + dy < 0 else ">"
     wanted = {"first": {"colour": a.colour, "shape": a.shape}, "second": {"colour": b.colour, "shape": b.shape}}
     steps = [f"{relation}: {line} {sign}."]

@@ -102,8 +102,8 @@ def sample_scene(
     """A scene of `count` things, 1 to 4; by default 35 % hold one thing, 30 % two, the rest three or four.
 
     Args:
-        tidy: boxes begin and end at multiples of 8 pixels. A model that draws in patches of 8x8 pixels then has one way
-            to draw a thing instead of 64, and learns what the words mean instead of how outlines are cut.
+        tidy: boxes begin and end at multiples of 8 pixels. A model that draws in patches of 8x8 pixels then has one
+            way to draw a thing instead of 64, and learns what the words mean instead of how outlines are cut.
         grounds: one of these, in a light colour.
     """
     if count is None:
@@ -153,7 +153,7 @@ def shows(scene: Scene, unseen: str | None) -> bool:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the scene is kept out of training though its parts are not: 1 in 10, decided by what stands roughly where."""
+    """Whether training leaves out the scene, although it shows its parts: 1 scene in 10, by what is roughly where."""
     content = sorted((t.size, t.colour, t.shape, t.x // 16, t.y // 16) for t in scene.things)
     return one_in(10, repr(content))
 

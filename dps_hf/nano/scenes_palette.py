@@ -1,4 +1,4 @@
-"""Draw things of more colours and shapes than scenes have: what a word means is then learned, not each pair by heart."""
+"""Draw more colours and shapes than scenes have, so that words are learned and not each pair of them by heart."""
 
 from collections import Counter
 from itertools import product

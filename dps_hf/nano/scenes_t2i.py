@@ -107,7 +107,7 @@ def layout(wish: Wish) -> Scene:
 
 
 def drawn_in_training(scene: Scene) -> bool:
-    """Whether training asks for this very picture in any words: "a red circle" may be held out, "a big red circle" is the same."""
+    """Whether training asks for the same picture in other words: "a big red circle", if "a red circle" is held out."""
     if held_out(scene) or not shows(scene, None):
         return False
     wishes = []

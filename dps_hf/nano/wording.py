@@ -39,8 +39,8 @@ DESCRIBE = {
         "¿Qué cosas hay aquí?", "¿Qué hay en la imagen?",
     ),
     "zh": (
-        "描述这张图片。", "你看到了什么？", "图片显示了什么？", "请描述图片。", "描述你看到的东西。", "这张图画了什么？",
-        "图上能看到什么？", "图片里有什么？",
+        "描述这张图片。", "你看到了什么？", "图片显示了什么？", "请描述图片。", "描述你看到的东西。",
+        "这张图画了什么？", "图上能看到什么？", "图片里有什么？",
     ),
 }  # fmt: skip
 DRAW = {
@@ -58,8 +58,8 @@ DRAW = {
         "Quiero ver {}.", "Muéstrame {}.",
     ),
     "zh": (
-        "{}", "画{}。", "请画{}。", "帮我画{}。", "给我画{}。", "一张图片：{}。", "你能画{}吗？", "我想看{}。", "请给我{}。",
-        "给我看{}。",
+        "{}", "画{}。", "请画{}。", "帮我画{}。", "给我画{}。", "一张图片：{}。", "你能画{}吗？", "我想看{}。",
+        "请给我{}。", "给我看{}。",
     ),
 }  # fmt: skip
 """Ways of asking; of these and of `DESCRIBE`, the last of each language never occurs in training."""
@@ -116,7 +116,7 @@ _COMMA = {"en": ", ", "de": ", ", "es": ", ", "zh": "、"}
 _AND = {"en": " and ", "de": " und ", "es": " y ", "zh": "和"}
 
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-"""Relation of one thing to another, and in which direction it lies from there, in pixels to the right and downwards."""
+"""Relation of one thing to another, and its direction from there, in pixels to the right and downwards."""
 
 _RELATE = {
     "en": {relation: f"{{}} {relation} {{}}" for relation in RELATIONS},
@@ -149,7 +149,8 @@ def phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
         return article(words) if number == 1 else f"{_NUMBERS['en'][number - 2]} {plural(words)}"
     adjectives = _ADJECTIVES[language]
     if language == "zh":
-        return f"{_NUMBERS['zh'][number - 1]}{adjectives[colour]}的{adjectives[size] if size else ''}{_CHINESE_SHAPES[shape]}"
+        thing = (adjectives[size] if size else "") + _CHINESE_SHAPES[shape]
+        return f"{_NUMBERS['zh'][number - 1]}{adjectives[colour]}的{thing}"
     singular, several, gender = _SHAPES[language][shape]
     noun = singular if number == 1 else several
     if language == "de":

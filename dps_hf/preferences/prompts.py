@@ -13,7 +13,7 @@ from PIL import Image
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture, name_of
 from dps_hf.data.record import Message, Record, pictures_of, validate
-from dps_hf.data.sources import IMAGE_PROCESSOR, open_pictures, read_saved, unopened
+from dps_hf.data.sources import IMAGE_PROCESSOR, leave_unopened, open_pictures, read_dataset
 from dps_hf.judges.verdict import find_control_token
 from dps_hf.model.image_processing_dps import to_rgb
 from dps_hf.model.processing_dps import DPSProcessor
@@ -145,7 +145,7 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
             yield Prompt(line, draw=True, think=path.stem in think, task=path.stem)
         return
 
-    dataset = unopened(read_saved(path, "prompts"))
+    dataset = leave_unopened(read_dataset(path, "prompts"))
     yield from prompts_of(_checked(dataset, path), think, path.name, patience=len(dataset))
 
 

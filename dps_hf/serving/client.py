@@ -4,8 +4,8 @@ client = Client("http://127.0.0.1:8080/v1", "dps_hf/checkpoints/dps-nano")
 drawing = client.draw("a big red heart")
 answer = client.ask("What is this?", [drawing])
 
-The servers give a drawing as codes. The client holds what turns them into a picture: the processor and the image
-tokenizer of the same checkpoint, and no other weights.
+The servers give a drawing as codes. The client turns them into a picture with the processor and the image tokenizer
+of the same checkpoint; it loads no other weights.
 """
 
 import base64
@@ -26,31 +26,31 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 import dps_hf
 from dps_hf.inference import MAX_NEW_TOKENS, TEMPERATURE, Answer, with_codes
-from dps_hf.model.components_dps import IMAGE_TOKENIZERS
+from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS
 
 
 # What servers call themselves in their list of models. `transformers serve` lists the Hub's cache instead.
 SERVERS = {"llamacpp": "llama-server", "me": "llama_cpp.server", "vllm": "vLLM"}
 TRANSFORMERS = "transformers serve"
 
-# What llama.cpp would otherwise do to a distribution unasked; vLLM knows two of the three and ignores the third.
+# Switches off what llama.cpp does to a distribution by default. vLLM knows two of the three and ignores the third.
 PLAIN_SAMPLING = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 
-GUIDED_CODES = 64  # that guidance from here chooses among
+GUIDED_CODES = 64  # how many codes guidance in this client chooses among
 
 
 class ServerError(RuntimeError):
-    """The server cannot be reached, refuses, or gives something that is no answer and no drawing."""
+    """The server cannot be reached, refuses a request, or returns no valid answer or drawing."""
 
 
 class Client:
-    """One server of the OpenAI protocol, whichever of the four it is; may be used by several threads at a time.
+    """A client of one of the four servers. Several threads may share it.
 
     Args:
         base_url: such as "http://127.0.0.1:8080/v1".
         checkpoint: folder or name of the served DPS.
-        model: its name on the server, if not the only one there.
-        key_variable: the environment variable that holds the server's key, if it wants one.
+        model: the name of the model on the server, if the server has several.
+        key_variable: the environment variable that holds the server's key, if it needs one.
         timeout_seconds: of one request.
 
     Raises:
@@ -102,12 +102,12 @@ class Client:
         """Answers a question, about the pictures before it if there are any.
 
         Args:
-            think: whether the model first thinks aloud. llama_cpp.server takes that from the command that started it:
+            think: whether the model thinks before it answers. llama_cpp.server takes this from its own command line:
                 `--chat_template_kwargs '{"enable_thinking": true}'`.
             temperature: 0 is greedy.
 
         Raises:
-            ServerError: see there.
+            ServerError: no answer; see [`ServerError`].
         """
         text = self.chat(question, pictures, think, max_tokens=max_tokens, temperature=temperature).message.content
         if not isinstance(text, str):
@@ -122,7 +122,7 @@ class Client:
         max_tokens: int = MAX_NEW_TOKENS,
         temperature: float = 0.0,
     ) -> Iterator[Answer]:
-        """The answer of [`ask`] as it grows; the last one is whole."""
+        """Yields the answer of [`ask`] as it grows; the last one is complete."""
         fields = {"max_tokens": max_tokens, "temperature": temperature, "stream": True}
         chunks, text = self._chat(question, pictures, think, **fields), ""
         while (chunk := self._call(lambda: next(chunks, None))) is not None:
@@ -138,7 +138,7 @@ class Client:
         return Answer(*self.processor.split_thinking(text if "<think>" in text or not think else "<think>" + text))
 
     def chat(self, question: str, pictures: Sequence[Image.Image] = (), think: bool = False, **options):
-        """The first choice of a chat completion as the openai package gives it; `options` are fields of the request."""
+        """The first choice of a chat completion, an object of openai; `options` are fields of the request."""
         completion = self._chat(question, pictures, think, **options)
         return self._call(lambda: completion.choices[0])
 
@@ -172,13 +172,13 @@ class Client:
         Args:
             temperature: 0 is greedy.
             guidance_scale: strength of classifier-free guidance (https://huggingface.co/papers/2207.12598); 1 is none.
-                `transformers serve` guides by itself; for llama-server, the client asks for the probabilities of the 64
-                likeliest codes with the prompt and without, two requests a code, and samples here.
-            seed: drawings of one seed are the same on one server.
+                `transformers serve` applies guidance itself. For llama-server, the client asks for the probabilities
+                of the 64 likeliest codes with and without the prompt, two requests for each code, and samples itself.
+            seed: the same seed gives the same drawing on the same server.
 
         Raises:
-            ValueError: guidance from a server that neither guides nor gives probabilities of given codes.
-            ServerError: the server gave another number of codes, or see there.
+            ValueError: guidance from a server that does not support it.
+            ServerError: the server gave another number of codes, or no answer.
         """
         if self.server == TRANSFORMERS:
             codes = self._codes_by_transformers(prompt, temperature, guidance_scale, seed)
@@ -188,13 +188,13 @@ class Client:
             codes = self._codes_by_logit_bias(prompt, temperature, seed)
         if len(codes) != self.config.num_codes or max(codes) >= self.config.codebook_size:
             raise self._error(
-                f"gave {len(codes)} codes for a drawing of {self.config.num_codes}. Is it the model of this checkpoint, "
-                "and is its context long enough?"
+                f"gave {len(codes)} codes for a drawing of {self.config.num_codes}. Is it the model of this "
+                "checkpoint, and is its context long enough?"
             )
         return codes
 
     def _codes_by_transformers(self, prompt, temperature, guidance_scale, seed) -> list[int]:
-        """`model.generate` runs there, with the generation config that is sent."""
+        """Sends the generation config for `model.generate` on the server."""
         generation = {"generation_mode": "image", "guidance_scale": guidance_scale, "do_sample": temperature > 0}
         generation |= {"pad_token_id": self.config.eoi_token_id, "top_k": 0} | (
             {"temperature": temperature} if temperature else {}
@@ -204,22 +204,14 @@ class Client:
         return self._codes(text)
 
     def _codes_by_logit_bias(self, prompt, temperature, seed) -> list[int]:
-        """Every other server lets nothing but codes through if their bias is raised far enough."""
-        begun, drawn = self._begun(prompt), ""
+        """Asks for codes only, by adding a large bias to their logits."""
         bias = {str(self.config.image_code_start_id + code): 100 for code in range(self.config.codebook_size)}
         fields = {"logit_bias": bias, "temperature": temperature, "extra_body": PLAIN_SAMPLING}
-        # Where rows end with a token of their own, each row is a request.
-        num_requests = self.config.num_codes // self.config.grid_size if self.processor.row_end else 1
-        for index in range(num_requests):
-            seeds = {} if seed is None else {"seed": seed + index}
-            drawn += self._complete(
-                begun + drawn, max_tokens=self.config.num_codes // num_requests, **fields, **seeds
-            ).text
-            drawn += self._row_end((index + 1) * self.config.num_codes // num_requests)
-        return self._codes(drawn)
+        fields |= {} if seed is None else {"seed": seed}
+        return self._codes(self._complete(self._begun(prompt), max_tokens=self.config.num_codes, **fields).text)
 
     def _guided_codes(self, prompt, temperature, guidance_scale, seed) -> list[int]:
-        """As `drawing_sample` in `generation_dps.py`, two requests a code, over what is likely with the prompt."""
+        """As `drawing_sample` in `generation_dps.py`, among codes that are likely with the prompt."""
         if self.server != "llama-server":
             raise ValueError(
                 f"guidance_scale needs llama-server or `transformers serve`; got {guidance_scale} for {self.server}. "
@@ -239,11 +231,10 @@ class Client:
             else:
                 choice = guided.argmax()
             drawn += self.processor.code_token.format(codes[int(choice)])
-            drawn += self._row_end(index + 1)
         return self._codes(drawn)
 
     def _code_scores(self, prompt: str, candidates: Iterable[int] = ()) -> dict[int, float]:
-        """Log-probabilities, up to a constant, of the likeliest codes to follow, or of the candidates."""
+        """Log-probabilities, up to a constant, of the likeliest next codes, or of the candidates."""
         start = self.config.image_code_start_id
         choice = self._complete(
             prompt,
@@ -264,10 +255,6 @@ class Client:
         message = [{"role": "user", "content": prompt}]
         return self.processor.apply_chat_template(message, add_generation_prompt=True) + self.processor.boi_token
 
-    def _row_end(self, num_codes: int) -> str:
-        ends = self.processor.row_end and num_codes % self.config.grid_size == 0
-        return self.processor.row_end_token if ends else ""
-
     def _complete(self, prompt: str, **fields):
         return self._call(
             lambda: self._client.completions.create(model=self.model, prompt=prompt, **fields).choices[0]
@@ -278,14 +265,14 @@ class Client:
         return [int(code) for code in re.findall(f"{before}(\\d+){after}", text or "")]
 
     def _data_url(self, picture: Image.Image) -> str:
-        """A picture as the model's own processor lays it out: servers place one that is no square otherwise."""
+        """Encodes a picture after the processor has letterboxed it, which servers do in other ways."""
         pixels = torch.as_tensor(self.processor.image_processor(picture)["pixel_values"][0])
         square = self.processor.post_process_multimodal_output(pixels[None], generation_mode="image")[0]
         square.save(file := BytesIO(), "PNG")
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
     def _call(self, request):
-        """What the request gives, every fault as a [`ServerError`]."""
+        """Returns the result of a request; every failure becomes a [`ServerError`]."""
         try:
             return request()
         except self._openai.APITimeoutError:
@@ -296,14 +283,14 @@ class Client:
             reason = error.response.text if self._key == "none" else error.response.text.replace(self._key, "[key]")
             raise self._error(f"refuses with HTTP {error.status_code}: {reason[:300]}") from None
         except (self._openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:
-            raise self._error(f"answers what is not of the OpenAI protocol ({type(error).__name__})") from None
+            raise self._error(f"gave an answer that is not of the OpenAI protocol ({type(error).__name__})") from None
 
     def _error(self, what: str) -> ServerError:
         return ServerError(f"The server at {self.base_url} {what}.".replace("?.", "?"))
 
 
 def load_image_tokenizer(checkpoint: str | os.PathLike) -> PreTrainedModel:
-    """The image tokenizer of a DPS in float32, without the rest of its weights.
+    """Loads the image tokenizer of a DPS in float32, without its other weights.
 
     Raises:
         ValueError: the checkpoint holds none.

@@ -3,9 +3,9 @@
 python -m dps_hf.serving.gguf dps_hf/checkpoints/dps-nano outputs/gguf --type f16
 llama-server --model outputs/gguf/dps-nano-f16.gguf --mmproj outputs/gguf/mmproj-dps-nano-f16.gguf
 
-Any DPS whose decoder is a Llama with a byte-level BPE tokenizer and whose tower has the connector's activation; others
-are refused. A LoRA adapter's folder is written as its base with the adapter merged in. The image tokenizer is not
-written: llama.cpp gives the codes of a drawing, and `dps_hf.serving.client` turns them into a picture.
+The decoder must be a Llama with a byte-level BPE tokenizer, and the tower must have the connector's activation. For
+the folder of a LoRA adapter, the merged model is written. The image tokenizer is not written: llama.cpp gives the
+codes of a drawing, and `dps_hf.serving.client` turns them into a picture.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TYPES = {
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
 
-# The key that llama.cpp has for the activation of a tower and its projector, which share one; no key is its default.
+# llama.cpp's key for the activation of a tower and its projector, which share one; the default has no key.
 ACTIVATIONS = {"gelu_pytorch_tanh": "use_gelu", "silu": "use_silu", "quick_gelu": None}
 
 # How text is split before BPE merges it, by llama.cpp's name.
@@ -40,7 +40,7 @@ PRE_TOKENIZERS = {("words",): "gpt-2", ("digits", "words"): "smollm", (LLAMA_3, 
 
 
 def load(checkpoint: str | Path) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
-    """A model in float32 with its adapter, if the folder is one's, merged in; and its processor.
+    """Loads a model in float32 and its processor; an adapter is merged into its base.
 
     Raises:
         ImportError: the folder holds an adapter, and peft is missing.
@@ -86,7 +86,7 @@ def export(checkpoint: str | Path, output: str | Path, type: str = "f16") -> tup
 
 
 def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
-    """Raises a ValueError where llama.cpp would compute something else than this model does."""
+    """Raises a ValueError if llama.cpp would compute something else than this model."""
     config, text, pictures = model.config, model.config.text_config, processor.image_processor
     if text.model_type != "llama":
         raise _refusal("text_config.model_type", text.model_type, "'llama'")
@@ -115,7 +115,8 @@ def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
 
 def _refusal(field: str, value, supported: str) -> ValueError:
     return ValueError(
-        f"llama.cpp takes a DPS whose {field} is {supported}; got {value!r}. Serve this one with vLLM or `transformers serve`."
+        f"llama.cpp takes a DPS whose {field} is {supported}; got {value!r}. Serve this one with vLLM or "
+        "`transformers serve`."
     )
 
 
@@ -150,7 +151,7 @@ def _pre_tokenizer(tokenizer: dict) -> str:
 
 
 def write_text(model: DPSForConditionalGeneration, processor: DPSProcessor, path: Path, name: str, type: str) -> None:
-    """Writes the decoder, its tokenizer and the chat template; [`check`] comes first."""
+    """Writes the decoder, its tokenizer and the chat template; call [`check`] first."""
     config = model.config.text_config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type(gguf.GGUFType.MODEL)
@@ -192,7 +193,7 @@ def write_text(model: DPSForConditionalGeneration, processor: DPSProcessor, path
 def write_mmproj(
     model: DPSForConditionalGeneration, processor: DPSProcessor, path: Path, name: str, type: str
 ) -> None:
-    """Writes the tower and the connector, as the projector of Janus-Pro, which computes the same; [`check`] comes first."""
+    """Writes the tower, and the connector as the equal projector of Janus-Pro; call [`check`] first."""
     config = model.config.vision_config
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_type(gguf.GGUFType.MMPROJ)

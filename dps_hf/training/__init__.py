@@ -1,1 +1,1 @@
-"""From records to trained weights: batches, adapters, resuming, curves."""
+"""From records to trained weights: batches, losses, adapters, resuming, curves."""

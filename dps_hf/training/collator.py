@@ -1,13 +1,11 @@
 """Records to padded batches for the library's and trl's trainers."""
 
 import copy
-import zlib
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
-import torch
+import numpy as np
 from PIL import Image
-from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from dps_hf.data.record import Message, Record, words_of
@@ -22,11 +20,11 @@ def encode_drawings(
 ) -> list[Record]:
     """The records with each picture in an answer replaced by the text of its codes.
 
-    So a drawing reaches trl's trainers, which know pictures in prompts only: its tokens are text like all others. Pictures
-    are opened, whether they are given as such, as arrays, or as bytes or paths.
+    trl's trainers accept pictures in prompts only, so drawings reach them as text. Pictures are opened, whether they
+    are given as pictures, arrays, bytes or paths.
 
     Raises:
-        ValueError: a picture is missing or cannot be opened; the record's place in the batch is named.
+        ValueError: a picture is missing or cannot be opened. The error names the record's place in the batch.
     """
     records = _with_pictures(records, processor)
     targets = [image for record in records for image, role in _pictures(record) if role == "assistant"]
@@ -59,8 +57,8 @@ def _with_pictures(records: list[Record], processor: DPSProcessor) -> list[Recor
     return opened
 
 
-def drawing_encoder(model: DPSForConditionalGeneration) -> DPSModel:
-    """A copy of what turns drawings into codes, on the CPU: a loader's workers must not touch the accelerator of the model."""
+def copy_image_tokenizer(model: DPSForConditionalGeneration) -> DPSModel:
+    """A copy of the image tokenizer on the CPU, because a loader's workers must not touch the model's accelerator."""
     others = {id(part): None for name, part in model.model.named_children() if name != "image_tokenizer"}
     whole: AbstractContextManager = nullcontext()
     if is_deepspeed_zero3_enabled():  # which shards all weights as soon as they are loaded
@@ -77,47 +75,53 @@ def _pictures(record: Record) -> list[tuple[Image.Image, str]]:
     return list(zip(record["images"], roles, strict=True))
 
 
-def prompt_and_text(processor: DPSProcessor, question: list[Message], answer: Message) -> tuple[str, str]:
-    """The messages before an answer as the model is given them, and the same with the answer."""
+def write_prompt_and_text(processor: DPSProcessor, question: list[Message], answer: Message) -> tuple[str, str]:
+    """The messages before an answer as the text that the model sees, and the same text with the answer."""
     thinks = words_of([answer]).startswith("<think>")
     chat = {"tokenize": False, "enable_thinking": thinks}
     prompt = processor.apply_chat_template(question, add_generation_prompt=True, **chat)
     return prompt, processor.apply_chat_template([*question, answer], **chat)
 
 
-class KeepTraining(TrainerCallback):
-    """Puts the model back into training right after an evaluation.
+class Collator:
+    """What collators share: how records become text, and what a record loses.
 
-    The library does so at the next step, by when a batch has been fetched: a collator that drops or distorts while its
-    model is in training would leave that one as it is, and a run that is resumed there would not.
-    """
-
-    def on_evaluate(self, args, state, control, model: torch.nn.Module, **kwargs):
-        model.train()
-
-
-class RecordCollator:
-    """Records to a padded batch; the loss is on the last answer alone.
-
-    A `<think>` that begins an answer belongs to the prompt: it is how thinking is asked for. An answer may be text, a
-    drawing, or a plan and then its drawing.
+    `drop_prompt` and `hidden_codes` of a record, which [`~dps_hf.data.dropouts.Dropouts`] sets, decide what is lost.
 
     Args:
-        prompt_dropout: share of the drawings that are learned without all that comes before them, pictures and plan
-            included, for classifier-free guidance.
+        model: gives its config, and a copy of its image tokenizer.
     """
 
-    def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor, prompt_dropout: float = 0.0):
-        self.model, self.processor, self.prompt_dropout = model, processor, prompt_dropout
-        self.encoder = drawing_encoder(model)
+    def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor):
+        self.config, self.processor = model.config, processor
+        self.encoder = copy_image_tokenizer(model)
+
+    def encode(self, records: list[Record]) -> list[Record]:
+        return encode_drawings(records, self.encoder, self.processor)
+
+    def hide_codes(self, ids: list[int], begin: int, record: Record) -> list[int]:
+        """The tokens with some codes replaced by padding, in the drawing whose begin-of-image token is at `begin`."""
+        share = record.get("hidden_codes")
+        if not share:
+            return ids
+        codes = np.array(ids[begin + 1 : begin + 1 + self.config.num_codes])
+        codes[np.random.default_rng(record["hidden_codes_seed"]).random(len(codes)) < share] = self.config.pad_token_id
+        return [*ids[: begin + 1], *codes.tolist(), *ids[begin + 1 + len(codes) :]]
+
+
+class RecordCollator(Collator):
+    """Records to a padded batch; the loss is on the last answer alone.
+
+    A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
+    may be text, a drawing, or a plan followed by a drawing.
+    """
 
     def __call__(self, records: list[Record]) -> dict:
-        config = self.model.config
-        records = encode_drawings(records, self.encoder, self.processor)
+        records = self.encode(records)
         prompts, texts = [], []
         for record in records:
             *question, answer = record["messages"]
-            prompt, text = prompt_and_text(self.processor, question, answer)
+            prompt, text = write_prompt_and_text(self.processor, question, answer)
             prompts.append(prompt)
             texts.append(text)
 
@@ -125,19 +129,20 @@ class RecordCollator:
         batch = self.processor(
             text=texts, images=pictures or None, padding=True, padding_side="left", return_tensors="pt"
         )
-        # Without pictures: the answer holds none, so that its length is the same.
+        # Without pictures: the answer holds none, so its length is the same.
         lengths = [[len(ids) for ids in self.processor.tokenizer(side)["input_ids"]] for side in (texts, prompts)]
         labels = batch["input_ids"].clone()
-        # What is dropped depends on the batch alone: a run that is resumed, where torch's own generator stands
-        # elsewhere, drops the same.
-        chance = torch.Generator().manual_seed(zlib.crc32("".join(texts).encode()))
-        for row, (length, prompt_length) in enumerate(zip(*lengths, strict=True)):
+        for row, (record, length, prompt_length) in enumerate(zip(records, *lengths, strict=True)):
             answer_length = length - prompt_length
             labels[row, :-answer_length] = -100
-            drawings = (labels[row] == config.boi_token_id).nonzero()
-            if self.model.training and len(drawings) and torch.rand((), generator=chance) < self.prompt_dropout:
+            drawings = (labels[row] == self.config.boi_token_id).nonzero()
+            if not len(drawings):
+                continue
+            begin = int(drawings[0])
+            if record.get("drop_prompt"):
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
-                begin = int(drawings[0])
                 batch["attention_mask"][row, :begin] = 0
                 labels[row, : begin + 1] = -100
+            ids = batch["input_ids"][row]
+            batch["input_ids"][row] = ids.new_tensor(self.hide_codes(ids.tolist(), begin, record))
         return {**batch, "labels": labels}

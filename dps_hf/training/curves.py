@@ -1,4 +1,4 @@
-"""Curves of what a trainer logs, as a picture."""
+"""Loss curves as a picture, for trainings without a tracker."""
 
 from pathlib import Path
 
@@ -6,25 +6,20 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class Curves(TrainerCallback):
-    """Saves every logged figure as a curve in `output_dir/curves.png`, anew after each evaluation and at the end."""
+    """Saves the logged figures as `output_dir/curves.png` with every checkpoint and at the end.
 
-    evaluated = False
+    Only where `report_to` names no tracker, which would show the same curves.
+    """
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        self.evaluated = True  # there may be more sets to come
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if self.evaluated:
-            self.on_train_end(args, state, control)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.evaluated = False
-        if state.is_world_process_zero:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if state.is_world_process_zero and not args.report_to:
             plot_curves(state.log_history, Path(args.output_dir) / "curves.png")
+
+    on_train_end = on_save
 
 
 def plot_curves(log_history: list[dict], path: Path) -> None:
-    """One small plot for each figure in the trainer's log, against the step. Training and evaluation share axes."""
+    """Draws each figure of a trainer's log against the step, training and evaluation on the same axes."""
     import matplotlib
 
     matplotlib.use("Agg")

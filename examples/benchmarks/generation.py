@@ -3,7 +3,8 @@
 python examples/benchmarks/generation.py
 python examples/benchmarks/generation.py --model runs/nano --repeats 9
 
-All cases take turns (A B C, A B C, ...), so that a busy minute hits all of them; a figure is the median over the turns.
+All cases take turns (A B C, A B C, ...), so that a busy minute hits all of them; a figure is the median over the
+turns.
 Seconds depend on the machine: compare the ratios.
 """
 
@@ -156,7 +157,7 @@ def summary(model, time_of: dict[str, float]) -> dict[str, float]:
     figures["tokens_per_second.prefill"] = tokens / time_of["prefill"]
     figures["share_of_matmul_limit.prefill"] = 2 * (tokens * decoder + rows * head) / time_of["prefill"] / limit
     for batch in (1, BATCH):
-        rate = batch * (model.config.num_drawing_tokens + 1) / time_of[f"unguided_{batch}"]
+        rate = batch * (model.config.num_codes + 1) / time_of[f"unguided_{batch}"]
         figures[f"tokens_per_second.decoding.batch_{batch}"] = rate
         figures[f"share_of_matmul_limit.decoding.batch_{batch}"] = 2 * rate * (decoder + head) / limit
     return {name: round(value, 4) for name, value in figures.items()}

@@ -2,8 +2,9 @@
 
 python examples/benchmarks/tuning_memory.py
 
-The model has dps-nano's tokenizers and tower and a random decoder of SmolLM2-360M's sizes, and is tuned by `examples/sft.py`.
-Memory is all that the process held at its peak, Python, libraries and the pages of the file that is loaded included.
+The model has dps-nano's tokenizers and tower and a random decoder of SmolLM2-360M's sizes, and is tuned by
+`examples/sft.py`. Memory is all that the process held at its peak, Python, libraries and the pages of the file that is
+loaded included.
 """
 
 import json
@@ -80,7 +81,7 @@ def main(script: ScriptArguments) -> None:
         fields = ["--model_name_or_path", folder, "--output_dir", f"{folder}/out", "--max_steps", str(script.steps)]
         fields += ["--per_device_train_batch_size", str(script.batch_size), "--gradient_accumulation_steps", "1"]
         fields += ["--eval_strategy", "no", "--save_strategy", "no", "--use_peft", "--use_cpu", "--bf16", "false"]
-        recipe = str(Path(sft).parent / "recipes" / "nano_sft.yaml")
+        recipe = str(Path(sft).parent / "recipes/nano/sft.yaml")
         for way, options in WAYS.items():
             command = [sys.executable, sft, "--config", recipe, *fields, *(options or [])]
             report["peak_mib"][way] = peak([*command[:2], "--help"] if options is None else command)

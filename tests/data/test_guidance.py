@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dps_hf.data.guidance import LEVELS, Schedule, guide, misspelt, schedules
+from dps_hf.data.guidance import LEVELS, Schedule, guide, read_schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import record, validate
 
@@ -26,51 +26,39 @@ def texts(example) -> list[str]:
     return ["".join(part.get("text", "") for part in message["content"]) for message in example["messages"]]
 
 
-def test_each_level_gives_its_help_and_no_other(question, rng):
-    guided = {level: guide(question, level, rng) for level in LEVELS}
+def test_each_level_gives_its_help_and_no_other(question):
+    guided = {level: guide(question, level) for level in LEVELS}
     assert texts(guided["none"]) == ["How many?", "2"]
     assert texts(guided["hint"]) == ["How many? Hint: Count them.", "2"]
     assert texts(guided["steps"]) == ["How many?", "<think>One, two.</think>2"]
-    assert texts(guided["noise"]) == ["How many?", "2"]
-    for level, example in guided.items():
+    for example in guided.values():
         validate(example)
-        assert (example["images"][0].tobytes() == RED.tobytes()) == (level != "noise")
+        assert example["images"] == [RED]
     assert texts(question) == ["How many?", "2"], "the record itself was changed"
 
 
-def test_noise_is_in_the_question_and_never_in_what_is_to_be_drawn(rng):
-    edited = guide(record("t", [RED, "Make it blue."], [BLUE]), "noise", rng)
-    assert [image.tobytes() == clean.tobytes() for image, clean in zip(edited["images"], (RED, BLUE))] == [False, True]
-    assert texts(edited) == ["Make it blue.", ""]
-    drawn = guide(record("t", ["a blue square"], [BLUE]), "noise", rng)
-    assert drawn["images"][0].tobytes() == BLUE.tobytes()
-    (prompt, _) = texts(drawn)
-    assert prompt != "a blue square" and Counter(prompt) == Counter("a blue square")
-
-
-def test_a_plan_stands_before_the_drawing(rng):
-    planned = guide(record("t", ["a blue square"], [BLUE], steps="row 2 column 2."), "steps", rng)
+def test_a_plan_stands_before_the_drawing():
+    planned = guide(record("t", ["a blue square"], [BLUE], steps="row 2 column 2."), "steps")
     assert planned["messages"][1]["content"] == [
         {"type": "text", "text": "<think>row 2 column 2.</think>"},
         {"type": "image"},
     ]
 
 
-def test_worked_steps_lead_to_the_answers_of_further_questions_too(question, rng):
+def test_worked_steps_lead_to_the_answers_of_further_questions_too(question):
     asked = {**question, "more": [("Wie viele?", "zwei")]}
-    assert guide(asked, "steps", rng)["more"] == [("Wie viele?", "<think>One, two.</think>zwei")]
-    assert guide(asked, "none", rng)["more"] == asked["more"] == [("Wie viele?", "zwei")]
+    assert guide(asked, "steps")["more"] == [("Wie viele?", "<think>One, two.</think>zwei")]
+    assert guide(asked, "none")["more"] == asked["more"] == [("Wie viele?", "zwei")]
 
 
-def test_where_there_is_no_help_of_a_kind_the_record_stays_as_it_is(rng):
+def test_where_there_is_no_help_of_a_kind_the_record_stays_as_it_is():
     plain = record("t", ["?"], ["!"])
-    assert all(guide(plain, level, rng) == plain for level in LEVELS)
-    assert misspelt("a 1 bb", rng) == "a 1 bb"
+    assert all(guide(plain, level) == plain for level in LEVELS)
 
 
-def test_an_unknown_level_is_refused(question, rng):
-    with pytest.raises(ValueError, match="level must be one of none, hint, steps, noise; got 'more'"):
-        guide(question, "more", rng)
+def test_an_unknown_level_is_refused(question):
+    with pytest.raises(ValueError, match="level must be one of none, hint, steps; got 'more'"):
+        guide(question, "more")
 
 
 def test_shares_change_evenly_from_start_to_end(rng):
@@ -89,7 +77,7 @@ def test_without_an_end_nothing_changes():
 @pytest.mark.parametrize(
     ("start", "end", "complaint"),
     [
-        ({"more": 1}, None, "start must name levels out of none, hint, steps, noise; got 'more'"),
+        ({"more": 1}, None, "start must name levels out of none, hint, steps; got 'more'"),
         ({"none": -1}, None, r"start\['none'\] must be 0 or more and finite; got -1"),
         ({"none": 1}, {"hint": float("inf")}, r"end\['hint'\] must be 0 or more and finite; got inf"),
         ({"none": 0}, None, "start must give at least one level more than 0"),
@@ -110,11 +98,11 @@ def test_a_mixture_anneals_its_guidance_over_its_length():
 
 
 def test_a_schedule_is_read_as_recipes_write_it():
-    read = schedules({"facts": {"start": {"hint": 1}, "end": {"none": 1}}, "scenes_cot": {}})
+    read = read_schedules({"facts": {"start": {"hint": 1}, "end": {"none": 1}}, "scenes_cot": {}})
     assert read == {"facts": Schedule({"hint": 1}, {"none": 1}), "scenes_cot": Schedule()}
 
 
 @pytest.mark.parametrize("wrong", [{"hint": 1}, "hint", None])
 def test_a_schedule_that_is_none_is_named_with_its_task(wrong):
     with pytest.raises(ValueError, match=r"guidance\['facts'\] must have start, and end where it changes"):
-        schedules({"facts": wrong})
+        read_schedules({"facts": wrong})

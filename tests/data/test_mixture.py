@@ -4,9 +4,11 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dps_hf.data.guidance import Schedule
-from dps_hf.data.mixture import Mixture
+from dps_hf.data.mixture import Mixture, ShuffledWords
+from dps_hf.data.record import record
 from dps_hf.nano.tasks import TASKS, validate
 
 
@@ -128,3 +130,11 @@ def test_a_task_may_be_anybodys_function(tmp_path, monkeypatch):
 def test_bad_arguments_are_named(arguments, complaint):
     with pytest.raises(ValueError, match=complaint):
         Mixture(**arguments)
+
+
+def test_shuffled_words_keep_the_drawings():
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    records = [record("t", ["red"], [red]), record("t", ["blue"], [blue])]
+    shuffled = ShuffledWords(records)[0]
+    assert shuffled["messages"][0]["content"][0]["text"] == "blue"
+    assert shuffled["images"] == [red]

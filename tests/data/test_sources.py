@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dps_hf.data.record import record
-from dps_hf.data.sources import read_records, read_saved
+from dps_hf.data.sources import read_dataset, read_records
 
 
 ROWS = Dataset.from_dict({"text": ["one", "two"]})
@@ -18,25 +19,64 @@ ROWS = Dataset.from_dict({"text": ["one", "two"]})
 
 def test_what_was_saved_is_read(tmp_path):
     ROWS.save_to_disk(tmp_path)
-    assert read_saved(tmp_path).to_dict() == ROWS.to_dict()
+    assert read_dataset(tmp_path).to_dict() == ROWS.to_dict()
 
 
 @pytest.mark.parametrize("rows", [Dataset.from_dict({"text": []}), ROWS.select([])])
 def test_a_folder_without_records_is_refused_by_name(tmp_path, rows):
     rows.save_to_disk(tmp_path / "mine")
-    with pytest.raises(ValueError, match=r"dataset must name a folder with records; .*mine has none"):
-        read_saved(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"dataset must name a set with records; .*mine has none"):
+        read_dataset(tmp_path / "mine")
 
 
 def test_several_splits_are_refused_by_name(tmp_path):
     DatasetDict(train=ROWS, test=ROWS).save_to_disk(tmp_path / "both")
-    with pytest.raises(ValueError, match=r"prompts must name .* one set of records; .*both has train, test"):
-        read_saved(tmp_path / "both", "prompts")
+    with pytest.raises(ValueError, match=r"prompts must name one set of records; .*both has train, test"):
+        read_dataset(tmp_path / "both", "prompts")
 
 
 def test_nothing_there_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing-here"):
-        read_saved(tmp_path / "nothing-here")
+        read_dataset(tmp_path / "nothing-here")
+
+
+MINE = """
+from datasets import Dataset
+from PIL import Image
+
+from dps_hf.data.record import record
+
+calls = []
+
+
+def my_records():
+    calls.append(1)
+    return [record("mine", [Image.new("RGB", (8, 8), "red"), "What colour?"], ["red"]), record("mine", ["Hi"], ["Ho"])]
+
+
+def my_dataset():
+    return Dataset.from_list(my_records())
+
+
+def my_number():
+    return 7
+"""
+
+
+@pytest.mark.parametrize("name", ["my_records", "my_dataset"])
+def test_a_dataset_may_be_anybodys_function(tmp_path, monkeypatch, name):
+    module = f"module_of_{name}"
+    (tmp_path / f"{module}.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        first, second = read_records(f"{module}.{name}")
+        assert first["images"][0].getpixel((0, 0)) == (255, 0, 0) and second["images"] == []
+        assert [part["type"] for part in first["messages"][0]["content"]] == ["image", "text"]
+    assert len(sys.modules[module].calls) == 1, "it may be slow"
+    with pytest.raises(ValueError, match=rf"dataset must name one set of records; {module}.my_number has int"):
+        read_dataset(f"{module}.my_number")
+    with pytest.raises(ValueError, match=rf"dataset must be the dotted path of a function.*'{module}.no_such'"):
+        read_dataset(f"{module}.no_such")
 
 
 def saved(tmp_path, *records):

@@ -1,12 +1,10 @@
-"""The examples as modules, and a tiny model on disk for them to load."""
+"""The examples as modules."""
 
 import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-from transformers import GenerationConfig
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -23,34 +21,3 @@ def example():
         return module
 
     return load
-
-
-@pytest.fixture(scope="session")
-def saved_model(make_model, tiny_processor, tmp_path_factory) -> str:
-    """A folder with a random model that answers in a few bytes."""
-    folder = tmp_path_factory.mktemp("tiny")
-    model = make_model()
-    model.generation_config = GenerationConfig(
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
-        max_new_tokens=4,
-        guidance_scale=3.0,
-        do_sample=True,
-        top_k=7,
-    )
-    norm = model.model.language_model.norm.weight.data
-    norm.copy_(torch.linspace(0.05, 2, len(norm)))  # as training leaves them: some are near 0
-    model.save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="session")
-def snapshot():
-    """What lies in a folder: each file's bytes and when it was written."""
-
-    def take(folder: Path) -> dict[str, tuple[bytes, int]]:
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-    return take

@@ -1,7 +1,7 @@
 """Runs a script with FSDP2 on processes without GPUs, `accelerate launch` in front: fsdp_on_cpu.py SCRIPT ARGUMENTS.
 
-accelerate 1.15 shards only what runs on accelerators, and falls back to DDP without a word: here it takes the processes
-for such. torch itself shards over gloo. Exits with an error where nothing was sharded.
+accelerate 1.15 shards only what runs on accelerators, and falls back to DDP without a word: here it takes the
+processes for such. torch itself shards over gloo. Exits with an error where nothing was sharded.
 """
 
 import runpy

@@ -27,8 +27,8 @@ import dps_hf.judges.server
 import dps_hf.nano.exact_judge
 from dps_hf.data.record import record
 from dps_hf.judges.verdict import Case, Verdict
-from dps_hf.training.adapters import forbid_words, load_for_training
-from dps_hf.training.resuming import last_checkpoint
+from dps_hf.training.loading import forbid_words, load_for_training
+from dps_hf.training.resuming import find_last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +58,7 @@ def said(text: str, role: str = "assistant") -> list[dict]:
 
 @pytest.fixture(scope="session")
 def data(tiny_processor, tmp_path_factory) -> dict[str, str]:
-    """Folders of pairs of drawings, of pairs of answers and drawings with pictures and without, and of single drawings."""
+    """Folders of pairs of drawings, of mixed pairs with pictures and without, and of single drawings."""
     folder, rng = tmp_path_factory.mktemp("preferences"), torch.Generator().manual_seed(0)
 
     def drawing(low: int) -> str:
@@ -273,7 +273,7 @@ def test_kto_takes_completions_as_plain_text(train, data, tmp_path):
 
 
 def without_pictures_as_none(path: str, folder: Path, decode: bool = True, **change) -> str:
-    """A copy of pairs with pictures and without, for KTO too; rows without have `None`, and `change` sets some rows'."""
+    """A copy of pairs, for KTO too, in which rows without pictures have `None`. `change` sets the pictures of rows."""
     rows = load_from_disk(path).cast_column("images", List(Image(decode=False)))
     columns = {name: rows[name][:] for name in ("prompt", "chosen", "rejected")}
     columns |= {"completion": columns["chosen"], "label": [i % 4 == 0 for i in range(len(rows))]}
@@ -520,12 +520,9 @@ def test_sft_anneals_its_guidance(train, example, monkeypatch):
         "guidance": {"scenes_cot": {"start": {"steps": 1}, "end": {"none": 1}}},
         "tasks": {"dps_hf.nano.tasks.scenes_cot": 1},
     }
-    seen = []
     sft = example("sft.py")
-    lazily = sft.lazily(
-        sft.Mixture({"dps_hf.nano.tasks.scenes_cot": 1}, 0, 40, guidance=sft.schedules(script["guidance"]))
-    )
-    seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in lazily]
+    mixture = sft.Mixture(script["tasks"], 0, 40, guidance=sft.read_schedules(script["guidance"]))
+    seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in sft.make_lazy_dataset(mixture)]
     assert sum(seen[:10]) > 6 > 4 > sum(seen[-10:])
     curve = losses(train("sft", script=script, max_steps=12, learning_rate=0.02))
     assert curve[-1] < curve[0]
@@ -539,6 +536,28 @@ def test_sft_takes_a_dataset_of_records(train, tmp_path):
         train("sft", script={"dataset": str(tmp_path / "facts"), "tasks": {}}, max_steps=10, learning_rate=0.02)
     )
     assert curve[-1] < curve[0] / 2
+
+
+def test_sft_takes_a_dataset_from_anybodys_function(train, tmp_path, monkeypatch):
+    (tmp_path / "my_data.py").write_text(
+        "from PIL import Image\n"
+        "from dps_hf.data.record import record\n"
+        "def my_dataset():\n"
+        "    return [record('t', [Image.new('RGB', (16, 16), 'red'), 'What?'], ['red'])] * 4\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    script = {"dataset": "my_data.my_dataset", "tasks": {}}
+    curve = losses(train("sft", script=script, max_steps=10, learning_rate=0.02))
+    assert curve[-1] < curve[0] / 2
+
+
+@pytest.mark.parametrize("name, dataset", [("dpo", "pairs"), ("kto", "unpaired")])
+def test_preferences_may_come_from_anybodys_function(train, data, tmp_path, monkeypatch, name, dataset):
+    (tmp_path / f"my_{dataset}.py").write_text(
+        f"from datasets import load_from_disk\ndef mine():\n    return load_from_disk({data[dataset]!r})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert losses(train(name, script={"dataset": f"my_{dataset}.mine"}, max_steps=1))
 
 
 @pytest.mark.parametrize("decode", [True, False])
@@ -765,7 +784,7 @@ def test_recipes_are_understood(name, example):
     from trl import TrlParser
 
     script = example(f"{name}.py")
-    recipe = ROOT / "examples/recipes" / f"nano_{name}.yaml"
+    recipe = ROOT / "examples/recipes/nano" / f"{name}.yaml"
     parser = TrlParser((script.ScriptArguments, CONFIGS[name], ModelConfig))
     _, training, arguments = parser.parse_args_and_config(["--config", str(recipe), "--use_cpu", "--bf16", "false"])
     assert training.output_dir == f"runs/nano_{name}" and arguments.use_peft
@@ -805,11 +824,11 @@ def test_a_killed_trainer_resumes_to_the_same_losses(name, data, saved_model, tm
     killed = recipe(tmp_path, "killed", **fields)
     process = subprocess.Popen([*script, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     deadline = time.monotonic() + 300
-    while last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
+    while find_last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
+    assert find_last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
     assert not (tmp_path / "killed" / "adapter_model.safetensors").exists(), "it had finished before it was killed"
     run([*script, str(killed)])
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

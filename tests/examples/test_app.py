@@ -1,5 +1,6 @@
 """The page: its votes, its streaming, and a person before it in headless Chromium."""
 
+import importlib
 import itertools
 import json
 import os
@@ -37,8 +38,8 @@ FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def app(example):
-    return example("app.py")
+def app():
+    return importlib.import_module("dps_hf.page")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_a_server_may_stand_behind_the_page(app, saved_model, tiny_model):
 def test_a_dead_server_is_a_sentence_until_it_runs(app, saved_model):
     model = app.ServedModel("http://127.0.0.1:9/v1", saved_model)
     for request in (lambda: model.draw("a circle", 1), lambda: list(model.ask("What is this?", None, False))):
-        with pytest.raises(app.gr.Error, match="cannot be reached, or broke off"), app.sentences():
+        with pytest.raises(app.gr.Error, match="cannot be reached, or broke off"), app.show_errors():
             request()
 
 

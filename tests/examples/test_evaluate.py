@@ -1,12 +1,14 @@
 """A tiny random model is scored: figures for every task, honest intervals, finished tasks kept."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from trl import TrlParser
 
 from dps_hf.nano import emoji
-from dps_hf.nano.evaluation import TASKS
+from dps_hf.nano.evaluation import EVALUATIONS
 
 
 FIGURES = {
@@ -38,6 +40,8 @@ FIGURES = {
     "reference": {"emoji_art_nn50"},
 }
 
+NANO_TASKS = "dps_hf.nano.evaluation"
+
 
 @pytest.fixture(scope="module")
 def evaluate(example):
@@ -48,13 +52,14 @@ def evaluate(example):
 def output(evaluate, saved_model, tmp_path_factory):
     """What `evaluate.py --items 4` writes."""
     path = tmp_path_factory.mktemp("results") / "tiny.json"
-    evaluate.main(evaluate.ScriptArguments(model=saved_model, output=path, items=4))
+    sheet = "dps_hf.nano.sheets.draw_sheet"
+    evaluate.main(evaluate.ScriptArguments([NANO_TASKS], model=saved_model, output=path, items=4, sheet=sheet))
     return path
 
 
 def test_every_task_gives_its_figures(output):
     report = json.loads(output.read_text())
-    assert set(FIGURES) == set(TASKS)
+    assert set(FIGURES) == {evaluation.__name__ for evaluation in EVALUATIONS}
     for task, names in FIGURES.items():
         assert {name for name in report[task] if not name.startswith(("unseen_pair_", "new_picture"))} == names, task
         for name, figure in report[task].items():
@@ -83,7 +88,8 @@ def test_finished_tasks_are_kept(evaluate, output, saved_model):
     left["emoji_t2i"]["nn50"]["value"] = 0.123
     before["command"] = left["command"] = "python examples/evaluate.py --items 4"
     output.write_text(json.dumps(left))
-    evaluate.main(evaluate.ScriptArguments(model=saved_model, output=output, items=4, tasks=["emoji_t2i", "facts"]))
+    tasks = [f"{NANO_TASKS}.emoji_t2i", f"{NANO_TASKS}.facts"]
+    evaluate.main(evaluate.ScriptArguments(tasks, saved_model, output, items=4))
     after = json.loads(output.read_text())
     assert after["facts"] == before["facts"], "the same items give the same figures"
     assert after["command"] == before["command"], "a task that was added took the name of all"
@@ -95,21 +101,29 @@ def test_a_task_is_scored_afresh_and_the_others_stay(evaluate, output, saved_mod
     stale = json.loads(output.read_text())
     stale["facts"]["en"]["value"] = stale["features"]["text_r1"]["value"] = 0.123
     output.write_text(json.dumps(stale))
-    again = {"model": saved_model, "output": output, "items": 4, "tasks": ["facts"], "fresh": True}
+    again = {"model": saved_model, "output": output, "items": 4, "tasks": [f"{NANO_TASKS}.facts"], "fresh": True}
     evaluate.main(evaluate.ScriptArguments(**again))
     after = json.loads(output.read_text())
     assert after["facts"] == before["facts"] and after["features"]["text_r1"]["value"] == 0.123
     output.write_text(json.dumps(before))
-    with pytest.raises(SystemExit, match="give --fresh and no --tasks"):
+    message = r"other items\. Give another --output, or --fresh and all tasks that it holds: scenes_t2i"
+    with pytest.raises(ValueError, match=message):
         evaluate.main(evaluate.ScriptArguments(**{**again, "items": 5}))
 
 
 def test_figures_of_another_recipe_are_never_mixed(evaluate, output, saved_model):
-    with pytest.raises(SystemExit, match="other items, guidance_scale: give --fresh"):
-        evaluate.main(evaluate.ScriptArguments(model=saved_model, output=output, items=5, guidance=2.0))
+    with pytest.raises(ValueError, match=r"other items, guidance_scale\. Give another --output"):
+        evaluate.main(evaluate.ScriptArguments([NANO_TASKS], saved_model, output, items=5, guidance=2.0))
 
 
 def test_temperature_zero_is_greedy(evaluate):
     script = evaluate.ScriptArguments(temperature=0.0)
     config = evaluate.GenerationConfig(guidance_scale=2.0)
-    assert evaluate.sampling(script, config) == {"guidance_scale": 2.0, "do_sample": False}
+    assert evaluate.choose_sampling(script, config) == {"guidance_scale": 2.0, "do_sample": False}
+
+
+def test_the_recipe_measures_dps_nano(evaluate):
+    path = Path(evaluate.__file__).parent / "recipes/nano/evaluate.yaml"
+    [script] = TrlParser(evaluate.ScriptArguments).parse_args_and_config(["--config", str(path)])
+    assert (script.tasks, script.items, script.temperature, script.guidance) == ([NANO_TASKS], 500, 0, 1.5)
+    assert script.output == Path("model_cards/results/dps-nano.json")

@@ -290,7 +290,7 @@ class Server:
 
 @pytest.fixture
 def served(script, monkeypatch):
-    """The script with that judge, on questions: three parts of two prompts, three answers in words each."""
+    """The script with that judge, on questions with answers in words: two prompts a part, three answers each."""
     monkeypatch.setattr(dps_hf.judges.openai, "OpenAIJudge", Server)
     Server.will_answer = Server.asked = 0
     options = {"model": "judge-1", "rubric": "answer"}

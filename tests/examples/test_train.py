@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments
+from transformers import AutoTokenizer, SiglipVisionConfig, SiglipVisionModel, TrainingArguments
 from trl import TrlParser
 from two_processes import launch
 
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
-from dps_hf.training.resuming import last_checkpoint
+from dps_hf.training.resuming import find_last_checkpoint
 
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,10 @@ def test_training_goes_on_with_another_image_tokenizer(recipe, tmp_path):
     ("fields", "message"),
     [
         ({"text_config": {"model_type": "lama"}}, "model_type that transformers knows, such as llama; .*lama"),
-        ({"text_config": {"model_type": "llama"}, "vision_tower": "x"}, "Give image_tokenizer, what the scripts"),
+        (
+            {"text_config": {"model_type": "llama"}, "vision_tower": "x"},
+            "Give the folder of image_tokenizer, or model",
+        ),
     ],
 )
 def test_what_a_model_cannot_be_made_of_is_named(example, tmp_path, fields, message):
@@ -146,20 +149,25 @@ def test_what_a_model_cannot_be_made_of_is_named(example, tmp_path, fields, mess
 
 
 def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
-    command = ["make", "--always-make", "--dry-run", "--file=examples/nano.mk", f"python={sys.executable}"]
+    command = ["make", "--always-make", "--dry-run", "--file=examples/nano/nano.mk", f"python={sys.executable}"]
     planned = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     recipes = [line.rsplit("--config ", 1)[1] for line in planned.splitlines() if "--config " in line]
     assert all((ROOT / path).exists() for path in recipes)
     place = {Path(path).stem: index for index, path in enumerate(recipes)}
-    assert place["nano"] == len(recipes) - 1 == 3
-    needs = yaml.safe_load((ROOT / "examples/recipes/nano.yaml").read_text())
+    assert place["model"] == len(recipes) - 1 == 3
+    needs = yaml.safe_load((ROOT / "examples/recipes/nano/model.yaml").read_text())
     for field in ("text_tokenizer", "image_tokenizer", "vision_tower"):
-        assert place[Path(needs[field]).name] < place["nano"]
+        made = yaml.safe_load((ROOT / "examples/recipes/nano" / f"{field}.yaml").read_text())["output_dir"]
+        assert made == needs[field] and place[field] < place["model"]
 
 
 @pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
-    chances = {"prompt_dropout": 0.3, "code_dropout": 0.5, "alignment_steps": 2}
+    chances = {
+        "prompt_dropout": 0.3,
+        "code_dropout": 0.5,
+        "extra_loss": "dps_hf.nano.name_alignment.name_alignment_loss",
+    }
     chances |= {"eval_strategy": "steps", "eval_steps": 2}  # as often as it is saved, which must change nothing
     run("train.py", recipe("whole", **chances))
     killed = recipe("killed", **chances)
@@ -167,11 +175,11 @@ def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
         command("train.py", killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
     )
     deadline = time.monotonic() + 300
-    while last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
+    while find_last_checkpoint(tmp_path / "killed") is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
+    assert find_last_checkpoint(tmp_path / "killed"), "there is nothing to go on from"
     assert not (tmp_path / "killed" / "model.safetensors").exists(), "it had finished before it was killed"
     run("train.py", killed)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
@@ -184,7 +192,13 @@ def test_two_processes_train_as_one_does_wherever_the_pictures_are(kind, recipe,
         "tasks": {"dps_hf.nano.tasks.scenes_i2t": 1, "dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.facts": 2},
         "per_device_train_batch_size": 1,
     }
-    fields |= {"alignment_steps": 3, "code_smoothing": 0.1, "prompt_dropout": 0.0, "learning_rate": 0.003}
+    fields |= {
+        "extra_loss": "dps_hf.nano.name_alignment.name_alignment_loss",
+        "extra_loss_steps": 3,
+        "code_smoothing": 0.1,
+        "prompt_dropout": 0.0,
+        "learning_rate": 0.003,
+    }
     run("train.py", recipe("one", **fields, gradient_accumulation_steps=2))
     script = str(ROOT / "examples/train.py")
     result = subprocess.run(
@@ -198,7 +212,7 @@ def test_two_processes_train_as_one_does_wherever_the_pictures_are(kind, recipe,
 
 
 def test_an_image_tokenizer_trains_from_its_recipe(tmp_path, call_again):
-    fields = yaml.safe_load((ROOT / "examples/recipes/nano_image_tokenizer.yaml").read_text())
+    fields = yaml.safe_load((ROOT / "examples/recipes/nano/image_tokenizer.yaml").read_text())
     fields |= {**TRAINING, "output_dir": str(tmp_path / "codes"), "max_steps": 2, "num_evaluation_pictures": 4}
     fields |= {"eval_steps": 2, "per_device_eval_batch_size": 4}
     (tmp_path / "codes.yaml").write_text(yaml.safe_dump(fields))
@@ -208,7 +222,7 @@ def test_an_image_tokenizer_trains_from_its_recipe(tmp_path, call_again):
 
 
 def test_a_vision_tower_trains_from_its_recipe(tmp_path, call_again):
-    fields = yaml.safe_load((ROOT / "examples/recipes/nano_vision_tower.yaml").read_text())
+    fields = yaml.safe_load((ROOT / "examples/recipes/nano/vision_tower.yaml").read_text())
     fields |= {
         **TRAINING,
         "output_dir": str(tmp_path / "tower"),
@@ -217,16 +231,29 @@ def test_a_vision_tower_trains_from_its_recipe(tmp_path, call_again):
         "eval_strategy": "no",
     }
     (tmp_path / "tower.yaml").write_text(yaml.safe_dump(fields))
-    run("train_vision_tower.py", tmp_path / "tower.yaml")
+    run("nano/train_vision_tower.py", tmp_path / "tower.yaml")
     assert SiglipVisionModel.from_pretrained(tmp_path / "tower").config.image_size == 64
-    call_again("train_vision_tower.py", tmp_path / "tower.yaml")
+    call_again("nano/train_vision_tower.py", tmp_path / "tower.yaml")
 
 
 def test_the_text_tokenizer_reads_all_languages_plans_edits_and_hints(example):
     script = example("train_text_tokenizer.py")
-    text = "\n".join(script.corpus(script.ScriptArguments("unused", records=1200)))
+    fields = yaml.safe_load((ROOT / "examples/recipes/nano/text_tokenizer.yaml").read_text())
+    text = "\n".join(script.corpus(script.ScriptArguments(**{**fields, "records": 1200})))
     for words in ("small red", "kleiner roter", "rojo pequeño", "红色的小", "Hauptstadt", "¿Cuál es", "首都"):
         assert words in text, words
     for words in ("<think>row ", "Remove the ", " into a", " Hint: I see "):
         assert words in text, words
     assert "A picture:" not in text, "held-out words"
+
+
+def test_a_text_tokenizer_learns_from_texts_of_ones_own(example, tmp_path, monkeypatch):
+    (tmp_path / "my_texts.py").write_text('def names():\n    return ["red panda", "polar bear"] * 50\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    script = example("train_text_tokenizer.py")
+    script.main(
+        script.ScriptArguments(str(tmp_path / "text"), texts=["my_texts.names"], vocab_size=288, codebook_size=8)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "text")
+    assert len(tokenizer) == 288 and tokenizer.decode(tokenizer("red panda").input_ids) == "red panda"
+    assert len(tokenizer.encode("panda")) < len("panda")

@@ -7,9 +7,10 @@ from huggingface_hub import ModelCard
 
 import dps_hf
 from dps_hf.hub.cards import dataset_card, model_card
+from dps_hf.nano.card import nano_card
 
 
-CARDS = Path(__file__).parents[1] / "model_cards"
+CARDS = Path(__file__).parents[2] / "model_cards"
 FIELDS = {
     "description": "It adds.",
     "training": "One epoch.",
@@ -28,10 +29,10 @@ def results(tmp_path):
             "model": "tiny",
             "parameters": 1_250_000,
             "recipe": {"weights": "abc", "items": 9},
-            "seconds": {"scenes_t2i": 1.0},
+            "seconds": {"my_drawings": 1.0},
             "command": "python examples/evaluate.py",
-            "scenes_t2i": {"one_object": {"value": value, "n": 9, "ci95": [0.1, 0.9]}},
-            "image_tokenizer": {"psnr_db": {"value": 22.25, "n": 9, "ci95": [20.0, 24.5]}},
+            "my_drawings": {"exact": {"value": value, "n": 9, "ci95": [0.1, 0.9]}},
+            "my_pictures": {"psnr_db": {"value": 22.25, "n": 9, "ci95": [20.0, 24.5]}},
             "reference": {"of_art": {"value": 0.75, "n": 9, "ci95": [0.5, 0.9]}},
         }
         path = tmp_path / name
@@ -44,18 +45,20 @@ def results(tmp_path):
 @pytest.mark.parametrize("template", ["base", "fine-tuned", "aligned", "adapter"])
 def test_every_template_makes_a_card_whose_metadata_hold_the_figures(results, template):
     base = None if template == "base" else "me/base"
-    card = model_card(CARDS / f"{template}.md", "me/sums", results(0.5), base_model=base, datasets=["me/d"], **FIELDS)
+    types = {"task_types": {"my_drawings": "text-to-image"}, "metric_types": {"my_drawings.exact": "accuracy"}}
+    names = {"base_model": base, "datasets": ["me/d"]}
+    card = model_card(CARDS / f"{template}.md", "me/sums", results(0.5), **names, **types, **FIELDS)
     first, second = ModelCard(card.content).data.eval_results
     assert (first.task_type, first.metric_type, first.metric_value) == ("text-to-image", "accuracy", 0.5)
     assert first.metric_args == {"n": 9, "ci95": [0.1, 0.9]}
-    assert (second.metric_type, second.metric_value) == ("psnr", 22.25)
+    assert (second.task_type, second.metric_type, second.metric_value) == ("any-to-any", "psnr_db", 22.25)
     data = card.data.to_dict()
     assert data["model-index"][0]["name"] == "sums"
     assert data["license"] == "apache-2.0" and data["datasets"] == ["me/d"] and data.get("base_model") == base
     assert data["library_name"] == ("peft" if template == "adapter" else "transformers")
     for text in (*map(FIELDS.get, ("description", "training", "limits", "recipe")), "| sums | all of them | MIT |"):
         assert text in card.text
-    assert "| `scenes_t2i.one_object` | 0.5 | 0.1 – 0.9 | 9 |" in card.text
+    assert "| `my_drawings.exact` | 0.5 | 0.1 – 0.9 | 9 |" in card.text
     assert "| `reference.of_art` | 0.75 |" in card.text, (
         "what is not the model's is in the table, and not in the metadata"
     )
@@ -66,7 +69,7 @@ def test_every_template_makes_a_card_whose_metadata_hold_the_figures(results, te
 def test_figures_before_training_stand_beside_those_after(results):
     before = results(0.25, "before.json")
     card = model_card(CARDS / "fine-tuned.md", "me/sums", results(0.5), before, base_model="me/base", **FIELDS)
-    assert "| `scenes_t2i.one_object` | 0.25 | 0.5 | 0.1 – 0.9 | 9 |" in card.text
+    assert "| `my_drawings.exact` | 0.25 | 0.5 | 0.1 – 0.9 | 9 |" in card.text
     assert [result.metric_value for result in card.data.eval_results] == [0.5, 22.25]
 
 
@@ -81,7 +84,7 @@ def test_a_card_without_results_or_with_a_field_missing_is_refused(results, tmp_
     with pytest.raises(ValueError, match=r"there is no none\.md"):
         model_card(CARDS / "none.md", "me/sums", path, **FIELDS)
     report = json.loads(path.read_text())
-    scored = ("scenes_t2i", "image_tokenizer", "reference")
+    scored = ("my_drawings", "my_pictures", "reference")
     path.write_text(json.dumps({key: value for key, value in report.items() if key not in scored}))
     with pytest.raises(ValueError, match="hold no figure"):
         model_card(CARDS / "base.md", "me/sums", path, **FIELDS)
@@ -91,9 +94,9 @@ def test_a_card_without_results_or_with_a_field_missing_is_refused(results, tmp_
 
 
 def test_the_shipped_card_is_made_of_the_committed_results():
-    card = model_card(CARDS / "dps-nano.md", "dps_hf/checkpoints/dps-nano", CARDS / "results" / "dps-nano.json")
+    card = nano_card(CARDS / "dps-nano.md", CARDS / "results" / "dps-nano.json")
     shipped = Path(dps_hf.NANO, "README.md").read_text(encoding="utf-8")
-    assert card.content == shipped, "run: python examples/release_nano.py --output dps_hf/checkpoints/dps-nano"
+    assert card.content == shipped, "run: python examples/nano/release.py --output dps_hf/checkpoints/dps-nano"
 
 
 def test_a_dataset_card_counts_rows_and_judges(tmp_path):

@@ -54,7 +54,7 @@ class DPSModelTester:
 
     batch_size, seq_length, is_training = 3, 12, True
     hidden_size, num_hidden_layers, num_attention_heads, vocab_size = 32, 2, 4, 99
-    # The mixin cuts the vocabulary at its end, so everything that is not text lies at its beginning, behind the ids that
+    # The mixin cuts the vocabulary at its end, so all ids that are not text lie at its beginning, after those that
     # Llama has by default.
     image_token_id, image_code_start_id, pad_token_id, eos_token_id = 3, 6, 22, 23
 

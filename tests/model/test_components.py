@@ -29,6 +29,7 @@ from transformers import (
 
 import dps_hf
 from dps_hf import DPSConfig, DPSForConditionalGeneration, DPSImageTokenizer, DPSImageTokenizerConfig, DPSProcessor
+from dps_hf.components import assemble_model, make_processor
 
 
 WORDS = ["[UNK]", "<|endoftext|>", *(f"w{i}" for i in range(38))]
@@ -214,7 +215,7 @@ def test_dtype_is_that_of_the_decoder(save, tokenizer, tmp_path):
 
 @pytest.mark.parametrize("image_tokenizer", [IMAGE_TOKENIZER, VQ], ids=["dps", "vq"])
 def test_result_survives_saving(save, tokenizer, tmp_path, image_tokenizer):
-    model, processor = dps_hf.from_components(LLAMA, VISION, image_tokenizer, tokenizer, row_end=True)
+    model, processor = dps_hf.from_components(LLAMA, VISION, image_tokenizer, tokenizer)
     model.save_pretrained(tmp_path / "dps")
     processor.save_pretrained(tmp_path / "dps")
     loaded = DPSForConditionalGeneration.from_pretrained(tmp_path / "dps")
@@ -225,7 +226,7 @@ def test_result_survives_saving(save, tokenizer, tmp_path, image_tokenizer):
     assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))
     again = DPSProcessor.from_pretrained(tmp_path / "dps")
     assert again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
-    assert (again.num_image_tokens, again.grid_size, again.row_end) == (4, model.config.grid_size, True)
+    assert (again.num_image_tokens, again.grid_size) == (4, model.config.grid_size)
     names = ("eos_token_id", "pad_token_id", "bos_token_id")
     for config in (model.generation_config, loaded.generation_config, loaded.config):
         assert [getattr(config, name) for name in names] == [getattr(again.tokenizer, name) for name in names]
@@ -245,21 +246,21 @@ def test_result_trains(save, tokenizer):
 
 
 def test_ids_are_in_a_row_after_all_text(tokenizer):
-    model, processor = dps_hf.from_components(LLAMA, VISION, IMAGE_TOKENIZER, tokenizer, row_end=True)
+    model, processor = dps_hf.from_components(LLAMA, VISION, IMAGE_TOKENIZER, tokenizer)
     config, tokens = (
         model.config,
         processor.tokenizer.convert_ids_to_tokens(range(len(WORDS), model.config.vocab_size)),
     )
     assert tokens == [
         *("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
-        *("<image>", "<begin_of_image>", "<end_of_image>", "<row_end>"),
+        *("<image>", "<begin_of_image>", "<end_of_image>"),
         *(f"<img_{i}>" for i in range(16)),
     ]
-    assert config.image_code_start_id == len(WORDS) + 8 == processor.first_code_id
+    assert config.image_code_start_id == len(WORDS) + 7 == processor.first_code_id
     assert processor.tokenizer.convert_ids_to_tokens(
-        [config.image_token_id, config.boi_token_id, config.eoi_token_id, config.row_end_token_id]
-    ) == ["<image>", "<begin_of_image>", "<end_of_image>", "<row_end>"]
-    text = "<|im_start|> w1 <think> w2 </think> <image> <begin_of_image> <img_3> <row_end> <end_of_image> <|im_end|>"
+        [config.image_token_id, config.boi_token_id, config.eoi_token_id]
+    ) == ["<image>", "<begin_of_image>", "<end_of_image>"]
+    text = "<|im_start|> w1 <think> w2 </think> <image> <begin_of_image> <img_3> <end_of_image> <|im_end|>"
     ids = processor.tokenizer(text)["input_ids"]
     assert processor.tokenizer.decode(ids, skip_special_tokens=True).split() == [
         "w1",
@@ -304,17 +305,17 @@ def test_extending_twice_changes_nothing(tokenizer):
 
 
 def test_processor_of_another_tokenizer_is_refused(tokenizer):
-    model = DPSForConditionalGeneration.from_components(LLAMA, VISION, IMAGE_TOKENIZER, tokenizer)
-    assert DPSProcessor.from_components(tokenizer, model.config).first_code_id == model.config.image_code_start_id
+    model = assemble_model(LLAMA, VISION, IMAGE_TOKENIZER, tokenizer)
+    assert make_processor(tokenizer, model.config).first_code_id == model.config.image_code_start_id
     longer = copy.deepcopy(tokenizer)
     longer.add_tokens(["one more"])
     with pytest.raises(ValueError, match="image_code_start_id"):
-        DPSProcessor.from_components(longer, model.config)
+        make_processor(longer, model.config)
     for name in ("image_token_id", "boi_token_id", "eoi_token_id"):
         config = copy.deepcopy(model.config)
         setattr(config, name, 0)
         with pytest.raises(ValueError, match=f"{name} must be the id of <.*; got 0"):
-            DPSProcessor.from_components(tokenizer, config)
+            make_processor(tokenizer, config)
 
 
 def test_tokenizer_is_found_with_the_text(save, tokenizer):
@@ -323,7 +324,7 @@ def test_tokenizer_is_found_with_the_text(save, tokenizer):
     for text in (folder, str(folder), loaded, loaded.config):
         model, processor = dps_hf.from_components(text, VISION, IMAGE_TOKENIZER)
         assert processor.tokenizer.convert_tokens_to_ids("<img_0>") == model.config.image_code_start_id
-    alone = DPSForConditionalGeneration.from_components(folder, VISION, IMAGE_TOKENIZER)
+    alone = assemble_model(folder, VISION, IMAGE_TOKENIZER)
     assert alone.config.image_code_start_id == model.config.image_code_start_id
     assert isinstance(AutoTokenizer.from_pretrained(folder), type(tokenizer))
     with pytest.raises(ValueError, match="tokenizer is needed"):
@@ -334,12 +335,12 @@ def test_without_a_tokenizer_new_tokens_follow_the_decoders_rows(save, tmp_path)
     AutoModelForCausalLM.from_config(LLAMA).save_pretrained(tmp_path / "alone")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "alone")
     for text in (tmp_path / "alone", str(tmp_path / "alone"), loaded, LLAMA):
-        config = DPSForConditionalGeneration.from_components(text, VISION, IMAGE_TOKENIZER).config
+        config = assemble_model(text, VISION, IMAGE_TOKENIZER).config
         assert (config.image_token_id, config.image_code_start_id) == (len(WORDS), len(WORDS) + 3)
     with pytest.raises(ValueError, match="tokenizer could not be loaded"):
         dps_hf.from_components(tmp_path / "alone", VISION, IMAGE_TOKENIZER)
     (tmp_path / "alone").rename(tmp_path / "gone")
-    model = DPSForConditionalGeneration.from_components(loaded, VISION, IMAGE_TOKENIZER)
+    model = assemble_model(loaded, VISION, IMAGE_TOKENIZER)
     assert model.config.image_code_start_id == len(WORDS) + 3
 
 
@@ -424,7 +425,7 @@ JANUS_PRO_VQ = JanusVQVAEConfig(num_patches=24)
 )
 def test_published_sizes_fit_together_on_the_meta_device(text, vision, expected):
     with torch.device("meta"):
-        model = DPSForConditionalGeneration.from_components(text, vision, JANUS_PRO_VQ)
+        model = assemble_model(text, vision, JANUS_PRO_VQ)
     assert {weight.device.type for weight in model.parameters()} == {"meta"} and model.dtype == torch.bfloat16
     config, (billions, num_image_tokens) = model.config, expected
     assert (config.vocab_size, config.image_code_start_id) == (49152 + 3 + 16384, 49155)
@@ -445,7 +446,7 @@ def test_codes_of_like_patches_start_with_like_rows(levels, at):
     torch.manual_seed(0)
     codes = DPSImageTokenizerConfig(image_size=16, patch_size=4, hidden_sizes=(8,), **levels)
     text = LlamaConfig(vocab_size=10, hidden_size=64, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    model = DPSForConditionalGeneration.from_components(text, SiglipVisionConfig(num_hidden_layers=1), codes)
+    model = assemble_model(text, SiglipVisionConfig(num_hidden_layers=1), codes)
     start = model.config.image_code_start_id + at
     rows = torch.nn.functional.normalize(model.get_input_embeddings().weight[start : start + 64], dim=-1)
     similarity = rows @ rows[0]  # codes count levels of the first channel, then of the second

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_remote_code import FILES, load_without_the_package
+from test_remote_code import MODEL_FILES, load_without_the_package
 from torch.distributed._composable.replicate import replicate
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -71,7 +71,7 @@ def gradients(model: DPSForConditionalGeneration) -> dict[str, torch.Tensor]:
 
 
 def learn(rank: int, folder: str, kind: str, trained: tuple[str, ...]) -> list[dict]:
-    """The gradients of each step, and the logits of an evaluation after it in which this process alone has pictures."""
+    """The gradients of each step, and logits of an evaluation in which only this process has pictures."""
     model = load(folder, trained)
     wrapped = DistributedDataParallel(model) if kind == "ddp" else shard(model, kind)
     found = []
@@ -179,7 +179,7 @@ def save_sharded(rank: int, folder: str, output: str, model_class: type) -> str:
 def check_is_plain(output, name: str = "DPSForConditionalGeneration") -> None:
     config = json.loads((output / "config.json").read_text())
     assert (config["architectures"], config["auto_map"]) == ([name], AUTO_MAP)
-    assert {path.name for path in output.glob("*.py")} == FILES
+    assert {path.name for path in output.glob("*.py")} == MODEL_FILES
 
 
 @pytest.mark.parametrize("model_class", [DPSForConditionalGeneration, DPSModel])

@@ -6,11 +6,11 @@ from PIL import Image
 from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from dps_hf.model.generation_dps import draw_lots
+from dps_hf.model.generation_dps import sample_tokens
 
 
 IMAGE, BOI, EOI, CODE_0 = 262, 263, 264, 265
-ROW_END, IM_END, PAD = 261, 258, 256
+IM_END, PAD = 258, 256
 CODES = range(CODE_0, CODE_0 + 16)
 NOT_TEXT = [IMAGE, BOI, EOI, *CODES]
 
@@ -92,11 +92,6 @@ def test_text_mode_never_emits_tokens_of_drawings(tiny_model, text_ids, token, d
         text_ids, max_new_tokens=6, logits_processor=[Prefer(token, *NOT_TEXT)], do_sample=do_sample
     )
     assert not torch.isin(generated, torch.tensor(NOT_TEXT)).any()
-
-
-def test_text_mode_never_emits_row_ends_of_a_model_that_has_them(make_model, text_ids):
-    generated = make_model(row_end=True).generate(text_ids, max_new_tokens=4, logits_processor=[Prefer(ROW_END)])
-    assert not (generated == ROW_END).any()
 
 
 def test_text_mode_stops_at_the_decoders_end_of_text(tiny_model, text_ids):
@@ -205,35 +200,17 @@ def test_image_mode_knows_padding_without_a_mask(tiny_model, prompts, guidance_s
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("option", [{"no_repeat_ngram_size": 1}, {"suppress_tokens": [EOI, ROW_END]}])
-def test_no_option_keeps_a_drawing_from_ending(make_model, text_ids, guidance_scale, option):
-    model = make_model(row_end=True)
-    tokens = model.generate(text_ids, generation_mode="image", guidance_scale=guidance_scale, **option)
+@pytest.mark.parametrize("option", [{"no_repeat_ngram_size": 1}, {"suppress_tokens": [EOI]}])
+def test_no_option_keeps_a_drawing_from_ending(tiny_model, text_ids, guidance_scale, option):
+    tokens = tiny_model.generate(text_ids, generation_mode="image", guidance_scale=guidance_scale, **option)
     for row in tokens[:, text_ids.shape[1] + 1 :].tolist():
-        assert [token for token in row if token not in CODES] == [ROW_END, ROW_END, EOI]
+        assert [token for token in row if token not in CODES] == [EOI]
 
 
 def test_image_mode_needs_tokens(tiny_model, text_ids):
     embeds = tiny_model.get_input_embeddings()(text_ids)
     with pytest.raises(ValueError, match="needs input_ids"):
         tiny_model.generate(inputs_embeds=embeds, generation_mode="image")
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_rows_of_a_drawing_end_where_the_config_says_so(make_model, text_ids, guidance_scale):
-    model = make_model(row_end=True)
-    for mode in ("image", "interleaved"):
-        generated = model.generate(
-            text_ids,
-            generation_mode=mode,
-            guidance_scale=guidance_scale,
-            max_new_tokens=8,
-            logits_processor=[Prefer(BOI, IM_END)],
-        )
-        drawing = generated[0, 8:15].tolist()
-        assert drawing[2] == drawing[5] == ROW_END and drawing[6] == EOI
-        assert all(drawing[index] in CODES for index in (0, 1, 3, 4))
-        assert model.decode_image_tokens(generated).shape == (2, 3, 16, 16)
 
 
 def test_mode_and_guidance_are_read_from_the_generation_config(make_model, text_ids):
@@ -320,13 +297,13 @@ def reference_drawing(model, prompt, scale, pixel_values=None):
     guided_ids = torch.cat([prompt, torch.tensor([BOI])])[None]
     unguided_ids, all_logits = torch.tensor([[BOI]]), []
     with torch.no_grad():
-        for position in range(config.num_drawing_tokens + 1):
+        for position in range(config.num_codes + 1):
             logits = model(guided_ids, pixel_values=pixel_values).logits[:, -1]
             unguided = model(unguided_ids).logits[:, -1]
             logits = unguided + scale * (logits - unguided)
             all_logits.append(logits)
             token = logits[:, CODE_0 : CODE_0 + 16].argmax(-1, keepdim=True) + CODE_0
-            token = torch.full_like(token, EOI) if position == config.num_drawing_tokens else token
+            token = torch.full_like(token, EOI) if position == config.num_codes else token
             guided_ids, unguided_ids = torch.cat([guided_ids, token], 1), torch.cat([unguided_ids, token], 1)
     return guided_ids[0], torch.cat(all_logits)
 
@@ -542,7 +519,7 @@ def test_sharp_sampling_equals_greedy(tiny_model, text_ids, guidance_scale, opti
 def test_lots_fall_as_the_chances_say():
     chances = torch.tensor([0.0, 0.5, 0.0, 0.1, 0.4, 0.0])
     torch.manual_seed(0)
-    drawn = draw_lots(chances.expand(100_000, -1)).bincount(minlength=6) / 100_000
+    drawn = sample_tokens(chances.expand(100_000, -1)).bincount(minlength=6) / 100_000
     assert drawn[chances == 0].sum() == 0
     torch.testing.assert_close(drawn, chances, atol=0.006, rtol=0)  # four standard deviations
 
@@ -553,12 +530,12 @@ def test_the_only_possible_choice_is_drawn_whichever_number_comes(monkeypatch, n
     monkeypatch.setattr(torch, "rand_like", lambda like: torch.full_like(like, number))
     chances = torch.zeros(1, 4096)
     chances[0, certain] = 0.9999999
-    assert draw_lots(chances).item() == certain
+    assert sample_tokens(chances).item() == certain
 
 
 def test_chances_that_are_no_numbers_are_refused():
     with pytest.raises(RuntimeError, match=r"logits overflowed\. Load the model in float32"):
-        draw_lots(torch.tensor([[0.5, float("nan"), 0.5]]))
+        sample_tokens(torch.tensor([[0.5, float("nan"), 0.5]]))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])

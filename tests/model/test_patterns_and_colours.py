@@ -1,4 +1,4 @@
-"""Two codes for each patch: one of its pattern, the same in all colours, and one of its colours, the same in all patterns."""
+"""Two codes for each patch: patterns do not depend on colours, and all patterns of a drawing come first."""
 
 import pytest
 import torch
@@ -123,8 +123,7 @@ def test_saving_and_loading_keeps_codes_and_pixels(tokenizer, pictures, tmp_path
 
 def test_the_config_counts_both_codes(two_codes):
     config = two_codes()
-    assert (config.grid_size, config.num_codes, config.codebook_size, config.num_drawing_tokens) == (2, 8, 16, 8)
-    assert two_codes(row_end=True).num_drawing_tokens == 12
+    assert (config.grid_size, config.num_codes, config.codebook_size) == (2, 8, 16)
 
 
 @pytest.mark.parametrize(
@@ -140,25 +139,19 @@ def test_what_cannot_work_is_refused(fields, message):
         DPSImageTokenizerConfig(**fields)
 
 
-@pytest.mark.parametrize("row_end", [False, True])
-def test_drawings_end_after_both_codes_of_every_patch(
-    make_model, two_codes, tiny_tokenizer, text_ids, token_ids, row_end
-):
-    config = two_codes(row_end=row_end)
+def test_drawings_end_after_both_codes_of_every_patch(make_model, two_codes, tiny_tokenizer, text_ids, token_ids):
+    config = two_codes()
     model = make_model(config)
     processor = DPSProcessor(
         DPSImageProcessor(size={"height": 16, "width": 16}),
         tiny_tokenizer,
         num_image_tokens=4,
         grid_size=2,
-        row_end=row_end,
         num_codes=8,
     )
     ids = model.generate(text_ids, generation_mode="image", do_sample=True)
     drawn = ids[:, text_ids.shape[1] :]
-    assert drawn.shape[1] == 1 + config.num_drawing_tokens + 1
-    if row_end:
-        assert (drawn[:, [3, 6, 9, 12]] == token_ids["<row_end>"]).all()
+    assert drawn.shape[1] == 1 + config.num_codes + 1
     pixels = model.decode_image_tokens(ids)
     codes = drawn[drawn >= token_ids["<img_0>"]].view(2, 8) - token_ids["<img_0>"]
     torch.testing.assert_close(pixels, model.decode_image_tokens(codes))

@@ -24,7 +24,7 @@ def test_its_code_is_that_of_the_package():
     copies = list(FOLDER.glob("*.py"))
     assert {"modeling_dps.py", "processing_dps.py"} <= {path.name for path in copies}
     for copy in copies:
-        assert copy.read_text() == (MODEL_CODE / copy.name).read_text(), f"{copy.name}: run examples/release_nano.py"
+        assert copy.read_text() == (MODEL_CODE / copy.name).read_text(), f"{copy.name}: run examples/nano/release.py"
 
 
 def test_it_is_small_and_holds_weights_as_safetensors_only(nano):

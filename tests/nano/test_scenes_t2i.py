@@ -72,7 +72,7 @@ def test_pictures_of_training_are_told_from_new_ones():
     assert not set(new) & set(shown)
     unseen = [prompted(rng, "validation", "things", count=1, unseen="pair")[0] for _ in range(8)]
     assert not any(map(drawn_in_training, unseen))
-    # How a big purple star stands to a small one is never asked, so the held-out list is the only wish for its picture.
+    # No wish says where a big purple star is from a small one, so the held-out list is the only wish for its picture.
     stars = layout(Wish(Counter({("big", "purple", "star"): 1, ("small", "purple", "star"): 1})))
     assert not drawn_in_training(stars)
 

@@ -11,6 +11,7 @@ from PIL import Image
 from dps_hf.data.record import Record
 from dps_hf.nano import emoji
 from dps_hf.nano import evaluation as tasks
+from dps_hf.nano.held_out import held_out_emoji, held_out_prompts
 from dps_hf.nano.scenes import COLOURS, SHAPES, SIZES, Scene, has_unseen_count, has_unseen_pair, held_out
 from dps_hf.nano.scenes_t2i import held_out_wish
 from dps_hf.nano.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, held_out_style
@@ -20,6 +21,7 @@ from dps_hf.nano.wording import DESCRIBE, DRAW, LANGUAGES, MOST, parse_wish, phr
 
 SCENES = [name for name in TASKS if name.startswith("scenes")]
 RECORDS = 3000
+DRAWN = [one.__name__ for one in tasks.EVALUATIONS if one.__name__.startswith("scenes_t2i")]
 BLANK = Image.new("RGB", (64, 64), "white")
 
 
@@ -128,9 +130,9 @@ def witness(monkeypatch) -> Witness:
     return subject
 
 
-@pytest.mark.parametrize("task", [task for task in tasks.TASKS if task.startswith("scenes_t2i")])
+@pytest.mark.parametrize("task", DRAWN)
 def test_every_scene_to_be_drawn_is_a_wish_that_training_never_heard(task, witness):
-    figures = tasks.TASKS[task](witness)
+    figures = getattr(tasks, task)(witness)
     assert len(witness.prompts) == 12 * len(figures.keys() & tasks.FORMS.keys())
     for prompt in witness.prompts:
         wish = parse_wish(prompt)
@@ -141,7 +143,7 @@ def test_every_scene_to_be_drawn_is_a_wish_that_training_never_heard(task, witne
 
 def test_no_prompt_counts_twice():
     subject = Witness(None, None, items=500, seed=0, sampling={})
-    found = {name: subject.held_out_prompts(name) for name in tasks.FORMS}
+    found = {name: held_out_prompts(subject, name) for name in tasks.FORMS}
     assert all(len(set(prompts)) == len(prompts) <= 500 for prompts in found.values())
     assert len(found["unseen_pair"]) == 4 * 3 * sum(map(len, DRAW.values())) and len(found["position"]) == 500
 
@@ -150,7 +152,7 @@ def test_no_prompt_counts_twice():
     "task", ["scenes_i2t", "scenes_i2t_languages", "scenes_cot", "scenes_edit", "scenes_edit_unguided"]
 )
 def test_every_scene_to_be_read_or_changed_is_one_that_training_never_saw(task, witness):
-    tasks.TASKS[task](witness)
+    getattr(tasks, task)(witness)
     assert len(witness.shown) >= 12
     assert all(held_out(scene) for scene in witness.shown)
 
@@ -163,7 +165,7 @@ def test_no_emoji_that_is_trained_on_is_an_unseen_pair():
 def test_every_emoji_in_evaluation_is_held_out():
     seen = {(pair.codepoints, pair.style) for pair in emoji.pairs("train")}
     subject = Witness(None, None, items=500, seed=0, sampling={})
-    assert not {(pair.codepoints, pair.style) for pair in subject.held_out_emoji()} & seen
+    assert not {(pair.codepoints, pair.style) for pair in held_out_emoji(subject)} & seen
 
 
 def test_no_held_out_picture_is_trained_on_by_any_name():

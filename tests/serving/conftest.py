@@ -5,6 +5,7 @@ import json
 import pytest
 from scripted_server import scripted_server
 
+from dps_hf.components import make_processor
 from dps_hf.model.processing_dps import DPSProcessor
 
 
@@ -19,7 +20,7 @@ def merging_processor(tiny_processor, tiny_config) -> DPSProcessor:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )
-    return DPSProcessor.from_components(tokenizer, tiny_config)
+    return make_processor(tokenizer, tiny_config)
 
 
 @pytest.fixture(scope="session")

@@ -59,16 +59,6 @@ def test_a_drawing_may_hold_nothing_but_codes(owner, make_client, server, token_
     assert (request["max_tokens"], request["temperature"], request["repeat_penalty"]) == (4, 0.0, 1.0)
 
 
-def test_a_drawing_with_row_ends_is_asked_for_row_by_row(make_client, server):
-    client = make_client()
-    client.processor.row_end = True
-    server.reply = lambda path, request: completion("<img_1><img_2>")
-    assert client.draw_codes("a heart", seed=5) == [1, 2, 1, 2]
-    first, second = (request for _, request in server.requests)
-    assert second["prompt"] == first["prompt"] + "<img_1><img_2><row_end>"
-    assert (first["max_tokens"], first["seed"], second["seed"]) == (2, 5, 6)
-
-
 def test_transformers_serve_draws_and_guides_by_itself(make_client, server):
     server.reply = lambda path, request: chat_completion(DRAWN)
     assert make_client("Hub").draw_codes("a heart", guidance_scale=1.5, temperature=0.5, seed=1) == CODES
@@ -87,7 +77,7 @@ def test_transformers_serve_draws_and_guides_by_itself(make_client, server):
 
 
 def test_guidance_prefers_what_the_prompt_makes_likelier(make_client, server, token_ids):
-    """Code 1 is the likeliest with the prompt, but no likelier than without it; code 2 is: 0.4^1.5 / 0.1^0.5 is more."""
+    """Code 1 is likely with the prompt and without it; code 2 mostly with the prompt: 0.4^1.5 / 0.1^0.5 is more."""
 
     def reply(path, request):
         guided = {1: 0.6, 2: 0.4} if "a heart" in request["prompt"] else {1: 0.9, 2: 0.1}

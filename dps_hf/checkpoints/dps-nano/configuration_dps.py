@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import field
+from typing import NamedTuple
 
 from .library_dps import (
     ACT2FN,
@@ -24,8 +25,8 @@ AUTO_MAP = {
     "AutoImageProcessor": "image_processing_dps.DPSImageProcessor",
     "AutoProcessor": "processing_dps.DPSProcessor",
 }
-# `transformers serve`, trl and the Trainer's label smoothing look the name of a model's class up here, that of remote code
-# too. Who has a choice looks among the models of pictures and text before the causal ones.
+# `transformers serve`, trl and the Trainer's label smoothing look up the name of a model's class here, also for remote
+# code. They look among image-text models before causal models.
 for _names in (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -33,17 +34,16 @@ for _names in (
 ):
     _names.setdefault("dps", "DPSForConditionalGeneration")
 
+# Ids that belong to the decoder's config, and that peft and trl read at the top level.
+TEXT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Fields of a Janus image tokenizer that its geometry depends on.
+JANUS_SIZES = ("num_patches", "num_embeddings", "channel_multiplier")
 
-def _divides(owner: str, image_size: int, unit_name: str, unit: int) -> None:
-    if unit <= 0:
-        raise ValueError(
-            f"{owner}.{unit_name} must be positive; got {unit}. Set patch_size to a divisor of image_size."
-        )
-    if image_size <= 0 or image_size % unit:
-        remedy = max(unit, round(image_size / unit) * unit)
-        raise ValueError(
-            f"{owner}.image_size must be a positive multiple of {unit_name}; got {image_size} and {unit}. Try {remedy}."
-        )
+
+def _require(holds: bool, field: str, rule: str, value, remedy: str) -> None:
+    """Raises a ValueError where a rule does not hold; the message gives the field, its value and the remedy."""
+    if not holds:
+        raise ValueError(f"{field} must {rule}; got {value}. {remedy}")
 
 
 @strict
@@ -54,13 +54,14 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
     image_size (`int`, defaults to 64): side of the square pictures, in pixels.
     num_channels (`int`, defaults to 3): colour channels.
     patch_size (`int`, defaults to 4): side of the patches that the decoder's last convolution writes.
-    hidden_sizes (`list[int]`, defaults to `[96, 160]`): width of each stage; each stage after the first halves the grid.
+    hidden_sizes (`list[int]`, defaults to `[96, 160]`): width of each stage; each but the first halves the grid.
     num_encoder_blocks (`int`, defaults to 3): residual blocks of the encoder, which has the last stage's width.
     num_res_blocks (`int`, defaults to 1): residual blocks in each stage of the decoder.
-    levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the number of codes.
-    colour_levels (`list[int]`, *optional*): gives each patch a second code, for its colours, with these levels; `levels` are
-        those of the first one then, for its pattern. The codes of colours are numbered after those of patterns, and a picture
-        has all of its patterns first.
+    levels (`list[int]`, defaults to `[8, 8, 8, 8]`): levels of each latent channel; their product is the number of
+        codes.
+    colour_levels (`list[int]`, *optional*): levels of a second code for each patch, for its colours. `levels` are
+        then those of the first code, for its pattern. Codes of colours are numbered after those of patterns, and
+        follow them in a picture.
     """
 
     model_type = "dps_image_tokenizer"
@@ -79,25 +80,24 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         for name, least in (("num_encoder_blocks", 0), ("num_res_blocks", 0), ("num_channels", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} must be at least {least}; got {getattr(self, name)}. Set it to {least} or more."
-                )
-        if not self.hidden_sizes:
-            raise ValueError("hidden_sizes must hold at least one width; got none. Try (96, 160).")
+            value = getattr(self, name)
+            _require(value >= least, name, f"be at least {least}", value, f"Set it to {least} or more.")
+        _require(bool(self.hidden_sizes), "hidden_sizes", "hold at least one width", "none", "Try (96, 160).")
         for width in self.hidden_sizes:
-            if width <= 0 or width % 8:
-                raise ValueError(
-                    f"hidden_sizes must be positive multiples of 8 (group norm); got {width}. Try {max(width, 0) // 8 * 8 + 8}."
-                )
-        _divides("DPSImageTokenizerConfig", self.image_size, "patch_size * 2^(stages - 1)", self.downsample_factor)
-        for name, levels in zip(("levels", "colour_levels"), self.codebooks, strict=False):
-            if not levels or min(levels) < 2:
-                raise ValueError(f"{name} must hold numbers of at least 2; got {levels}. Try (8, 8, 8, 8).")
-        if self.colour_levels is not None and self.num_channels != 3:
-            raise ValueError(
-                f"colour_levels needs num_channels of 3 (pictures are RGB); got {self.num_channels}. Leave it out."
+            remedy = f"Try {max(width, 0) // 8 * 8 + 8}."
+            _require(
+                width > 0 and width % 8 == 0, "hidden_sizes", "be positive multiples of 8 (group norm)", width, remedy
             )
+        unit, unit_name = self.downsample_factor, "patch_size * 2^(stages - 1)"
+        _require(unit > 0, unit_name, "be positive", unit, "Set patch_size to a divisor of image_size.")
+        remedy = f"Try {max(unit, round(self.image_size / unit) * unit)}."
+        fits, given = self.image_size > 0 and self.image_size % unit == 0, f"{self.image_size} and {unit}"
+        _require(fits, "image_size", f"be a positive multiple of {unit_name}", given, remedy)
+        for name, levels in zip(("levels", "colour_levels"), self.codebooks, strict=False):
+            enough = bool(levels) and min(levels) >= 2
+            _require(enough, name, "hold numbers of at least 2", levels, "Try (8, 8, 8, 8).")
+        if self.colour_levels is not None and self.num_channels != 3:
+            raise ValueError(f"colour_levels needs num_channels of 3 (RGB); got {self.num_channels}. Leave it out.")
 
     @property
     def downsample_factor(self) -> int:
@@ -124,26 +124,55 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
         return sum(math.prod(levels) for levels in self.codebooks)
 
 
+class ImageTokenizerGeometry(NamedTuple):
+    """The properties of an image tokenizer that DPS needs, the same for each kind.
+
+    image_size: side of the square pictures, in pixels.
+    grid_size: patches along one side of a picture.
+    codebook_sizes: how many codes each codebook has; each patch has one code of each codebook.
+    levels: for each codebook, the levels of each latent channel. Codes that differ by one level are neighbours. `None`
+        where codes have no neighbours.
+    """
+
+    image_size: int
+    grid_size: int
+    codebook_sizes: list[int]
+    levels: list[list[int] | tuple[int, ...]] | None
+
+
+def _dps_geometry(config: DPSImageTokenizerConfig) -> ImageTokenizerGeometry:
+    sizes = [math.prod(levels) for levels in config.codebooks]
+    return ImageTokenizerGeometry(config.image_size, config.grid_size, sizes, config.codebooks)
+
+
+def _janus_geometry(config: PreTrainedConfig) -> ImageTokenizerGeometry:
+    image_size = config.num_patches * 2 ** (len(config.channel_multiplier) - 1)
+    return ImageTokenizerGeometry(image_size, config.num_patches, [config.num_embeddings], None)
+
+
+# How to get the geometry from the config of each kind of image tokenizer. `IMAGE_TOKENIZERS` has their classes.
+GEOMETRIES = {DPSImageTokenizerConfig.model_type: _dps_geometry, "janus_vqgan": _janus_geometry}
+
+
 @strict
 class DPSConfig(PreTrainedConfig):
     r"""
     Configuration of [`DPSModel`] and [`DPSForConditionalGeneration`].
 
-    The vocabulary belongs to the decoder (`text_config.vocab_size`): text first, then a few special tokens, then one
-    token for each code of the image tokenizer. Ids that are left out lie at the very end of it, in that order.
+    The vocabulary is that of the decoder (`text_config.vocab_size`): text, a few special tokens, and a token for each
+    code of the image tokenizer. By default, the special tokens and the codes are its last tokens, in this order.
 
     text_config (`PreTrainedConfig` or `dict`, defaults to Llama): any decoder that `AutoModel` builds.
     vision_config (`SiglipVisionConfig` or `dict`): the image encoder.
     image_tokenizer_config (`DPSImageTokenizerConfig`, `JanusVQVAEConfig` or `dict`): chosen by its `model_type`.
     projector_hidden_act (`str`, defaults to `"gelu_pytorch_tanh"`): activation between the connector's two linears.
-    image_token_id (`int`): placeholder that one feature vector of a picture in the prompt replaces.
+    image_token_id (`int`): placeholder for one feature vector of a picture in the prompt.
     boi_token_id, eoi_token_id (`int`): begin and end of a drawing.
-    row_end_token_id (`int`, *optional*): ends each row of codes in a drawing; `None` leaves the rows unmarked.
     image_code_start_id (`int`): id of the token of code 0; code `i` is token `image_code_start_id + i`.
     tie_word_embeddings (`bool`, defaults to `True`): whether `lm_head` shares the embeddings' weight.
 
     Raises:
-        ValueError: a geometry or an id that cannot work, with the field, the value and the remedy.
+        ValueError: a geometry or an id that cannot work.
     """
 
     model_type = "dps"
@@ -152,7 +181,7 @@ class DPSConfig(PreTrainedConfig):
         "vision_config": SiglipVisionConfig,
         "image_tokenizer_config": DPSImageTokenizerConfig,
     }
-    # All outputs but loss and logits: what is left is what the Trainer gives to `compute_metrics`. The cache has two names.
+    # All outputs but loss and logits, so that the Trainer gives only these to `compute_metrics`.
     keys_to_ignore_at_inference = [
         "past_key_values",
         "cache",
@@ -169,7 +198,6 @@ class DPSConfig(PreTrainedConfig):
     image_token_id: int | None = None
     boi_token_id: int | None = None
     eoi_token_id: int | None = None
-    row_end_token_id: int | None = None
     image_code_start_id: int | None = None
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
@@ -188,12 +216,13 @@ class DPSConfig(PreTrainedConfig):
         for offset, name in enumerate(("eoi_token_id", "boi_token_id", "image_token_id"), start=1):
             if getattr(self, name) is None:
                 setattr(self, name, self.image_code_start_id - offset)
+        kwargs.pop("row_end_token_id", None)  # older checkpoints name it, and have none
         super().__post_init__(**kwargs)
         self.validate_ids()
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        """As in the library, but fields that are given beside the dict are looked at, too."""
+        """As in the library, but also checks fields that are given beside the dict."""
         made = super().from_dict(config_dict, **kwargs)
         config = made[0] if isinstance(made, tuple) else made
         config.validate_geometry()
@@ -219,155 +248,127 @@ class DPSConfig(PreTrainedConfig):
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
     @property
+    def image_tokenizer_geometry(self) -> ImageTokenizerGeometry:
+        return GEOMETRIES[self.image_tokenizer_config.model_type](self.image_tokenizer_config)
+
+    @property
     def codebook_size(self) -> int:
-        tokenizer = self.image_tokenizer_config
-        return tokenizer.num_embeddings if tokenizer.model_type == "janus_vqgan" else tokenizer.codebook_size
+        """Image codes in the vocabulary, those of all codebooks together."""
+        return sum(self.image_tokenizer_geometry.codebook_sizes)
 
     @property
     def grid_size(self) -> int:
         """Patches along one side of a drawing."""
-        tokenizer = self.image_tokenizer_config
-        return tokenizer.num_patches if tokenizer.model_type == "janus_vqgan" else tokenizer.grid_size
+        return self.image_tokenizer_geometry.grid_size
 
     @property
     def num_codes(self) -> int:
         """Codes of a drawing, row by row: one for each patch, or two, the second ones after all of the first."""
-        tokenizer = self.image_tokenizer_config
-        return self.grid_size**2 if tokenizer.model_type == "janus_vqgan" else tokenizer.num_codes
+        return self.grid_size**2 * len(self.image_tokenizer_geometry.codebook_sizes)
 
     @property
     def drawing_size(self) -> int:
         """Side of a drawing, in pixels."""
-        tokenizer = self.image_tokenizer_config
-        if tokenizer.model_type == "janus_vqgan":
-            return tokenizer.num_patches * 2 ** (len(tokenizer.channel_multiplier) - 1)
-        return tokenizer.image_size
+        return self.image_tokenizer_geometry.image_size
 
-    @property
-    def num_drawing_tokens(self) -> int:
-        """Tokens between begin and end of a drawing: its codes, and its row ends where it has them."""
-        return self.num_codes + self.num_codes // self.grid_size * (self.row_end_token_id is not None)
-
-    # The library calls what is named `validate_` before it saves.
+    # The library calls methods whose names begin with `validate_` before it saves.
 
     def validate_geometry(self) -> None:
-        if self.vision_config.model_type != "siglip_vision_model":
-            raise ValueError(
-                f"vision_config.model_type must be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution); "
-                f"got {self.vision_config.model_type!r}. Take the vision_config of such a checkpoint."
-            )
-        # A rest is fine, and left out by the tower's strided convolution: published towers have 384 pixels in patches of 14.
-        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
-        for name, value in (("image_size", image_size), ("patch_size", patch_size)):
-            if not isinstance(value, int):
-                raise ValueError(
-                    f"vision_config.{name} must be one number, of a square; got {value!r}. Set it to 224 or 16, say."
-                )
-        if not 0 < patch_size <= image_size:
-            raise ValueError(
-                f"vision_config.patch_size must be positive and at most image_size; got {patch_size} and {image_size}. "
-                "Set it to 14 or 16, say."
-            )
-        if self.image_tokenizer_config.model_type not in ("janus_vqgan", DPSImageTokenizerConfig.model_type):
-            raise ValueError(
-                "image_tokenizer_config.model_type must be 'dps_image_tokenizer' or 'janus_vqgan'; got "
-                f"{self.image_tokenizer_config.model_type!r}. Set one of the two."
-            )
-        if self.image_tokenizer_config.model_type == "janus_vqgan":
-            self._check_janus()
-        if self.projector_hidden_act not in ACT2FN:
-            raise ValueError(
-                f"projector_hidden_act must be an activation that transformers knows; got {self.projector_hidden_act!r}. "
-                "Set it to 'gelu_pytorch_tanh', say."
-            )
-        may_encode = self.text_config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        encoder = may_encode and not getattr(self.text_config, "is_decoder", False)
-        if encoder or getattr(self.text_config, "vocab_size", None) is None or self.text_config.is_encoder_decoder:
-            raise ValueError(
-                f"text_config.model_type must be that of a decoder; got {self.text_config.model_type!r}. Take a model that "
-                "AutoModelForCausalLM loads, such as 'llama'."
-            )
+        text, vision, codes = self.text_config, self.vision_config, self.image_tokenizer_config
+        _require(
+            vision.model_type == "siglip_vision_model",
+            "vision_config.model_type",
+            "be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution)",
+            repr(vision.model_type),
+            "Take the vision_config of such a checkpoint.",
+        )
+        for name in ("image_size", "patch_size"):
+            size = getattr(vision, name)
+            square = isinstance(size, int)
+            _require(square, f"vision_config.{name}", "be one number, of a square", repr(size), "Set it to 224 or 16.")
+        # image_size need not be a multiple: published towers read 384 pixels in patches of 14, and ignore the rest.
+        _require(
+            0 < vision.patch_size <= vision.image_size,
+            "vision_config.patch_size",
+            "be positive and at most image_size",
+            f"{vision.patch_size} and {vision.image_size}",
+            "Set it to 14 or 16.",
+        )
+        _require(
+            codes.model_type in GEOMETRIES,
+            "image_tokenizer_config.model_type",
+            f"be {' or '.join(map(repr, GEOMETRIES))}",
+            repr(codes.model_type),
+            "Set one of the two.",
+        )
+        for name in JANUS_SIZES:
+            size = getattr(codes, name, 1)
+            filled = size > 0 if isinstance(size, int) else len(size) > 0
+            _require(filled, f"image_tokenizer_config.{name}", "be positive", size, "Take Janus-Pro's.")
+        for part in ("vision_config", "image_tokenizer_config"):
+            for name in ("num_channels", "in_channels", "out_channels"):
+                channels = getattr(getattr(self, part), name, 3)
+                _require(channels == 3, f"{part}.{name}", "be 3 (pictures are RGB)", channels, "Set it to 3.")
+        _require(
+            self.projector_hidden_act in ACT2FN,
+            "projector_hidden_act",
+            "be an activation that transformers knows",
+            repr(self.projector_hidden_act),
+            "Set it to 'gelu_pytorch_tanh'.",
+        )
+        may_encode = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        encoder = text.is_encoder_decoder or (may_encode and not getattr(text, "is_decoder", False))
+        _require(
+            not encoder and getattr(text, "vocab_size", None) is not None,
+            "text_config.model_type",
+            "be that of a decoder",
+            repr(text.model_type),
+            "Take a model that AutoModelForCausalLM loads, such as 'llama'.",
+        )
         for part, width, count in (
             ("vision_config", "hidden_size", "num_attention_heads"),
             ("text_config", "num_attention_heads", "num_key_value_heads"),
         ):
             whole, parts = (getattr(getattr(self, part), name, None) for name in (width, count))
-            if not (isinstance(whole, int) and isinstance(parts, int)):  # some decoders have a number for each layer
-                continue
-            if whole < 1 or parts < 1 or whole % parts:
-                raise ValueError(
-                    f"{part}.{width} must be a positive multiple of {count}; got {whole} and {parts}. "
-                    f"Try {max(1, round(whole / max(1, parts))) * max(1, parts)} and {max(1, parts)}."
+            if isinstance(whole, int) and isinstance(parts, int):  # some decoders have a number for each layer
+                unit = max(1, parts)
+                _require(
+                    whole > 0 and parts > 0 and whole % unit == 0,
+                    f"{part}.{width}",
+                    f"be a positive multiple of {count}",
+                    f"{whole} and {parts}",
+                    f"Try {max(1, round(whole / unit)) * unit} and {unit}.",
                 )
-        for part in ("vision_config", "image_tokenizer_config"):
-            channels = getattr(getattr(self, part), "num_channels", 3)
-            if channels != 3:
-                raise ValueError(f"{part}.num_channels must be 3 (pictures are RGB); got {channels}. Set it to 3.")
-
-    def _check_janus(self) -> None:
-        tokenizer = self.image_tokenizer_config
-        for name in ("num_patches", "num_embeddings"):
-            if getattr(tokenizer, name) < 1:
-                raise ValueError(
-                    f"image_tokenizer_config.{name} must be positive; got {getattr(tokenizer, name)}. Take that of Janus-Pro."
-                )
-        for name in ("in_channels", "out_channels"):
-            if getattr(tokenizer, name) != 3:
-                raise ValueError(
-                    f"image_tokenizer_config.{name} must be 3 (pictures are RGB); got {getattr(tokenizer, name)}. Set it to 3."
-                )
-        if not tokenizer.channel_multiplier:
-            raise ValueError(
-                "image_tokenizer_config.channel_multiplier must hold at least one number; got none. Try [1, 1, 2, 2, 4]."
-            )
 
     def validate_ids(self) -> None:
-        start, end, vocab_size = (
-            self.image_code_start_id,
-            self.image_code_start_id + self.codebook_size,
-            self.vocab_size,
+        start, vocab_size = self.image_code_start_id, self.vocab_size
+        end = start + self.codebook_size
+        _require(
+            start >= 0 and end <= vocab_size,
+            "image_code_start_id + codebook size",
+            "lie within text_config.vocab_size",
+            f"{start} + {self.codebook_size} and {vocab_size}",
+            f"Set text_config.vocab_size to at least {max(start, 3) + self.codebook_size}.",
         )
-        if start < 0 or end > vocab_size:
-            raise ValueError(
-                f"image_code_start_id + codebook size must lie within text_config.vocab_size; got {start} + "
-                f"{self.codebook_size} and {vocab_size}. Set text_config.vocab_size to at least "
-                f"{max(start, 3) + self.codebook_size}, which leaves room for text."
-            )
+        rule = f"lie in the vocabulary of {vocab_size} tokens and outside of the image codes [{start}, {end})"
         taken: dict[int, str] = {}
-        for name in ("image_token_id", "boi_token_id", "eoi_token_id", "row_end_token_id"):
-            value = getattr(self, name)
-            if value is None and name == "row_end_token_id":
-                continue
-            if not 0 <= value < vocab_size or start <= value < end:
-                raise ValueError(
-                    f"{name} must lie in the vocabulary of {vocab_size} tokens and outside of the image codes "
-                    f"[{start}, {end}); got {value}. Choose an id {f'below {start}' if start else f'from {end}'}."
-                )
-            if value in taken:
-                raise ValueError(
-                    f"{name} must differ from {taken[value]}; both are {value}. Choose another id for one."
-                )
-            taken[value] = name
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for name in ("image_token_id", "boi_token_id", "eoi_token_id", *TEXT_TOKEN_IDS):
             values = getattr(self, name)
             for value in values if isinstance(values, list) else [values]:
-                # -1 is how older Llamas say that there is no padding.
-                if value is None or (name == "pad_token_id" and value == -1):
+                # Older Llamas say with -1 that there is no padding.
+                if name in TEXT_TOKEN_IDS and (value is None or (name == "pad_token_id" and value == -1)):
                     continue
-                if not 0 <= value < vocab_size or start <= value < end:
-                    raise ValueError(
-                        f"{name} must lie in the vocabulary of {vocab_size} tokens and outside of the image codes "
-                        f"[{start}, {end}), which no text can end with; got {value}. Set text_config.{name}."
-                    )
+                remedy = f"Choose an id {f'below {start}' if start else f'from {end}'}."
+                if name in TEXT_TOKEN_IDS:
+                    remedy = f"Set text_config.{name} to another id."
+                _require(0 <= value < vocab_size and not start <= value < end, name, rule, value, remedy)
                 if value in taken:
-                    raise ValueError(
-                        f"{name} must differ from {taken[value]}; both are {value}. Set text_config.{name} to another id."
-                    )
+                    raise ValueError(f"{name} must differ from {taken[value]}; both are {value}. Choose another id.")
+                if name not in TEXT_TOKEN_IDS:
+                    taken[value] = name
 
 
 def _text_token_id(name: str) -> property:
-    """An id that peft and trl read at the top level, and that belongs to the decoder."""
-
     def getter(self):
         return getattr(self.text_config, name, None)
 
@@ -377,7 +378,7 @@ def _text_token_id(name: str) -> property:
     return property(getter, setter)
 
 
-for _name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+for _name in TEXT_TOKEN_IDS:
     setattr(DPSConfig, _name, _text_token_id(_name))
 
 

@@ -1,4 +1,4 @@
-"""Image processor of DPS: any picture to a grey letterboxed square in [-1, 1], and back."""
+"""Image processor of DPS: turns any picture into a square in [-1, 1], and pixels back into pictures."""
 
 import base64
 import os
@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from .library_dps import BatchFeature, JanusImageProcessorPil, infer_channel_dimension_format, is_valid_image
 
@@ -18,26 +18,16 @@ from .library_dps import BatchFeature, JanusImageProcessorPil, infer_channel_dim
 MAX_MEGAPIXELS = 100
 URL_TIMEOUT_SECONDS = 30
 
-# What turns a picture upright, by the orientation in its EXIF.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # all that makes the picture
-ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # of a picture's `info`
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # those that pixels depend on
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # in `info` of a picture
 
 
 def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.Image:
-    """Opens a path, the bytes of a file, base64 or a data URL, and checks it whole.
+    """Opens a picture from a path, the bytes of a file, base64 or a data URL, and decodes all of it.
 
     Raises:
-        ValueError: the picture is corrupt, truncated, too large or not there, or it is a URL and `fetch_urls` is off.
+        ValueError: the picture is corrupt, truncated, too large or missing, or a URL while `fetch_urls` is off.
     """
     name = (
         "of bytes"
@@ -50,7 +40,7 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
         try:
             return _open(source)
         except Exception:
-            # What a PNG says beside its picture, such as a long text, may be all that PIL refuses.
+            # PIL may refuse only the metadata of a PNG, such as a long text.
             if (bare := _without_metadata(source)) is None:
                 raise
             return _open(bare)
@@ -72,7 +62,7 @@ def _open(source: str | bytes | Path) -> Image.Image:
 
 
 def _without_metadata(source: str | bytes | Path) -> bytes | None:
-    """A PNG reduced to what makes its picture, `None` for a file of another format."""
+    """A PNG without its metadata; `None` for another format."""
     with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
             return None
@@ -89,11 +79,12 @@ def _without_metadata(source: str | bytes | Path) -> bytes | None:
 
 
 def _read(source: str, fetch_urls: bool) -> str | bytes:
-    """The bytes that a string stands for, or the path that it is."""
+    """The bytes that a string encodes or points to, or the path that it is."""
     if source.startswith(("http://", "https://")):
         if not fetch_urls:
             raise ValueError(
-                f"URLs are not fetched; got {source!r}. Open the picture yourself, or set image_processor.fetch_urls = True."
+                f"URLs are not fetched; got {source!r}. Open the picture yourself, or set "
+                "image_processor.fetch_urls = True."
             )
         with urlopen(Request(source, headers={"User-Agent": "dps_hf"}), timeout=URL_TIMEOUT_SECONDS) as response:
             return response.read()
@@ -110,7 +101,7 @@ def _read(source: str, fetch_urls: bool) -> str | bytes:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any PIL mode as upright 8-bit RGB: the first frame, transparency on white, 16 bits scaled to 8.
+    """Converts a picture of any PIL mode to upright 8-bit RGB: its first frame, on white where it is transparent.
 
     Raises:
         ValueError: the picture has no pixels or more than 100 million, or is corrupt or truncated.
@@ -131,13 +122,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     except Exception as error:  # a decoder may raise anything
         raise ValueError(f"The picture is corrupt or truncated: {error}. Save it again.") from None
     image, transparent = _upright(image), _transparent_value(image, packing)
-    if image.mode.startswith("I") or image.mode == "F":  # PIL's own conversion would cut everything above 255 to white
+    if image.mode.startswith("I") or image.mode == "F":  # PIL's own conversion clips at 255
         values = np.asarray(image)
         image = Image.fromarray(to_8_bit(values))
         if transparent is not None:
             image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     elif transparent != image.info.get("transparency"):
-        image = image.copy()  # the caller's own stays as it is
+        image = image.copy()  # leaves the caller's picture unchanged
         image.info["transparency"] = transparent
     if image.mode == "La":
         image = image.convert("LA")  # PIL converts it to nothing else
@@ -154,28 +145,29 @@ def _packing(image: Image.Image) -> str | tuple | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says; metadata that cannot be read say nothing.
+    """Turns a picture as its EXIF says, if that can be read.
 
-    `ImageOps.exif_transpose` also writes the other EXIF tags anew, and fails where one of them is of the wrong type.
+    `ImageOps.exif_transpose` also rewrites the other tags, and fails if one of them has a wrong type. So it gets the
+    orientation alone.
     """
+    exif = Image.Exif()
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-        turn = TURNS.get(int(value[0] if isinstance(value, (bytes, str, tuple)) else value))
+        exif[ExifTags.Base.Orientation] = int(value[0] if isinstance(value, (bytes, str, tuple)) else value)
     except Exception:  # the parser may raise anything
-        turn = None
-    if turn is None:
         return image
-    turned = image.transpose(turn)
-    for key in ORIENTATION_KEYS:  # or it would be turned once more by whoever reads them
-        turned.info.pop(key, None)
-    return turned
+    if exif[ExifTags.Base.Orientation] not in range(2, 9):
+        return image
+    info = {key: value for key, value in image.info.items() if key not in ORIENTATION_KEYS}
+    image = image.copy()
+    image.info = {**info, "exif": exif.tobytes()}
+    return ImageOps.exif_transpose(image)
 
 
 def _transparent_value(image: Image.Image, packing: str | tuple | None):
-    """Which value of its pixels a picture declares transparent, `None` if none.
+    """The pixel value that a picture declares transparent, `None` if there is none.
 
-    Of a PNG, PIL gives the value as the file has it, also where it scales the pixels. A colour of 16 bits is compared by the
-    8 that PIL reads.
+    PIL gives the value that is in a PNG file, but scales the pixels. Of colours of 16 bits it reads the upper 8.
     """
     value = image.info.get("transparency")
     if image.mode == "1" and isinstance(value, int):
@@ -188,10 +180,10 @@ def _transparent_value(image: Image.Image, packing: str | tuple | None):
 
 
 def to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Values of any number type as `uint8`: fractions in [0, 1], 8 bits, or 16 bits.
+    """Converts numbers to `uint8`: fractions in [0, 1], 8-bit values, or 16-bit values.
 
     Raises:
-        ValueError: some are no numbers, not finite, negative or above 65535.
+        ValueError: values that are not numbers, not finite, negative or above 65535.
     """
     if values.dtype.kind not in "buif":
         raise ValueError(f"A picture must be made of numbers; got an array of {values.dtype}. Convert it first.")
@@ -210,7 +202,7 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
 
 
 def array_to_picture(array: np.ndarray | torch.Tensor, input_data_format=None) -> Image.Image:
-    """An array `(height, width, channels)` or `(channels, height, width)` of 1, 3 or 4 channels as a PIL image.
+    """Converts an array `(height, width, channels)` or `(channels, height, width)` of 1, 3 or 4 channels to a picture.
 
     Raises:
         ValueError: no pixels, another shape, or values out of range.
@@ -226,10 +218,10 @@ def array_to_picture(array: np.ndarray | torch.Tensor, input_data_format=None) -
 
 
 class DPSImageProcessor(JanusImageProcessorPil):
-    """[`~transformers.JanusImageProcessorPil`] (letterbox in grey, `postprocess` back to pictures), for whatever people send.
+    """[`~transformers.JanusImageProcessorPil`] for any picture; those that are not square get grey bars.
 
-    One backend everywhere, so that a picture gives the same pixels with torchvision and without. Every picture is 8-bit
-    RGB first, whatever it was: floats in [0, 1] need no `do_rescale=False`.
+    It has one backend, so that a picture gives the same pixels with and without torchvision. Every picture is first
+    converted to 8-bit RGB, so floats in [0, 1] need no `do_rescale=False`.
 
     Args:
         fetch_urls (`bool`, defaults to `False`): whether pictures that are given as URLs are fetched.
@@ -244,8 +236,7 @@ class DPSImageProcessor(JanusImageProcessorPil):
     fetch_urls = False
 
     def fetch_images(self, image_url_or_urls):
-        """Opens what is given as path, URL, data URL, base64, bytes, or a dict of `bytes` or `path` as `datasets` keeps
-        pictures; leaves the nesting of lists as it is."""
+        """Opens pictures in nested lists: paths, URLs, base64, bytes, or dicts of `bytes` or `path` (`datasets`)."""
         image = image_url_or_urls
         if isinstance(image, (list, tuple)):
             return [self.fetch_images(one) for one in image]
@@ -257,24 +248,24 @@ class DPSImageProcessor(JanusImageProcessorPil):
             return open_picture(image, self.fetch_urls)
         if not is_valid_image(image):
             raise TypeError(
-                "A picture must be a PIL image, an array, a path, a data URL, base64, bytes, or a dict of bytes or path; "
-                f"got {type(image).__name__}."
+                "A picture must be a PIL image, an array, a path, a data URL, base64, bytes, or a dict of bytes or "
+                f"path; got {type(image).__name__}."
             )
         return image[None] if getattr(image, "ndim", 3) == 2 else image
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
         if not isinstance(image, Image.Image):
             if kwargs.get("do_rescale") is False and "float" in str(image.dtype):
-                raise ValueError("Floats in [0, 1] are known as such. Leave do_rescale=False out.")
+                raise ValueError("Floats in [0, 1] are recognised. Leave do_rescale=False out.")
             image = array_to_picture(image, input_data_format)
         return super().process_image(to_rgb(image), do_convert_rgb=True, **kwargs)
 
     def postprocess(self, images, return_tensors: str | None = None, **kwargs):
-        """Pixels `(3, height, width)` in [-1, 1], one or many, to 8 bits, or to pictures with `return_tensors="PIL.Image.Image"`."""
+        """Converts pixels `(3, height, width)` in [-1, 1] to 8 bits, or to pictures with `"PIL.Image.Image"`."""
         outputs = super().postprocess(images, do_rescale=False, **kwargs)
         if not isinstance(outputs, BatchFeature):  # pictures already
             return outputs
-        # Rounded: the library cuts, which would turn half of all pixels darker by one.
+        # The library truncates, which would make half of all pixels darker by one.
         pixels = [np.rint(image.clip(0, 1) * 255).astype(np.uint8) for image in outputs["pixel_values"]]
         if return_tensors == "PIL.Image.Image":
             return BatchFeature({"pixel_values": [Image.fromarray(np.moveaxis(image, 0, -1)) for image in pixels]})

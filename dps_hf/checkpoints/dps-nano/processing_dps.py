@@ -1,6 +1,5 @@
-"""Processor of DPS: chats to tensors, and what `generate` returns to text and pictures."""
+"""Processor of DPS: turns chats into tensors, and generated tokens into text and pictures."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
@@ -8,14 +7,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .configuration_dps import AUTO_MAP, DPSConfig
-from .image_processing_dps import DPSImageProcessor
-from .library_dps import AddedToken, MultiModalData, ProcessorMixin, make_flat_list_of_images
+from .configuration_dps import AUTO_MAP
+from .library_dps import MultiModalData, ProcessorMixin, make_flat_list_of_images
 
 
-# Text a message holds, and a bare placeholder for each picture, whatever its turn. A content may be a plain string.
-# Thinking is asked for by `enable_thinking=True`, which begins the answer with <think>. No line ends after the last answer:
-# generation has stopped, and trainers would teach it.
+# Renders the text of each message, and a placeholder for each picture in it. A content may be a plain string.
+# `enable_thinking=True` begins the answer with <think>. There is no newline after the last answer, because generation
+# stops before it, and trainers would train on it.
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
 {%- if content is string -%}{{ content }}
@@ -42,29 +40,27 @@ CHAT_TEMPLATE = """\
 
 
 class DPSProcessor(ProcessorMixin):
-    """Joins a tokenizer and [`DPSImageProcessor`]; `__call__` and `apply_chat_template` are the library's.
+    """Joins a tokenizer and [`DPSImageProcessor`].
 
     Args:
         image_processor ([`DPSImageProcessor`])
-        tokenizer: its vocabulary holds `<image>`, `<begin_of_image>`, `<end_of_image>` and a token for each code.
+        tokenizer: has the tokens `<image>`, `<begin_of_image>`, `<end_of_image>` and one for each code.
         chat_template (`str`, *optional*)
         num_image_tokens (`int`): placeholders that one picture in the prompt takes.
         grid_size (`int`): patches along one side of a drawing.
-        num_codes (`int`, *optional*): codes of a drawing; by default one for each patch.
-        row_end (`bool`): whether drawings end each row with `<row_end>`.
+        num_codes (`int`, *optional*): codes in a drawing; by default one for each patch.
 
     `apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)` lets the model think first.
 
-    Text may spell tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends it. Text of strangers goes
-    through `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)` (transformers 5.23), which reads such
-    names as plain text; names of codes stay codes, as drawings are written into conversations with them.
+    Text may contain names of tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends the question.
+    For text that you do not trust, use `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)`
+    (transformers 5.23), which reads such names as plain text. Names of codes stay codes, because drawings use them.
     """
 
     _auto_class = "AutoProcessor"
     image_token = "<image>"
     boi_token = "<begin_of_image>"
     eoi_token = "<end_of_image>"
-    row_end_token = "<row_end>"
     code_token = "<img_{}>"
 
     def __init__(
@@ -74,59 +70,26 @@ class DPSProcessor(ProcessorMixin):
         chat_template: str | None = None,
         num_image_tokens: int = 64,
         grid_size: int = 8,
-        row_end: bool = False,
         num_codes: int | None = None,
         **kwargs,
     ):
-        self.num_image_tokens, self.grid_size, self.row_end = num_image_tokens, grid_size, row_end
+        self.num_image_tokens, self.grid_size = num_image_tokens, grid_size
         self.num_codes = grid_size**2 if num_codes is None else num_codes
         tokens = [self.image_token, self.code_token.format(0)]
         self.image_token_id, self.first_code_id = tokenizer.convert_tokens_to_ids(tokens)
         if {self.image_token_id, self.first_code_id} & {None, tokenizer.unk_token_id}:
             raise ValueError(
-                f"The tokenizer must hold {' and '.join(tokens)}. Call DPSProcessor.from_components(tokenizer, config)."
+                f"The tokenizer must hold {' and '.join(tokens)}. Take the processor that belongs to the model."
             )
         known = tokenizer.get_vocab()
         codes = next(code for code in count() if self.code_token.format(code) not in known)
-        self.code_ids = range(self.first_code_id, self.first_code_id + codes)  # other tokens may come after them
+        self.code_ids = range(self.first_code_id, self.first_code_id + codes)  # other tokens may follow
         name_tokens(tokenizer)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
 
-    @classmethod
-    def from_components(cls, tokenizer, config: DPSConfig) -> "DPSProcessor":
-        """The processor that belongs to a config, around a copy of a tokenizer; [`add_tokens`] adds what that lacks.
-
-        Raises:
-            ValueError: the tokenizer gives the codes or the special tokens other ids than the config does.
-        """
-        tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.model_max_length = config.text_config.max_position_embeddings  # it warns of texts that are longer
-        row_end = config.row_end_token_id is not None
-        add_tokens(tokenizer, config.codebook_size, row_end)
-        size = {"height": config.vision_config.image_size, "width": config.vision_config.image_size}
-        processor = cls(
-            DPSImageProcessor(size=size),
-            tokenizer,
-            num_image_tokens=config.num_image_tokens,
-            grid_size=config.grid_size,
-            row_end=row_end,
-            num_codes=config.num_codes,
-        )
-        tokens = {"image_code_start_id": cls.code_token.format(0), "image_token_id": cls.image_token}
-        tokens |= {"boi_token_id": cls.boi_token, "eoi_token_id": cls.eoi_token}
-        tokens |= {"row_end_token_id": cls.row_end_token} if row_end else {}
-        for name, token in tokens.items():
-            given, known = getattr(config, name), tokenizer.convert_tokens_to_ids(token)
-            if given != known:
-                raise ValueError(
-                    f"{name} must be the id of {token}; got {given}, and the tokenizer has {known}. "
-                    "Give the tokenizer that the model was assembled with."
-                )
-        return processor
-
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
-        """As in the library, but `None` is how a text has no pictures, too, and a list of no texts is refused."""
+        """As in the library, but a text without pictures may have `None`, and an empty list of texts is refused."""
         if text is not None and not isinstance(text, (str, list, tuple)):
             raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
         if isinstance(text, (list, tuple)) and not text:
@@ -135,7 +98,7 @@ class DPSProcessor(ProcessorMixin):
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
-        """As in the library, and for each text on its own: one placeholder for each of its pictures."""
+        """As in the library, and checks that each text has one placeholder for each of its pictures."""
         if text is not None:
             if not all(isinstance(sample, str) for sample in text):
                 raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
@@ -159,15 +122,15 @@ class DPSProcessor(ProcessorMixin):
         if len(given) == len(text) > 1:
             where = f" in text {next(i for i, counts in enumerate(zip(found, given)) if len(set(counts)) > 1)}"
         raise ValueError(
-            f"The number of {self.image_token} tokens in the prompts should be the same as the number of images passed; "
-            f"got {found} and {given}, which differ{where}. Write one where each picture belongs, and give each text a list of "
-            "its pictures."
+            f"The number of {self.image_token} tokens in the prompts should be the same as the number of images "
+            f"passed; got {found} and {given}, which differ{where}. Write one where each picture belongs, and give "
+            "each text a list of its pictures."
         )
 
     def apply_chat_template(self, conversation, *args, **kwargs):
-        """As in the library, but keys of a part that are `None`, as `datasets` fills rows up, count as missing.
+        """As in the library, but ignores keys of a part that are `None`, with which `datasets` fills rows up.
 
-        Lists of pictures beside the chats may say `None` where a chat has none.
+        In lists of pictures beside the chats, `None` stands for a chat without pictures.
         """
         if not isinstance(conversation, (list, tuple)) or not conversation:
             return super().apply_chat_template(conversation, *args, **kwargs)
@@ -182,7 +145,7 @@ class DPSProcessor(ProcessorMixin):
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """What stands for one picture in the text: as many placeholders as the tower gives vectors."""
+        """Returns as many placeholders as the tower gives vectors for a picture."""
         return self.image_token * self.num_image_tokens
 
     def _get_num_multimodal_tokens(self, image_sizes: Sequence | None = None, **kwargs) -> MultiModalData:
@@ -192,23 +155,20 @@ class DPSProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * pictures, num_image_patches=[1] * pictures)
 
     def drawing_text(self, codes: torch.Tensor | Sequence[int]) -> str:
-        """Codes `(num_codes,)` as text that the tokenizer reads back, `<begin_of_image>` to `<end_of_image>`.
+        """Writes codes `(num_codes,)` as text, from `<begin_of_image>` to `<end_of_image>`.
 
         Raises:
             ValueError: another number of codes.
         """
         if len(codes) != self.num_codes:
             raise ValueError(f"codes must be {self.num_codes} for a grid of {self.grid_size}; got {len(codes)}.")
-        tokens = [self.code_token.format(int(code)) for code in codes]
-        rows = ["".join(tokens[i : i + self.grid_size]) for i in range(0, len(tokens), self.grid_size)]
-        row_end = self.row_end_token if self.row_end else ""
-        return self.boi_token + "".join(row + row_end for row in rows) + self.eoi_token
+        return self.boi_token + "".join(self.code_token.format(int(code)) for code in codes) + self.eoi_token
 
     @staticmethod
     def split_thinking(text: str) -> tuple[str, str]:
-        """The steps between `<think>` and `</think>`, and the answer after them; no steps give an empty string.
+        """Splits text into the thoughts between `<think>` and `</think>`, and the answer; either may be empty.
 
-        `<think>` may be missing, since the prompt may have held it; steps that never end leave an empty answer.
+        `<think>` may be missing, because the prompt may end with it. Thoughts that never end leave an empty answer.
         """
         before, begin, rest = text.partition("<think>")
         if not begin:
@@ -226,19 +186,19 @@ class DPSProcessor(ProcessorMixin):
         decode_image_tokens: Callable[[torch.Tensor], torch.Tensor] | None = None,
         **kwargs,
     ) -> list:
-        """Reads back what the model made.
+        """Turns generated tokens into text and pictures.
 
         Args:
             generated_outputs: token ids `(batch, sequence)`; in mode `"image"` the pixels
                 `(batch, 3, size, size)` that `model.decode_image_tokens` gives.
-            generation_mode: `"text"` (also where left out), `"image"` or `"interleaved"`.
-            decode_image_tokens: `model.decode_image_tokens`, which mode `"interleaved"` needs.
+            generation_mode: `"text"` (the default), `"image"` or `"interleaved"`.
+            decode_image_tokens: `model.decode_image_tokens`, for mode `"interleaved"`.
 
         Returns:
-            A list of strings, of PIL images, or of lists of both in reading order.
+            A list of strings, of PIL images, or of lists of both in order.
 
         Raises:
-            ValueError: an unknown mode, tokens in place of pixels, or `"interleaved"` without `decode_image_tokens`.
+            ValueError: an unknown mode, tokens instead of pixels, or `"interleaved"` without `decode_image_tokens`.
         """
         if generation_mode in (None, "text"):
             return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
@@ -247,7 +207,7 @@ class DPSProcessor(ProcessorMixin):
         if generation_mode == "interleaved":
             if decode_image_tokens is None:
                 raise ValueError(
-                    "generation_mode='interleaved' needs decode_image_tokens. Pass decode_image_tokens=model.decode_image_tokens."
+                    "generation_mode='interleaved' needs decode_image_tokens. Pass model.decode_image_tokens."
                 )
             return [self._split_drawings(row, skip_special_tokens, decode_image_tokens) for row in generated_outputs]
         raise ValueError(f"generation_mode must be one of text, image, interleaved; got {generation_mode!r}.")
@@ -262,11 +222,11 @@ class DPSProcessor(ProcessorMixin):
         return self.image_processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
 
     def _split_drawings(self, row: torch.Tensor, skip_special_tokens: bool, decode_image_tokens) -> list:
-        """One row of token ids as strings and pictures in turn."""
+        """Splits one row of token ids into strings and pictures."""
         row = torch.as_tensor(row)
         boi, eoi = self.tokenizer.convert_tokens_to_ids([self.boi_token, self.eoi_token])
         parts: list = []
-        if len(row) and int(row[0]) in self.code_ids:  # the prompt, which was cut off, had begun the drawing
+        if len(row) and int(row[0]) in self.code_ids:  # begin-of-image was cut off with the prompt
             row = torch.cat([row.new_full((1,), boi), row])
         while len(row):
             start = (row == boi).nonzero().flatten()
@@ -277,23 +237,23 @@ class DPSProcessor(ProcessorMixin):
             stop = int(end[end > begin][0]) if (end > begin).any() else len(row)
             drawing = row[begin:stop]
             is_code = (drawing >= self.code_ids.start) & (drawing < self.code_ids.stop)
-            if is_code.sum() == self.num_codes:  # a drawing that was cut off is left out
+            if is_code.sum() == self.num_codes:  # incomplete drawings are left out
                 parts += self._to_pictures(decode_image_tokens(drawing[None]))
             row = row[stop + 1 :]
         return parts
 
 
 def group_pictures(images, num_texts: int | None):
-    """Pictures as a list for each text, where they are told apart by lists or by `None`, which is how a text has none.
+    """Groups pictures into a list for each text, where lists or `None` (a text without pictures) tell them apart.
 
-    One list for all texts, or one picture, is left as it is. Pictures that are none in whatever way are `None`.
+    One picture, or one list for all texts, is returned as it is. Where there are no pictures, `None` is returned.
 
     Args:
-        images: what a processor is given as `images`; arrays of objects are lists.
-        num_texts: `None` where there are no texts.
+        images: the argument `images` of a processor; arrays of objects count as lists.
+        num_texts: `None` without texts.
 
     Raises:
-        ValueError: `None` stands among the pictures of one text, or among pictures that may belong to any text.
+        ValueError: `None` among the pictures of one text.
     """
     if isinstance(images, np.ndarray) and images.dtype == object:
         images = images.tolist()
@@ -311,15 +271,15 @@ def group_pictures(images, num_texts: int | None):
         missing = [j for j, picture in enumerate(row) if picture is None]
         if len(missing) < len(row) and missing:
             raise ValueError(
-                f"images must hold pictures alone for each text; those of text {i} are {len(row)}, and number {missing[0]} is "
-                "None. Leave it out together with its placeholder, or give the picture."
+                f"images must hold only pictures for each text; those of text {i} are {len(row)}, and number "
+                f"{missing[0]} is None. Leave it out together with its placeholder, or give the picture."
             )
         rows.append([] if missing else row)
     return rows if any(rows) else None
 
 
 def _without_empty_keys(messages: Sequence) -> list:
-    """Messages whose parts lack the keys that are `None`."""
+    """Copies messages without the keys of their parts that are `None`."""
     cleaned = []
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
@@ -333,62 +293,18 @@ def _without_empty_keys(messages: Sequence) -> list:
     return cleaned
 
 
-def add_tokens(tokenizer, codebook_size: int, row_end: bool = False) -> int:
-    """Extends a tokenizer in place by the tokens of DPS that it lacks, and sets what ends, pads and lays out a chat.
-
-    Returns:
-        How many tokens it had before; every new one has an id from there on.
-
-    Raises:
-        ValueError: it has some of the codes' tokens already, and not in a row.
-    """
-    known = tokenizer.get_vocab()
-    pad_tokens = (tokenizer.pad_token, "<|endoftext|>", tokenizer.eos_token)
-    specials = [DPSProcessor.image_token, DPSProcessor.boi_token, DPSProcessor.eoi_token]
-    specials += [DPSProcessor.row_end_token] if row_end else []
-    codes = [DPSProcessor.code_token.format(code) for code in range(codebook_size)]
-    # `skip_special_tokens` must drop placeholders, and must not drop thoughts and drawings.
-    plain = ("<think>", "</think>", *codes)
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=token not in plain, normalized=False)
-            for token in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", *specials, *codes)
-            if token not in known
-        ]
-    )
-    if (surplus := DPSProcessor.code_token.format(codebook_size)) in known:
-        raise ValueError(
-            f"The tokenizer has codes for another image tokenizer: {surplus}, and the codebook ends at {codebook_size - 1}. "
-            "Take the tokenizer that was made for this one."
-        )
-    ids = tokenizer.convert_tokens_to_ids(codes)
-    if ids != list(range(ids[0], ids[0] + codebook_size)):
-        raise ValueError(
-            f"The tokens {codes[0]} to {codes[-1]} must have ids in a row. Take a tokenizer that has none of them."
-        )
-
-    tokenizer.eos_token = "<|im_end|>"
-    # Not the token that ends an answer, where there is another: loss and masks leave padding out.
-    pads = [token for token in pad_tokens if token in known and token != tokenizer.eos_token]
-    tokenizer.pad_token = pads[0] if pads else tokenizer.eos_token
-    tokenizer.padding_side = "left"
-    tokenizer.chat_template = CHAT_TEMPLATE
-    name_tokens(tokenizer)
-    return len(known)
-
-
 def name_tokens(tokenizer) -> None:
-    """Gives a tokenizer `image_token`, `boi_token` and `eoi_token`, and their ids, as other models' tokenizers have them.
+    """Sets `image_token`, `boi_token` and `eoi_token` of a tokenizer, which pipelines and trainers ask for.
 
-    Pipelines and trainers ask for them there. Ids and encodings stay as they are, and `save_pretrained` keeps the names.
+    Ids and encodings stay as they are. `save_pretrained` saves the names.
     """
     for name in ("image_token", "boi_token", "eoi_token"):
         token = getattr(DPSProcessor, name)
         if token in tokenizer.get_vocab():
             if name not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
-                # The tokenizer's own: the class has the list of all tokenizers.
+                # A list of its own: that of the class belongs to all tokenizers.
                 tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, name]
             setattr(tokenizer, name, token)
 
 
-__all__ = ["CHAT_TEMPLATE", "DPSProcessor", "add_tokens"]
+__all__ = ["CHAT_TEMPLATE", "DPSProcessor"]

@@ -1,0 +1,109 @@
+"""Which parts are trained, with an adapter or without, on one process or on several."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from trl import ModelConfig
+from two_processes import run_on_two
+
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, find_lora_targets, make_lora_config
+
+
+def matched(model, pattern: str) -> set[str]:
+    return {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+
+
+@pytest.mark.parametrize("decoder", ["gpt2", "qwen2", "gemma2"])
+def test_targets_are_the_linear_layers_of_any_decoder_and_nothing_else(make_model, make_decoder_config, decoder):
+    model = make_model(text_config=make_decoder_config(decoder))
+    found = matched(model, find_lora_targets(model))
+    assert found and all(name.startswith("model.language_model.") for name in found)
+    linear = (nn.Linear, type(model.get_submodule(next(iter(found)))))
+    assert found == {name for name, module in model.model.language_model.named_modules(prefix="model.language_model")
+                     if isinstance(module, linear)}  # fmt: skip
+
+
+def test_the_vision_tower_is_a_target_only_where_it_is_asked_for(tiny_model):
+    assert not any("vision" in name for name in matched(tiny_model, find_lora_targets(tiny_model)))
+    found = matched(tiny_model, find_lora_targets(tiny_model, vision_tower=True))
+    assert any("vision_tower" in name for name in found) and any("language_model" in name for name in found)
+    assert not any(part in name for part in ("image_tokenizer", "lm_head", "connector") for name in found)
+
+
+def test_named_targets_are_kept_and_no_peft_means_no_adapter(tiny_model):
+    assert make_lora_config(tiny_model, ModelConfig()) is None
+    named = make_lora_config(tiny_model, ModelConfig(use_peft=True, lora_target_modules=["q_proj", "v_proj"]))
+    assert named.target_modules == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("decoder, norm", [("gpt2", "ln_f"), ("qwen2", "norm"), ("gemma2", "norm")])
+def test_the_last_norm_is_found_in_any_decoder_that_ends_in_one(make_model, make_decoder_config, decoder, norm):
+    model, arguments = make_model(text_config=make_decoder_config(decoder)), ModelConfig(use_peft=True)
+    assert make_lora_config(model, arguments).modules_to_save is None
+    assert make_lora_config(model, arguments, last_norm=True).modules_to_save == [f"language_model.{norm}"]
+    delattr(model.model.language_model, norm)
+    with pytest.raises(ValueError, match="norm_learning_rate"):
+        make_lora_config(model, arguments, last_norm=True)
+
+
+def test_what_an_adapter_trains_has_these_names(make_model):
+    model = make_model()
+    adapted = get_peft_model(model, make_lora_config(model, ModelConfig(use_peft=True, lora_r=2)))
+    layers = ("mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
+    layers += tuple(f"self_attn.{name}_proj" for name in "koqv")
+    assert sorted(check_trained(adapted)) == sorted(
+        f"base_model.model.model.language_model.layers.{i}.{layer}.lora_{side}.default.weight"
+        for i in range(2) for layer in layers for side in "AB"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["lm_head", "image_tokenizer", "vision_tower"])
+def test_adapters_in_the_wrong_places_are_refused(make_model, wrong):
+    model = make_model()
+    pattern = {
+        "lm_head": "lm_head",
+        "image_tokenizer": r".*image_tokenizer.*conv.*",
+        "vision_tower": r".*vision.*q_proj",
+    }
+    if not matched(model, pattern[wrong]):
+        convolutions = [n for n, m in model.model.image_tokenizer.named_modules() if isinstance(m, nn.Conv2d)]
+        pattern[wrong] = rf"model\.image_tokenizer\.{re.escape(convolutions[0])}"
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=pattern[wrong]))
+    with pytest.raises(ValueError, match=wrong):
+        check_trained(adapted)
+
+
+def test_nothing_to_train_is_an_error(make_model):
+    with pytest.raises(ValueError, match="Nothing is trained"):
+        check_trained(make_model().requires_grad_(False))
+
+
+def skip_unused(rank: int, folder: str) -> list[set[str]]:
+    """In steps without pictures and with some in the second process alone, the weights that the optimizer moves."""
+    moved = []
+    for pictures in (False, rank == 1):
+        model = DPSForConditionalGeneration.from_pretrained(folder).train()
+        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        for name, weight in model.named_parameters():
+            is_vision = "vision_tower" in name or "connector" in name
+            used = not is_vision or (pictures and ".head." not in name)
+            weight.grad = torch.full_like(weight, float(used)) if weight.requires_grad else None
+        training = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+        SkipUnusedParts().on_pre_optimizer_step(training, None, None, model=model)
+        torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1).step()
+        moved.append({name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])})
+    return moved
+
+
+def test_a_step_without_pictures_in_any_process_leaves_the_parts_that_read_them(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    for moved in run_on_two(skip_unused, tmp_path, str(tmp_path)):
+        without, with_some = ({name.split(".")[1] for name in names} for names in moved)
+        assert without == {"language_model"}
+        assert with_some == {"language_model", "vision_tower", "connector"}
+        assert not any(".vision_tower." in name and ".head." in name for name in moved[1]), "the pooling head"
