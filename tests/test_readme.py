@@ -114,7 +114,7 @@ def test_the_python_of_the_guide_runs(readers_folder):
     for code, expected in python_blocks("examples/README.md"):
         if not any(name in code for name in NEEDS_NETWORK):
             assert run(code, namespace) == expected
-    red, half = Image.new("RGB", (8, 8), (225, 25, 35)), Image.new("RGB", (8, 8), "white")
+    red, half = Image.new("RGB", (8, 8), (225, 25, 35)), Image.new("RGB", (8, 8), "blue")
     half.paste(red, (4, 0))
     verdicts = namespace["redness"]([Case("", red), Case("", half)])
     assert [verdict.score for verdict in verdicts] == [1.0, 0.5]
