@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+# A saved model brings the files of its processors, too: its `auto_map` names them.
 from .configuration_dps import DPSConfig
 from .generation_dps import DPSGenerationMixin
+from .image_processing_dps import DPSImageProcessor  # noqa: F401
 from .image_tokenizer_dps import IMAGE_TOKENIZERS
 from .library_dps import (
     ACT2FN,
@@ -17,10 +19,9 @@ from .library_dps import (
     CACHE_NAMES,
     AutoModel,
     AutoQuantizationConfig,
-    BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     Cache,
-    CausalLMOutputWithPast,
+    ModelOutput,
     PreTrainedModel,
     SiglipVisionModel,
     TransformersKwargs,
@@ -30,6 +31,10 @@ from .library_dps import (
     take_cache,
     torch_compilable_check,
 )
+from .processing_dps import DPSProcessor  # noqa: F401
+
+
+# The fields are spelled out, so that no version of the library takes one away.
 
 
 @dataclass
@@ -37,31 +42,55 @@ class DPSImageFeatures(BaseModelOutputWithPooling):
     """
     last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output.
     pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): replaces the placeholders.
+    hidden_states, attentions: those of the tower, if asked for.
     image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): a vector for each picture, for retrieval. It is the
         mean of the vectors in `pooler_output`, each scaled to length 1.
     """
 
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     image_embeds: torch.Tensor | None = None
 
 
 @dataclass
-class DPSModelOutputWithPast(BaseModelOutputWithPast):
+class DPSModelOutputWithPast(ModelOutput):
     """
+    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`): the decoder's output.
+    cache (`Cache`): `past_key_values` up to transformers 5.23.
+    hidden_states, attentions: those of the decoder, if asked for.
     image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output.
     image_outputs ([`DPSImageFeatures`]): all outputs of the tower and the connector.
     """
 
+    last_hidden_state: torch.Tensor | None = None
+    if CACHE == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     image_outputs: DPSImageFeatures | None = None
 
 
 @dataclass
-class DPSCausalLMOutputWithPast(CausalLMOutputWithPast):
+class DPSCausalLMOutputWithPast(ModelOutput):
     """
+    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100.
     logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes.
-    image_hidden_states, image_outputs: as in [`DPSModelOutputWithPast`].
+    cache, hidden_states, attentions, image_hidden_states, image_outputs: as in [`DPSModelOutputWithPast`].
     """
 
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    if CACHE == "cache":
+        cache: Cache | None = None
+    else:
+        past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
     image_hidden_states: torch.Tensor | None = None
     image_outputs: DPSImageFeatures | None = None
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_remote_code import MODEL_FILES, load_without_the_package
+from test_remote_code import FILES, load_without_the_package
 from torch.distributed._composable.replicate import replicate
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -179,7 +179,7 @@ def save_sharded(rank: int, folder: str, output: str, model_class: type) -> str:
 def check_is_plain(output, name: str = "DPSForConditionalGeneration") -> None:
     config = json.loads((output / "config.json").read_text())
     assert (config["architectures"], config["auto_map"]) == ([name], AUTO_MAP)
-    assert {path.name for path in output.glob("*.py")} == MODEL_FILES
+    assert {path.name for path in output.glob("*.py")} == FILES
 
 
 @pytest.mark.parametrize("model_class", [DPSForConditionalGeneration, DPSModel])

@@ -19,8 +19,6 @@ FILES = {
     "modeling_dps.py",
     "processing_dps.py",
 }
-# The processor brings the others when it is saved.
-MODEL_FILES = FILES - {"image_processing_dps.py", "processing_dps.py"}
 
 # Loads a folder through every Auto class, lets it write and draw, saves it anew, and does all that from there again.
 SCRIPT = """
@@ -120,10 +118,10 @@ def test_saved_folder_holds_every_file_and_the_whole_map(saved):
 
 
 @pytest.mark.parametrize("name", ["DPSModel", "DPSForConditionalGeneration"])
-def test_a_model_brings_every_file_that_it_needs(tiny_model, tmp_path, name):
+def test_model_alone_brings_every_file(tiny_model, tmp_path, name):
     model = tiny_model if type(tiny_model).__name__ == name else tiny_model.model
     model.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == MODEL_FILES
+    assert {path.name for path in tmp_path.glob("*.py")} == FILES
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
 
 

@@ -46,11 +46,7 @@ try:
         is_valid_image,
         make_flat_list_of_images,
     )
-    from transformers.modeling_outputs import (
-        BaseModelOutputWithPast,
-        BaseModelOutputWithPooling,
-        CausalLMOutputWithPast,
-    )
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
     from transformers.models.auto import modeling_auto
     from transformers.processing_utils import MultiModalData, ProcessorMixin, Unpack
     from transformers.quantizers import AutoQuantizationConfig
