@@ -141,15 +141,17 @@ def test_an_image_tokenizer_that_cannot_work_is_refused(fields, message):
         ),
         (
             {"vision_config": SiglipVisionConfig(hidden_size=32, num_attention_heads=3)},
-            r"vision_config.hidden_size must be a .*multiple of num_attention_heads; got 32 and 3. Try 33 and 3",
+            "vision_config.hidden_size must be a positive multiple of num_attention_heads; got 32 and 3. Try 33 and 3",
         ),
         (
             {"vision_config": SiglipVisionConfig(hidden_size=0)},
-            r"vision_config.hidden_size must be a .*multiple of num_attention_heads; got 0 and 12. Try 12 and 12",
+            "vision_config.hidden_size must be a positive multiple of num_attention_heads; got 0 and 12. "
+            "Try 12 and 12",
         ),
         (
             {"text_config": LlamaConfig(num_attention_heads=4, num_key_value_heads=3)},
-            r"text_config.num_attention_heads must be a .*multiple of num_key_value_heads; got 4 and 3. Try 3 and 3",
+            "text_config.num_attention_heads must be a positive multiple of num_key_value_heads; got 4 and 3. "
+            "Try 3 and 3",
         ),
         ({"text_config": BertConfig()}, r"text_config.model_type must be that of a decoder; got 'bert'"),
         ({"vision_config": {"model_type": "no_such"}}, r"model_type of a nested config .*; got 'no_such'"),
