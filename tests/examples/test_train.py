@@ -248,7 +248,7 @@ def test_the_text_tokenizer_reads_all_languages_plans_edits_and_hints(example):
 
 
 def test_a_text_tokenizer_learns_from_texts_of_ones_own(example, tmp_path, monkeypatch):
-    (tmp_path / "my_texts.py").write_text('def names():\n    return ["red panda", "polar bear"] * 50\n')
+    (tmp_path / "my_texts.py").write_text('def names():\n    return ["red panda", "polar bear", "grey whale"] * 50\n')
     monkeypatch.syspath_prepend(tmp_path)
     script = example("train_text_tokenizer.py")
     script.main(
