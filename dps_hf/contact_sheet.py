@@ -33,7 +33,7 @@ class Section:
     columns: int = 6
 
 
-def page(sections: Sequence[Section], width: int = 1120) -> Image.Image:
+def draw_page(sections: Sequence[Section], width: int = 1120) -> Image.Image:
     """All sections on one picture, `width` pixels wide.
 
     Pillow's own font has only Latin letters without accents: accents are left out, and so are lines in other scripts.
@@ -59,7 +59,9 @@ def _title(text: str, width: int) -> Image.Image:
 
 def _row(items: Sequence[Item], columns: int, width: int) -> Image.Image:
     font, cell = ImageFont.load_default(13), (width - MARGIN) // columns
-    texts = [[part for line in item.lines for part in _wrapped(plain(line), cell - MARGIN, font)] for item in items]
+    texts = [
+        [part for line in item.lines for part in _wrap(strip_accents(line), cell - MARGIN, font)] for item in items
+    ]
     row = Image.new("RGB", (width, SIDE + 4 + LINE * max(map(len, texts)) + 2 * MARGIN), "white")
     draw = ImageDraw.Draw(row)
     for column, (item, text) in enumerate(zip(items, texts)):
@@ -74,19 +76,19 @@ def _row(items: Sequence[Item], columns: int, width: int) -> Image.Image:
     return row
 
 
-def plain(text: str) -> str:
+def strip_accents(text: str) -> str:
     """The text without accents; empty if Pillow's own font cannot write the rest."""
     decomposed = unicodedata.normalize("NFKD", text.translate(LETTERS))
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare if bare.isascii() else ""
 
 
-def writable(lines: Iterable[str], count: int) -> list[str]:
+def find_writable(lines: Iterable[str], count: int) -> list[str]:
     """The first `count` of the lines that a page can write."""
-    return [line for line in lines if plain(line)][:count]
+    return [line for line in lines if strip_accents(line)][:count]
 
 
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """Lines of at most about `width` pixels; words that are longer are cut."""
     letters = len(text) * width / max(1, font.getlength(text))
     return textwrap.wrap(text, max(1, int(0.97 * letters)))

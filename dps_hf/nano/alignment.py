@@ -31,7 +31,7 @@ from dps_hf.nano.alignment_measures import (
     read_digest,
 )
 from dps_hf.nano.facts import FORWARD, capitals, sentence
-from dps_hf.nano.prompts import wishes
+from dps_hf.nano.prompts import make_prompts
 from dps_hf.nano.sheets import draw_comparison
 from dps_hf.nano.steps import run_step
 from dps_hf.nano.wording import LANGUAGES
@@ -152,7 +152,8 @@ def write_prompts(script: AlignmentArguments, seed: int, number: int = 0) -> dic
     """Fields for a step: the drawing prompts of a round, which are the same in all experiments."""
     path = script.work / "prompts" / f"seed-{seed}-round-{number}.txt"
     count = script.preferences.get("num_prompts", 1000)
-    write_whole(path, "\n".join(wishes(np.random.default_rng([seed, number]), count, script.unseen_share)) + "\n")
+    prompts = make_prompts(np.random.default_rng([seed, number]), count, script.unseen_share)
+    write_whole(path, "\n".join(prompts) + "\n")
     return {"prompts": str(path)}
 
 

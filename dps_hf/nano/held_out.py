@@ -6,7 +6,7 @@ from dps_hf.data.record import pick
 from dps_hf.evaluation.subject import Subject
 from dps_hf.nano import emoji
 from dps_hf.nano.scenes import HALF_WHITE, Scene, sample_split
-from dps_hf.nano.scenes_t2i import prompted
+from dps_hf.nano.scenes_t2i import make_prompt
 from dps_hf.nano.wording import DRAW, LANGUAGES
 
 
@@ -18,7 +18,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "unseen_pair": {"form": "things", "count": 1, "unseen": "pair"},
     "unseen_count": {"form": "counting", "unseen": "count"},
 }
-"""Figures of drawn scenes, and the arguments of `prompted` that make the prompts of each."""
+"""Figures of drawn scenes, and the arguments of `make_prompt` that make the prompts of each."""
 
 
 def held_out_emoji(subject: Subject, count: int | None = None) -> list[emoji.Pair]:
@@ -51,7 +51,7 @@ def held_out_prompts(subject: Subject, name: str, count: int | None = None) -> l
     rng, prompts, missed = subject.rng(name), dict[str, None](), 0
     while len(prompts) < (count or subject.items) and missed < 1000:
         language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
-        _, prompt = prompted(rng, "validation", language=language, sizes=bool(rng.random() < 0.5), **FORMS[name])
+        _, prompt = make_prompt(rng, "validation", language=language, sizes=bool(rng.random() < 0.5), **FORMS[name])
         prompt = pick(rng, DRAW[language]).format(prompt)
         missed = missed + 1 if prompt in prompts else 0
         prompts[prompt] = None

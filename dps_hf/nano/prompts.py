@@ -6,11 +6,11 @@ They come without right drawings: a judge scores those of the model. No prompt o
 import numpy as np
 
 from dps_hf.data.record import pick
-from dps_hf.nano.scenes_t2i import prompted, scenes_t2i
+from dps_hf.nano.scenes_t2i import make_prompt, scenes_t2i
 from dps_hf.nano.wording import DRAW, LANGUAGES
 
 
-def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[str]:
+def make_prompts(rng: np.random.Generator, count: int, unseen_share: float) -> list[str]:
     """Different prompts for drawings.
 
     The evaluation measures prompts with an unseen pair alone; here such pairs always come with other things.
@@ -26,7 +26,7 @@ def wishes(rng: np.random.Generator, count: int, unseen_share: float) -> list[st
             form = pick(rng, ("things", "counting", "position"))
             number = int(rng.integers(2, 4)) if form == "things" else None
             language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
-            _, prompt = prompted(rng, "validation", form, language, bool(rng.random() < 0.5), number, "pair")
+            _, prompt = make_prompt(rng, "validation", form, language, bool(rng.random() < 0.5), number, "pair")
             if rng.random() < 0.4:
                 prompt = pick(rng, DRAW[language][:-1]).format(prompt)
         prompts[prompt] = None

@@ -35,13 +35,13 @@ def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
     form = pick(rng, ("things", "things", "counting", "position", "position"))
     language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
     sizes = bool(rng.random() < 0.5)
-    scene, prompt = prompted(rng, split, form, language, sizes)
+    scene, prompt = make_prompt(rng, split, form, language, sizes)
     if rng.random() < 0.4:
         prompt = pick(rng, DRAW[language][:-1]).format(prompt)
     return record("scenes_t2i", [prompt], [render(scene)], steps=places(scene))
 
 
-def prompted(
+def make_prompt(
     rng: np.random.Generator,
     split: str,
     form: str,

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from dps_hf.contact_sheet import Item, Section, page, writable
+from dps_hf.contact_sheet import Item, Section, draw_page, find_writable
 from dps_hf.evaluation.subject import Subject
 from dps_hf.nano import emoji
 from dps_hf.nano.held_out import FORMS, emoji_prompt, held_out_emoji, held_out_prompts
@@ -12,7 +12,7 @@ from dps_hf.nano.scenes_edit import edit
 
 def draw_sheet(subject: Subject) -> Image.Image:
     """Scenes, edits, and emoji beside their original art."""
-    prompts = [prompt for name in FORMS for prompt in writable(held_out_prompts(subject, name, 24), 8)]
+    prompts = [prompt for name in FORMS for prompt in find_writable(held_out_prompts(subject, name, 24), 8)]
     scenes = [Item([drawing], [prompt]) for drawing, prompt in zip(subject.draw(prompts), prompts)]
 
     rng = subject.rng("sheet")
@@ -28,7 +28,7 @@ def draw_sheet(subject: Subject) -> Image.Image:
     pairs = held_out_emoji(subject, 12)
     drawings = subject.draw([emoji_prompt(pair) for pair in pairs])
     faces = [Item([drawing, emoji.picture(pair)], [emoji_prompt(pair)]) for drawing, pair in zip(drawings, pairs)]
-    return page(
+    return draw_page(
         [
             Section("Scenes that training never shows", scenes, columns=8),
             Section("Edits after thinking, before and after", edits, columns=4),
@@ -39,6 +39,6 @@ def draw_sheet(subject: Subject) -> Image.Image:
 
 def draw_comparison(subjects: list[Subject], names: tuple[str, ...]) -> Image.Image:
     """Drawings by several models of the same prompts, side by side; `names` are those of `FORMS`."""
-    prompts = [prompt for name in names for prompt in writable(held_out_prompts(subjects[0], name, 24), 8)]
+    prompts = [prompt for name in names for prompt in find_writable(held_out_prompts(subjects[0], name, 24), 8)]
     items = [Item(pictures, [prompt]) for *pictures, prompt in zip(*(one.draw(prompts) for one in subjects), prompts)]
-    return page([Section("Before and after", items, columns=4)])
+    return draw_page([Section("Before and after", items, columns=4)])

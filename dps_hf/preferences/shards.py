@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, Features, load_from_disk
 from filelock import FileLock  # comes with datasets
 
-from dps_hf.contact_sheet import Item, Section, page
+from dps_hf.contact_sheet import Item, Section, draw_page
 from dps_hf.files import write_whole
 from dps_hf.judges.verdict import NO_REPLY
 from dps_hf.preferences.pairs import PAIRED, UNPAIRED, Selection, make_paired_rows, make_unpaired_rows
@@ -142,7 +142,7 @@ def draw_sheet(path: Path, to_picture, number: int = 24):
             lines.append(f"{side} ({row[f'score_{side}']:.2f})")  # by itself: words in another script are left out
             lines += [] if drawing else [answer]
         items.append(Item(pictures, lines))
-    return page([Section("Pairs: the chosen response comes first", items, columns=4)])
+    return draw_page([Section("Pairs: the chosen response comes first", items, columns=4)])
 
 
 def _path(folder: Path, part: int, kind: str) -> Path:

@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from dps_hf import NANO
-from dps_hf.contact_sheet import Item, Section, page
+from dps_hf.contact_sheet import Item, Section, draw_page
 from dps_hf.data.record import pick
 from dps_hf.evaluation.metrics import name_match
 from dps_hf.inference import ask, draw, load
@@ -161,7 +161,7 @@ def write(sections: list[Section], folder: Path) -> None:
     answers.write_text("\n".join(text).strip() + "\n", encoding="utf-8")
     template = jinja2.Environment(autoescape=True).from_string(HTML)
     (folder / "page.html").write_text(template.render(sections=numbered, base64=_base64), encoding="utf-8")
-    page(numbered).save(folder / "page.png")
+    draw_page(numbered).save(folder / "page.png")
 
 
 def _base64(picture: Image.Image) -> str:

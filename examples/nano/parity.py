@@ -38,7 +38,7 @@ from dps_hf.inference import MAX_NEW_TOKENS, load, weights_digest
 from dps_hf.nano import emoji, questions
 from dps_hf.nano.held_out import FORMS
 from dps_hf.nano.scenes import render, sample_split
-from dps_hf.nano.scenes_t2i import prompted
+from dps_hf.nano.scenes_t2i import make_prompt
 from dps_hf.serving.client import TRANSFORMERS, Client
 
 
@@ -74,7 +74,7 @@ def puzzles(count: int) -> list[tuple[str, Image.Image]]:
 def prompts(count: int) -> list[str]:
     """Held-out scenes to draw, of every form by turns."""
     rng, forms = np.random.default_rng(1), list(FORMS.values())
-    return [prompted(rng, "validation", **forms[index % len(forms)])[1] for index in range(count)]
+    return [make_prompt(rng, "validation", **forms[index % len(forms)])[1] for index in range(count)]
 
 
 def generate(

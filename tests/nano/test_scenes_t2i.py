@@ -7,7 +7,7 @@ import pytest
 from dps_hf.data.record import validate
 from dps_hf.nano.detector import detect, fulfils
 from dps_hf.nano.scenes import SIZES
-from dps_hf.nano.scenes_t2i import drawn_in_training, held_out_wish, layout, prompted, scenes_t2i
+from dps_hf.nano.scenes_t2i import drawn_in_training, held_out_wish, layout, make_prompt, scenes_t2i
 from dps_hf.nano.wording import DRAW, LANGUAGES, RELATIONS, Wish, parse_caption, parse_wish, related
 
 
@@ -35,7 +35,7 @@ def test_prompts_ask_for_what_the_picture_shows():
 def test_every_form_is_asked_for_in_every_language(form, language):
     rng = np.random.default_rng(0)
     for sizes in (True, False):
-        scene, prompt = prompted(rng, "train", form, language, sizes)
+        scene, prompt = make_prompt(rng, "train", form, language, sizes)
         wish = parse_wish(prompt)
         assert {size is not None for size, _, _ in wish.kinds} == {sizes}
         assert (wish.relation is not None) == (form == "position")
@@ -46,7 +46,7 @@ def test_every_form_is_asked_for_in_every_language(form, language):
 def test_things_that_stand_in_a_relation_stand_so_clearly():
     rng = np.random.default_rng(0)
     for _ in range(40):
-        scene, prompt = prompted(rng, "train", "position")
+        scene, prompt = make_prompt(rng, "train", "position")
         one, relation, other = parse_wish(prompt).relation
         a = next(t for t in scene.things if (t.colour, t.shape) == one[1:])
         b = next(t for t in scene.things if (t.colour, t.shape) == other[1:])
@@ -57,20 +57,20 @@ def test_things_that_stand_in_a_relation_stand_so_clearly():
 def test_the_same_words_are_always_drawn_as_the_same_picture():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        scene, prompt = prompted(rng, "train", "things", sizes=True)
+        scene, prompt = make_prompt(rng, "train", "things", sizes=True)
         assert layout(parse_wish(prompt)) == scene
 
 
 def test_pictures_of_training_are_told_from_new_ones():
     rng = np.random.default_rng(2)
-    shown = [prompted(rng, "train", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
+    shown = [make_prompt(rng, "train", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
     assert all(map(drawn_in_training, shown))
-    held_out = [prompted(rng, "validation", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
+    held_out = [make_prompt(rng, "validation", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
     new = [scene for scene in held_out if not drawn_in_training(scene)]
     # "a red circle" is held out and "a big red circle" is not: the words are new, their picture is known.
     assert set(held_out) & set(shown) and len(new) > 50
     assert not set(new) & set(shown)
-    unseen = [prompted(rng, "validation", "things", count=1, unseen="pair")[0] for _ in range(8)]
+    unseen = [make_prompt(rng, "validation", "things", count=1, unseen="pair")[0] for _ in range(8)]
     assert not any(map(drawn_in_training, unseen))
     # No wish says where a big purple star is from a small one, so the held-out list is the only wish for its picture.
     stars = layout(Wish(Counter({("big", "purple", "star"): 1, ("small", "purple", "star"): 1})))
@@ -80,7 +80,7 @@ def test_pictures_of_training_are_told_from_new_ones():
 def test_things_are_drawn_in_the_order_of_the_words_and_apart():
     rng = np.random.default_rng(1)
     for form in ("things", "counting", "position") * 20:
-        scene, _ = prompted(rng, "train", form)
+        scene, _ = make_prompt(rng, "train", form)
         for i, one in enumerate(scene.things):
             for other in scene.things[:i]:
                 assert max(abs(one.x - other.x), abs(one.y - other.y)) >= (SIZES[one.size] + SIZES[other.size]) / 2 + 8
@@ -130,4 +130,4 @@ def test_about_one_wish_in_ten_is_held_out():
 @pytest.mark.parametrize(("split", "unseen"), [("train", "pair"), ("validation", "word")])
 def test_what_is_unseen_is_asked_for_in_validation_alone(split, unseen):
     with pytest.raises(ValueError, match=f"unseen must be None, .* got '{unseen}' in {split}"):
-        prompted(np.random.default_rng(0), split, "things", unseen=unseen)
+        make_prompt(np.random.default_rng(0), split, "things", unseen=unseen)

@@ -10,7 +10,7 @@ import pytest
 from datasets import load_dataset, load_from_disk
 from PIL import Image
 
-from dps_hf.contact_sheet import plain
+from dps_hf.contact_sheet import strip_accents
 from dps_hf.judges.verdict import Verdict
 from dps_hf.preferences.pairs import Selection
 from dps_hf.preferences.prompts import Prompt
@@ -98,8 +98,8 @@ def test_a_sheet_says_of_a_response_in_letters_that_it_has_not_how_it_was_scored
     prompt, (good, bad) = judged_group(0)
     write_part(tmp_path / "parts", 0, [(prompt, [good, replace(bad, text="绿", content="绿")])], Selection())
     join_parts(tmp_path / "parts", 1, tmp_path)
-    monkeypatch.setattr("dps_hf.preferences.shards.page", lambda sections: sections[0].items[0].lines)
-    lines = list(filter(None, map(plain, draw_sheet(tmp_path / "paired", lambda text: None))))
+    monkeypatch.setattr("dps_hf.preferences.shards.draw_page", lambda sections: sections[0].items[0].lines)
+    lines = list(filter(None, map(strip_accents, draw_sheet(tmp_path / "paired", lambda text: None))))
     assert [line.split(" (")[0] for line in lines] == ["prompt 0", "chosen", "good 0", "rejected"]
 
 

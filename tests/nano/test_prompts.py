@@ -4,13 +4,13 @@ import numpy as np
 
 from dps_hf.evaluation.subject import Subject
 from dps_hf.nano.held_out import FORMS, held_out_prompts
-from dps_hf.nano.prompts import wishes
+from dps_hf.nano.prompts import make_prompts
 from dps_hf.nano.splits import UNSEEN_PAIRS
 from dps_hf.nano.wording import DRAW, LANGUAGES, parse_wish
 
 
 def test_nothing_that_is_measured_is_asked_to_be_drawn():
-    prompts = wishes(np.random.default_rng(0), 400, 0.8)
+    prompts = make_prompts(np.random.default_rng(0), 400, 0.8)
     asked = {repr(sorted(wish.kinds.items(), key=repr)) + repr(wish.relation) for wish in map(parse_wish, prompts)}
     subject = Subject(None, None, 500, 0, {})
     measured = {p for name in FORMS if name != "unseen_count" for p in held_out_prompts(subject, name)}
@@ -23,7 +23,7 @@ def test_nothing_that_is_measured_is_asked_to_be_drawn():
 
 
 def test_wishes_name_unseen_pairs_in_a_share_and_never_alone():
-    asked = [parse_wish(prompt) for prompt in wishes(np.random.default_rng(1), 400, 0.8)]
+    asked = [parse_wish(prompt) for prompt in make_prompts(np.random.default_rng(1), 400, 0.8)]
     unseen_pairs = [wish for wish in asked if any(kind[1:] in UNSEEN_PAIRS for kind in wish.kinds)]
     assert 0.74 < len(unseen_pairs) / len(asked) < 0.86
     assert all(wish.kinds.total() > 1 for wish in unseen_pairs)
