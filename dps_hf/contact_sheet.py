@@ -1,4 +1,4 @@
-"""Pages of pictures with words below them, drawn with Pillow alone."""
+"""Draws pages of pictures with captions, with Pillow as the only dependency."""
 
 import textwrap
 import unicodedata
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 
-SIDE = 128  # pixels of a picture on the page
+SIDE = 128  # largest side of a picture on the page, in pixels
 MARGIN = 12
-LINE = 17  # pixels from one line of text to the next
+LINE = 17  # line height of text, in pixels
 LETTERS = str.maketrans(
     {"œ": "oe", "Œ": "OE", "ß": "ss", "æ": "ae", "’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-"}
 )
@@ -34,9 +34,9 @@ class Section:
 
 
 def draw_page(sections: Sequence[Section], width: int = 1120) -> Image.Image:
-    """All sections on one picture, `width` pixels wide.
+    """Draws all sections on one picture that is `width` pixels wide.
 
-    Pillow's own font has only Latin letters without accents: accents are left out, and so are lines in other scripts.
+    Pillow's default font has only Latin letters without accents. Accents and lines in other scripts are left out.
     """
     rows = []
     for section in sections:
@@ -77,18 +77,18 @@ def _row(items: Sequence[Item], columns: int, width: int) -> Image.Image:
 
 
 def strip_accents(text: str) -> str:
-    """The text without accents; empty if Pillow's own font cannot write the rest."""
+    """Removes accents and ligatures. Returns an empty string if other letters than Latin ones remain."""
     decomposed = unicodedata.normalize("NFKD", text.translate(LETTERS))
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return bare if bare.isascii() else ""
 
 
 def find_writable(lines: Iterable[str], count: int) -> list[str]:
-    """The first `count` of the lines that a page can write."""
+    """The first `count` lines that Pillow's default font can show."""
     return [line for line in lines if strip_accents(line)][:count]
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Lines of at most about `width` pixels; words that are longer are cut."""
+    """Splits text into lines of about `width` pixels at most. Longer words are cut."""
     letters = len(text) * width / max(1, font.getlength(text))
     return textwrap.wrap(text, max(1, int(0.97 * letters)))

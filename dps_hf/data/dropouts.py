@@ -1,4 +1,4 @@
-"""What the records of a training set lose, so that a model learns to do without it."""
+"""Dropout of prompts and of image codes, chosen for each record of a training set."""
 
 from typing import Protocol
 
@@ -16,16 +16,16 @@ class Records(Protocol):
 
 
 class Dropouts:
-    """The records of a training set, some of which lose their prompt and some the codes of their drawing.
+    """Wraps a training set and drops the prompt of some records, and hides image codes of some others.
 
-    What a record loses depends on `(seed, index)` alone, not on the batch it is in. Only records whose answer is a
-    drawing lose anything. Evaluation uses the records without this wrapper.
+    What is dropped depends on `(seed, index)` alone, not on the batch. It affects only records whose answer is a
+    drawing. Evaluation uses the records without this wrapper.
 
     Args:
-        prompt_dropout: share of the drawings that are learned without everything before them, pictures and plan
-            included. Classifier-free guidance needs this.
-        code_dropout: share of the other drawings in which a random share of the codes is hidden from the codes that
-            follow. A model that sees all earlier codes can ignore the prompt. One that does not needs the prompt.
+        prompt_dropout: share of the drawings that are learned without the prompt, pictures and thoughts before them.
+            Classifier-free guidance needs this.
+        code_dropout: share of the other drawings in which a random share of the codes is hidden from later codes. It
+            makes the model use the prompt instead of the earlier codes alone.
     """
 
     def __init__(self, records: Records, seed: int, prompt_dropout: float = 0.0, code_dropout: float = 0.0):
@@ -35,7 +35,7 @@ class Dropouts:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        # Three numbers: these draws must be independent of those that make the record.
+        # A third number in the seed, because these draws must be independent of those that make the record.
         rng = np.random.default_rng([self.seed, index, 0xD207])
         drop_prompt, hides_codes = rng.random(2) < (self.prompt_dropout, self.code_dropout)
         return {

@@ -1,4 +1,4 @@
-"""Levels of guidance: how much help an example gives to the model that learns from it."""
+"""Levels of guidance: the help that a training example gives, none, a hint or worked steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from dps_hf.data.record import Message, Record
 
 
 LEVELS = ("none", "hint", "steps")
-"""No help, a hint after the question, worked steps before the answer."""
+"""No help, a hint after the question, or worked steps before the answer."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Schedule:
                 continue
             for level, share in shares.items():
                 if level not in LEVELS:
-                    raise ValueError(f"{name} must name levels out of {', '.join(LEVELS)}; got {level!r}.")
+                    raise ValueError(f"{name} must give shares of {', '.join(LEVELS)}; got {level!r}.")
                 if not 0 <= share < float("inf"):
                     raise ValueError(f"{name}[{level!r}] must be 0 or more and finite; got {share}.")
             if not any(shares.values()):
-                raise ValueError(f"{name} must give at least one level more than 0; got {dict(shares)}.")
+                raise ValueError(f"{name} must give at least one level a share above 0; got {dict(shares)}.")
 
     def level(self, rng: np.random.Generator, progress: float) -> str:
         """Draws a level; `progress` runs from 0 to 1."""
@@ -55,14 +55,14 @@ def read_schedules(guidance: Mapping[str, Mapping]) -> dict[str, Schedule]:
     for task, shares in guidance.items():
         if not isinstance(shares, Mapping) or not set(shares) <= {"start", "end"}:
             raise ValueError(
-                f"guidance[{task!r}] must have start, and end where it changes, such as {{'start': {{'steps': 1}}}}; "
-                f"got {shares!r}."
+                f"guidance[{task!r}] must have start, and end if shares change, such as "
+                f"{{'start': {{'steps': 1}}}}; got {shares!r}."
             )
     return {task: Schedule(**shares) for task, shares in guidance.items()}
 
 
 def guide(example: Record, level: str) -> Record:
-    """The record with this level of guidance. It is unchanged where the record has no help of this kind.
+    """Adds guidance of this level to a record. Records without help of this level stay unchanged.
 
     Raises:
         ValueError: the level is not one of `LEVELS`.

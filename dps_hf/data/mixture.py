@@ -1,4 +1,4 @@
-"""A weighted mixture of the tasks that is never written down."""
+"""A weighted mixture of tasks, whose records are made when they are requested."""
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
@@ -12,33 +12,33 @@ from dps_hf.resolve import resolve
 
 
 Task: TypeAlias = Callable[[np.random.Generator, str], Record]
-"""Makes a record of a split, "train" or "validation", out of random numbers."""
+"""Makes a random record of a split, "train" or "validation"."""
 
 
 def name_of(task: str) -> str:
-    """What a task is called in figures and schedules: the last part of its dotted path."""
+    """The name of a task in figures and schedules, which is the last part of its dotted path."""
     return task.rpartition(".")[2]
 
 
 class Mixture:
-    """A map-style dataset whose i-th record depends on `(seed, i)` alone, and on `length` where guidance changes.
+    """A map-style dataset whose i-th record depends on `(seed, i)` alone, or also on `length` if guidance changes.
 
-    So training can resume at any record.
+    Training can therefore resume at any record.
 
     Args:
         weights: task to weight; weights need not sum to 1. A task is the dotted path of a [`Task`], such as
             `my_package.my_task`.
-        seed: two seeds give two different sequences.
-        length: of `len()` and of the sequence protocol. `stream` has no end.
+        seed: different seeds give different sequences.
+        length: the number of records for `len()` and for indexing. `stream` has no end.
         split: "train" or "validation".
-        guidance: name of a task to the help that its examples give, from index 0 to `length`. By default 2 of 3 have
+        guidance: name of a task to its schedule of guidance, from index 0 to `length`. By default 2 of 3 records have
             steps.
-        block: this many consecutive records are of one task, so that a batch of `block` has similar lengths.
-        num_records: how many records differ. They repeat while guidance goes on changing. By default none repeats.
+        block: number of consecutive records of the same task, so that a batch of `block` records has similar lengths.
+        num_records: number of different records. They repeat, but their guidance may change. By default none repeats.
 
     Raises:
-        ValueError: a task is unknown, two tasks have one name, a weight is negative, no weight is positive, `block`,
-            `length` or `num_records` is below 1, or the split is unknown.
+        ValueError: a task is unknown, two tasks have the same name, a weight is negative, no weight is positive,
+            `block`, `length` or `num_records` is below 1, or the split is unknown.
     """
 
     def __init__(
@@ -59,15 +59,13 @@ class Mixture:
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"weights[{task!r}] must be 0 or more and finite; got {weight}.")
         if not any(weights.values()):
-            raise ValueError(f"weights must give at least one task more than 0; got {dict(weights)}.")
+            raise ValueError(f"weights must give at least one task a weight above 0; got {dict(weights)}.")
         names = [name_of(task) for task in weights]
         if len({*names}) < len(names):
-            raise ValueError(
-                f"weights must name tasks that are called differently; got {', '.join(weights)}. Rename one."
-            )
+            raise ValueError(f"weights must name tasks with different names; got {', '.join(weights)}. Rename one.")
         if idle := sorted(set(guidance or {}) - {*names}):
             raise ValueError(
-                f"guidance names {', '.join(idle)}, which weights do not. Leave it out, or give a weight."
+                f"guidance names {', '.join(idle)}, which weights do not contain. Remove it, or add a weight."
             )
         for name, number in (("block", block), ("length", length), ("num_records", num_records)):
             if number is not None and number < 1:
@@ -87,7 +85,7 @@ class Mixture:
 
     def task(self, index: int) -> str:
         """The name of the task that the record at `index` belongs to."""
-        # Three numbers: this draw and that of the record must be independent.
+        # A third number in the seed, because this draw must be independent of those that make the record.
         draw = np.random.default_rng([self.seed, self._which(index) // self.block, 0x7A5C]).random()
         return self._drawn[int(np.searchsorted(self._bounds, draw, side="right"))]
 
@@ -106,14 +104,14 @@ class Mixture:
         return guide(record, self._guidance[task].level(rng, index / self.length))
 
     def stream(self, start: int = 0) -> Iterator[Record]:
-        """Records `start`, `start + 1`, ... without end."""
+        """Yields the records `start`, `start + 1`, ... without end."""
         return map(self._at, count(start))
 
 
 class ShuffledWords:
-    """The records of a mixture of drawings, each with the prompt of the next one.
+    """The records of a mixture of drawings, each with the prompt of the next record.
 
-    If a model uses the prompt, its loss is higher here than on the mixture itself.
+    A model that uses the prompt has a higher loss on these records than on the mixture itself.
     """
 
     def __init__(self, mixture: Mixture):

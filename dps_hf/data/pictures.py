@@ -1,4 +1,4 @@
-"""Pictures of records as tensors, for models that read nothing else."""
+"""Pictures of records as tensors, for models that take pictures only."""
 
 import numpy as np
 import torch

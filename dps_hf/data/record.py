@@ -1,4 +1,4 @@
-"""The one shape every example has, whichever task it comes from."""
+"""The record: the format of all training examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, TypeVar
@@ -28,13 +28,13 @@ class _Conversation(TypedDict):
 class Record(_Conversation, total=False):
     """One conversation.
 
-    The i-th `{"type": "image"}` of the conversation, whichever role it belongs to, is `images[i]`. A drawing to learn
-    is an assistant message whose content is `[{"type": "image"}]`. Reasoning lives in the assistant's text, as
-    `<think>steps</think>answer`. `hint` and `steps`, where a task has them, are the help that `guidance.guide` may
-    give. `more` are further questions about the pictures that begin the prompt, with their answers. Each question is
-    independent of the others, and `steps` lead to all answers. The last three fields are set by
-    [`~dps_hf.data.dropouts.Dropouts`]: whether a drawing is learned without its prompt, the share of its codes that is
-    hidden from the codes after them, and the seed that chooses these codes.
+    The i-th `{"type": "image"}` of the conversation, in any role, is `images[i]`. A drawing to learn is an assistant
+    message whose content is `[{"type": "image"}]`. Reasoning is part of the assistant's text, as
+    `<think>steps</think>answer`. `hint` and `steps` are optional help, which `guidance.guide` adds to the messages.
+    `more` are further questions about the pictures at the beginning of the prompt, with their answers. The questions
+    are independent of each other, and `steps` lead to all answers. [`~dps_hf.data.dropouts.Dropouts`] sets the last
+    three fields: whether a drawing is learned without its prompt, the share of its codes that is hidden from later
+    codes, and the seed that chooses these codes.
     """
 
     hint: str
@@ -52,7 +52,7 @@ def record(
     hint: str = "",
     steps: str = "",
 ) -> Record:
-    """One question and one answer, each a sequence of texts and pictures in reading order."""
+    """Makes a record of one question and one answer, each a sequence of texts and pictures in reading order."""
     return {
         "messages": [
             {"role": "user", "content": [_part(part) for part in prompt]},
@@ -70,10 +70,10 @@ def _part(part: str | Image.Image) -> dict[str, str]:
 
 
 def validate(example: Mapping[str, Any]) -> None:
-    """Checks a record, typically one that a user wrote.
+    """Checks a record, for example one that a user wrote.
 
     Raises:
-        ValueError: names the first field that is wrong, what it holds and how to put it right.
+        ValueError: a field is wrong. The error names the field, its value and the remedy.
     """
     if "image" in example:
         raise ValueError("A record has no field 'image'. Rename it to 'images' and make it a list of pictures.")
@@ -97,10 +97,10 @@ def validate(example: Mapping[str, Any]) -> None:
 
 
 def pictures_of(example: Mapping[str, Any]) -> list:
-    """The pictures of a record as they are, opened or not; `None` in place of a list is a record without any.
+    """The pictures of a record, opened or not. A record whose list is `None` has none.
 
     Raises:
-        ValueError: 'images' is no list, or one of them is `None`, or a dict with neither bytes nor a path.
+        ValueError: 'images' is not a list, or a picture is `None` or a dict with neither bytes nor a path.
     """
     images = example.get("images")
     if images is None:
@@ -110,14 +110,14 @@ def pictures_of(example: Mapping[str, Any]) -> list:
     for i, image in enumerate(images):
         if image is None or (isinstance(image, Mapping) and image.get("bytes") is image.get("path") is None):
             raise ValueError(
-                f"'images'[{i}] holds no picture; got {image!r}. Give the picture, or leave it out together with its "
-                "part of the messages."
+                f"'images'[{i}] holds no picture; got {image!r}. Add the picture, or remove it and its part of "
+                "the messages."
             )
     return list(images)
 
 
 def words_of(answer: str | Sequence[Mapping[str, Any]] | None) -> str:
-    """What an answer says, as trl takes answers: plain text, or messages whose content is text or a list of parts."""
+    """The text of an answer of trl: a string, or messages whose content is a string or a list of parts."""
     if answer is None or isinstance(answer, str):
         return answer or ""
     contents = [message.get("content") or "" for message in answer]
@@ -128,7 +128,7 @@ def words_of(answer: str | Sequence[Mapping[str, Any]] | None) -> str:
 
 
 def _validate_message(where: str, message: Mapping[str, Any]) -> int:
-    """Returns how many image parts the message has."""
+    """Checks one message and returns its number of image parts."""
     if not isinstance(message, Mapping):
         raise ValueError(f'{where} must be {{"role": ..., "content": [...]}}; got {message!r}.')
     if message.get("role") not in ROLES:
@@ -149,5 +149,5 @@ def _validate_message(where: str, message: Mapping[str, Any]) -> int:
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of `options`. Several times faster than `rng.choice`, and returns the object itself, no NumPy scalar."""
+    """Picks one of `options`. It is faster than `rng.choice` and returns the object itself, not a NumPy scalar."""
     return options[int(rng.integers(len(options)))]

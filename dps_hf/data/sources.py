@@ -1,4 +1,4 @@
-"""Records and preferences from a folder that `datasets` saved, or from somebody's function."""
+"""Reads records and preferences from a folder that `datasets` saved, or from a user's function."""
 
 import re
 from functools import cache
@@ -16,11 +16,11 @@ from dps_hf.resolve import resolve
 
 
 DOTTED_PATH = re.compile(r"\w+(\.\w+)+")
-IMAGE_PROCESSOR = DPSImageProcessor(fetch_urls=True)  # as `datasets` does
+IMAGE_PROCESSOR = DPSImageProcessor(fetch_urls=True)  # like `datasets`
 
 
 def read_dataset(source: str | Path, field: str = "dataset") -> Dataset:
-    """The rows of a data set.
+    """Reads the rows of a data set.
 
     Args:
         source: a folder that `Dataset.save_to_disk` wrote, or the dotted path of a function without arguments that
@@ -29,7 +29,7 @@ def read_dataset(source: str | Path, field: str = "dataset") -> Dataset:
 
     Raises:
         FileNotFoundError: there is no saved data set at this path.
-        ValueError: there is no such function, it returns something else, or the data set has several splits or no
+        ValueError: the function does not exist or returns something else, or the data set has several splits or no
             rows.
     """
     if not Path(source).exists() and DOTTED_PATH.fullmatch(str(source)):
@@ -43,7 +43,7 @@ def read_dataset(source: str | Path, field: str = "dataset") -> Dataset:
         got = ", ".join(dataset) if isinstance(dataset, dict) else type(dataset).__name__
         raise ValueError(f"{field} must name one set of records; {source} has {got}.")
     if not len(dataset):
-        raise ValueError(f"{field} must name a set with records; {source} has none. Add some, or name another one.")
+        raise ValueError(f"{field} must name a set with records; {source} has none. Add records, or name another one.")
     return dataset
 
 
@@ -54,15 +54,14 @@ def _call(path: str, field: str) -> Any:
 
 
 def read_records(source: str | Path) -> Dataset:
-    """Records to learn from, each of them checked. Pictures are opened when a record is requested.
+    """Reads records for training and checks each. Pictures are opened when a record is requested.
 
     Args:
         source: as for [`read_dataset`].
 
     Raises:
-        FileNotFoundError, ValueError: as for [`read_dataset`]. Or a record is wrong or does not end with an answer;
-            the
-            error gives its number.
+        FileNotFoundError, ValueError: as for [`read_dataset`]. Or a record is wrong or does not end with an answer.
+            The error gives its number.
     """
     dataset = leave_unopened(read_dataset(source))
     for i, one in enumerate(dataset):
@@ -78,13 +77,13 @@ def read_records(source: str | Path) -> Dataset:
 
 
 def read_preferences(source: str | Path) -> Dataset:
-    """Pairs or single responses as trl takes them. Their pictures are not opened yet.
+    """Reads pairs or single responses in the format of trl. Pictures are not opened yet.
 
     Args:
         source: as for [`read_dataset`].
 
     Raises:
-        FileNotFoundError, ValueError: as for [`read_dataset`]. Or a picture is missing; the error gives the number of
+        FileNotFoundError, ValueError: as for [`read_dataset`]. Or a picture is missing. The error gives the number of
             its record.
     """
     dataset = leave_unopened(read_dataset(source))
@@ -98,9 +97,9 @@ def read_preferences(source: str | Path) -> Dataset:
 
 
 def make_lazy_dataset(records: Records) -> Dataset:
-    """A `datasets.Dataset` whose records are made when they are requested.
+    """Makes a `datasets.Dataset` whose records are made when they are requested.
 
-    It has the fields that all records of a batch have.
+    A batch has the fields that all of its records have.
     """
 
     def make(batch: dict) -> dict:
@@ -112,9 +111,9 @@ def make_lazy_dataset(records: Records) -> Dataset:
 
 
 def leave_unopened(dataset: Dataset) -> Dataset:
-    """The same rows with pictures as bytes or paths.
+    """Returns the same rows with pictures as bytes or paths.
 
-    DPS can open some that `datasets` cannot, as with odd EXIF tags.
+    DPS can open some pictures that `datasets` cannot, such as those with invalid EXIF tags.
     """
     for name, kind in dataset.features.items():
         if isinstance(kind, Image):
@@ -125,10 +124,10 @@ def leave_unopened(dataset: Dataset) -> Dataset:
 
 
 def open_pictures(example: Any, image_processor: DPSImageProcessor) -> list[Picture]:
-    """The pictures of a record, which may be given as pictures, arrays, bytes or paths.
+    """Opens the pictures of a record, which may be pictures, arrays, bytes or paths.
 
     Raises:
-        TypeError, ValueError: one of them is missing, is not a picture, or cannot be opened.
+        TypeError, ValueError: a picture is missing, is of another type, or cannot be opened.
     """
     # Without a format, `datasets` returns arrays as lists of numbers.
     kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in pictures_of(example)]

@@ -1,1 +1,1 @@
-"""Checkpoints, adapters and preference data on the Hub, and their cards."""
+"""Pushes models, adapters and preference data to the Hub, with cards."""

@@ -1,8 +1,8 @@
-"""Model cards and dataset cards: Markdown templates, filled in with measured figures.
+"""Makes model cards and dataset cards from Markdown templates and measured figures.
 
 card = model_card("model_cards/fine-tuned.md", "me/dps-sums", "outputs/sums.json", base_model="me/dps-nano", ...)
 
-A template is written in Jinja and may extend another one. Its front matter holds what all of its cards have in common.
+A template is written in Jinja and may extend another one. Its front matter is the metadata that its cards share.
 """
 
 import json
@@ -30,20 +30,20 @@ def model_card(
     metric_types: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> ModelCard:
-    """A card with every figure of `results`, in a table and in the metadata (`model-index`).
+    """Makes a card with all figures of `results`, in a table and in the metadata (`model-index`).
 
     Args:
-        template: the Markdown file, one of `model_cards/`.
+        template: the Markdown file, such as one of `model_cards/`.
         repo_id: name of the model on the Hub.
         results: JSON that `examples/evaluate.py` wrote.
-        base_results: the same file of the model before training, for another column of the table.
-        base_model: name on the Hub of the model that was trained further.
-        datasets: names on the Hub of the training data.
+        base_results: the results of the model before training, for another column of the table.
+        base_model: name on the Hub of the model that was fine-tuned.
+        datasets: names of the training data on the Hub.
         task_types: the Hub's task of each evaluation, such as `{"my_drawings": "text-to-image"}`; by default
             "any-to-any".
         metric_types: the Hub's metric of each figure, such as `{"my_drawings.exact": "accuracy"}`; by default its own
             name.
-        fields: everything else that the template names.
+        fields: values for the other fields of the template.
 
     Raises:
         ValueError: there are no results, or a field of the template is missing.
@@ -69,11 +69,11 @@ def model_card(
         card.data["datasets"] = datasets
     card.data["model_name"] = repo_id.rpartition("/")[2]
     card.data["eval_results"] = eval_results(report, task_types or {}, metric_types or {})
-    return ModelCard(card.content)  # reads its own metadata back, as the Hub will
+    return ModelCard(card.content)  # parses the metadata from the text, as the Hub does
 
 
 def dataset_card(template: str | PathLike, repo_id: str, folder: str | PathLike, **fields: Any) -> DatasetCard:
-    """The card of a data set that `save_to_disk` wrote: its splits, its columns, and the number of rows of each judge.
+    """Makes the card of a data set that `save_to_disk` wrote, with its splits, its columns and counts of its values.
 
     Raises:
         ValueError: a field of the template is missing.
@@ -103,7 +103,7 @@ def dataset_card(template: str | PathLike, repo_id: str, folder: str | PathLike,
 
 
 def load_splits(folder: str | PathLike) -> Mapping[str, Any]:
-    """The splits of a folder that `save_to_disk` of the datasets library wrote; a single one is called `train`."""
+    """Loads the splits of a data set that `save_to_disk` wrote. A data set without splits is called `train`."""
     from datasets import Dataset, load_from_disk
 
     loaded = load_from_disk(str(folder))
@@ -111,7 +111,7 @@ def load_splits(folder: str | PathLike) -> Mapping[str, Any]:
 
 
 def figures(report: Mapping, prefix: str = "") -> dict[str, dict]:
-    """Nested results as `{"scenes_t2i.one_object": {"value": ..., "n": ..., "ci95": ...}}`."""
+    """Flattens nested results to `{"scenes_t2i.one_object": {"value": ..., "n": ..., "ci95": ...}}`."""
     found = {}
     for key, value in report.items():
         if isinstance(value, dict) and "value" in value:
@@ -122,9 +122,9 @@ def figures(report: Mapping, prefix: str = "") -> dict[str, dict]:
 
 
 def eval_results(report: Mapping, task_types: Mapping[str, str], metric_types: Mapping[str, str]) -> list[EvalResult]:
-    """Each figure as a result of `model-index`, with its number of items and its interval.
+    """Converts figures to results of `model-index`, with the number of items and the confidence interval of each.
 
-    `reference` is left out: what an evaluation of this name measures is a yardstick, and not the model.
+    An evaluation named `reference` is left out, because it does not measure the model.
     """
     results = []
     for name, figure in figures(report).items():
@@ -149,10 +149,10 @@ def eval_results(report: Mapping, task_types: Mapping[str, str], metric_types: M
 
 def _report(path: str | PathLike) -> dict:
     if not Path(path).is_file():
-        raise ValueError(f"results must be a file; there is none at {path}. Write it with examples/evaluate.py.")
+        raise ValueError(f"results must be a file; there is none at {path}. Make it with examples/evaluate.py.")
     report = json.loads(Path(path).read_text(encoding="utf-8"))
     if missing := [key for key in ("parameters", "recipe", "command") if key not in report]:
-        raise ValueError(f"results {path} lack {', '.join(missing)}. Write them with examples/evaluate.py.")
+        raise ValueError(f"results {path} lack {', '.join(missing)}. Make them with examples/evaluate.py.")
     if not figures(report):
         raise ValueError(f"results {path} hold no figure. Run examples/evaluate.py with at least one task.")
     return report
@@ -188,6 +188,6 @@ def _render(template: str | PathLike, **fields: Any) -> str:
     try:
         return environment.get_template(template.name).render(**fields)
     except jinja2.UndefinedError as error:
-        raise ValueError(f"The card {template.name} lacks a field: {error.message}. Give it by that name.") from None
+        raise ValueError(f"The card {template.name} lacks a field: {error.message}. Pass it by this name.") from None
     except jinja2.TemplateNotFound as error:
         raise ValueError(f"template must be a card such as model_cards/base.md; there is no {error.name}.") from None

@@ -1,10 +1,10 @@
-"""Pushes a saved model, adapter or data set to the Hub, whole or not at all.
+"""Pushes a saved model, adapter or data set to the Hub in one commit.
 
 card = model_card("model_cards/base.md", "me/dps-nano", "model_cards/results/dps-nano.json", ...)
 push("runs/nano", "me/dps-nano", card)
 push("runs/nano", "me/dps-nano", card, beside=["nano-q8_0.gguf"], exist_ok=True)
 
-`model.push_to_hub` and `processor.push_to_hub` of transformers work too; each is a commit of its own, without a card.
+`model.push_to_hub` and `processor.push_to_hub` of transformers work, too. Each makes its own commit, without a card.
 """
 
 import json
@@ -31,13 +31,13 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Repo
 from dps_hf.hub.cards import load_splits
 
 
-# What loading needs. Not what a trainer leaves beside it, above all nothing pickled.
+# The files that loading needs. Other files of a trainer are left out, above all pickled ones.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.py", "*.txt", "*.model", "LICENSE*")
 LEFT_OUT = ("trainer_state.json", "*_results.json")
 STALE = {"model": ("*.safetensors", "*.safetensors.index.json"), "dataset": ("data/*.parquet",)}
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "*.model", "*.gguf", "*.parquet")
-SHARD_BYTES = 500_000_000  # of a data set
-HEAD_BYTES = 32_000_000  # of a file that is looked through for keys and paths
+SHARD_BYTES = 500_000_000  # largest size of a Parquet file
+HEAD_BYTES = 32_000_000  # largest part of a file that is searched for keys and paths
 
 KEYS = re.compile(
     r"\bhf_[A-Za-z0-9]{30,}|\bsk-[\w-]{20,}|\bgh[pousr]_\w{30,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
@@ -55,26 +55,26 @@ def push(
     message: str = "Upload",
     api: HfApi | None = None,
 ) -> CommitInfo:
-    """One commit with everything that loading needs: a push that breaks half way leaves the repository as it was.
+    """Pushes everything that loading needs in one commit, so that a failed push leaves the repository unchanged.
 
-    Files that the repository holds already are not sent again. Weights there that belong to no file of the folder are
-    deleted, or they would be loaded in place of the new ones.
+    Files that the repository already contains are not uploaded again. Old weights that are not in the folder are
+    deleted, because they could be loaded in place of the new ones.
 
     Args:
-        folder: where `save_pretrained` of a model and its processor, or of an adapter, or `save_to_disk` of a data set
+        folder: what `save_pretrained` of a model and its processor, or of an adapter, or `save_to_disk` of a data set
             wrote. A data set is pushed as Parquet.
-        card: from [`~dps_hf.hub.cards.model_card`] or [`~dps_hf.hub.cards.dataset_card`]; it also says which of the
-            two it is. An adapter's base is the card's `base_model`.
-        beside: more files, such as a licence or GGUF.
-        exist_ok: whether a repository that holds files already may change.
-        api: knows the endpoint and the token; by default those of the environment.
+        card: from [`~dps_hf.hub.cards.model_card`] or [`~dps_hf.hub.cards.dataset_card`]. It decides whether a model
+            or a data set is pushed. The base model of an adapter is the card's `base_model`.
+        beside: other files to push, such as a licence or GGUF files.
+        exist_ok: whether to push to a repository that already contains files.
+        api: the client with endpoint and token. By default they come from the environment.
 
     Raises:
-        ValueError: the folder cannot be loaded from the Hub, the card's metadata is wrong, or a file holds a key or a
-            path of this machine.
-        FileExistsError: the repository holds files, and `exist_ok` is off.
-        PermissionError: no token, or one that may not do this.
-        ConnectionError: the Hub could not be reached, or the push broke off.
+        ValueError: the folder lacks files, the card's metadata is wrong, or a file contains a key or a path of this
+            machine.
+        FileExistsError: the repository contains files, and `exist_ok` is False.
+        PermissionError: there is no token, or it has no permission to write.
+        ConnectionError: the Hub could not be reached, or the push failed.
     """
     folder, api = Path(folder), api or HfApi()
     if not folder.is_dir():
@@ -88,8 +88,8 @@ def push(
         files["README.md"] = card.content.encode()
         _check_leaks(files, [folder, Path.cwd()], api.token if isinstance(api.token, str) else get_token())
 
-        with _explained(repo_id, api.endpoint):
-            api.whoami()  # a wrong token, before anything else
+        with _explain_errors(repo_id, api.endpoint):
+            api.whoami()  # checks the token first
             try:
                 info = api.repo_info(repo_id, repo_type=card.repo_type)
             except RepositoryNotFoundError:
@@ -111,16 +111,16 @@ def push(
                 ],
                 commit_message=message,
                 repo_type=card.repo_type,
-                # Whoever pushes at the same time is not overwritten.
+                # Fails if somebody else has pushed in the meantime.
                 parent_commit=info.sha,
             )
 
 
 def _model_files(folder: Path, card: ModelCard | DatasetCard) -> dict[str, Path | bytes]:
-    """What to push of a model or an adapter, by name.
+    """The files of a model or an adapter to push, by name.
 
     Raises:
-        ValueError: something that loading needs is not there.
+        ValueError: a file that loading needs is missing.
     """
     found = {path.name: path for pattern in FILES for path in folder.glob(pattern)}
     found = {name: path for name, path in found.items() if not any(Path(name).match(p) for p in LEFT_OUT)}
@@ -155,14 +155,14 @@ def _model_files(folder: Path, card: ModelCard | DatasetCard) -> dict[str, Path 
 
 
 def _without_names(config: Any) -> Any:
-    """The config without `_name_or_path`, which says where on this machine a part was loaded from."""
+    """Removes `_name_or_path` from a config, because it is the path from which a part was loaded on this machine."""
     if isinstance(config, dict):
         return {key: _without_names(value) for key, value in config.items() if key != "_name_or_path"}
     return [_without_names(value) for value in config] if isinstance(config, list) else config
 
 
 def _parquet(folder: Path, temporary: Path) -> dict[str, Path]:
-    """Writes the splits as Parquet, pictures included, as `datasets` itself does when it pushes."""
+    """Writes the splits as Parquet with the pictures in it, like `push_to_hub` of `datasets`."""
     from datasets.table import embed_table_storage
 
     files = {}
@@ -179,31 +179,32 @@ def _parquet(folder: Path, temporary: Path) -> dict[str, Path]:
 
 
 def _check_leaks(files: dict[str, Path | bytes], places: Sequence[Path], token: str | None) -> None:
-    """
+    """Checks that no file contains a key or a path of this machine.
+
     Raises:
-        ValueError: a file holds a key, or a path of this machine. The key itself is not repeated.
+        ValueError: a file does. The error does not contain the key.
     """
     secrets = {value for name, value in os.environ.items() if re.search(r"(TOKEN|KEY|SECRET|PASSWORD)$", name)}
     secrets = {secret for secret in {*secrets, token or ""} if len(secret) >= 12}
-    # Not a place such as `/work`, which a text may well name.
+    # Short paths such as `/data` may be part of a text.
     here = [place for place in (str(place.resolve()) for place in places) if place.count(os.sep) > 1]
     for name, content in files.items():
         vocabulary = any(Path(name).match(pattern) for pattern in VOCABULARIES)
         for text in _texts(name, content):
             if any(secret in text for secret in secrets) or KEYS.search(text):
-                raise ValueError(f"{name} holds a key. Nothing was pushed. Remove it, and have the key replaced.")
+                raise ValueError(f"{name} holds a key. Nothing was pushed. Remove the key, and revoke it.")
             found = next((place for place in here if place in text), None)
             if not found and not vocabulary and (match := PATHS.search(text)):
                 found = match[0]
             if found:
                 raise ValueError(
-                    f"{name} holds the path {found} of this machine. Nothing was pushed. Remove it, or name the file "
-                    "from the working directory."
+                    f"{name} holds the path {found} of this machine. Nothing was pushed. Remove it, or use a "
+                    "relative path."
                 )
 
 
 def _texts(name: str, content: Path | bytes) -> Iterator[str]:
-    """What a file says in words: all of it, the header of weights, the texts of a data set."""
+    """Yields the text of a file: the strings of a data set, the header of weights, the beginning of other files."""
     if name.endswith(".parquet"):
         import pyarrow.parquet
 
@@ -226,27 +227,27 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 @contextmanager
-def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
-    """What the Hub or the network answered, in words that say what to do."""
+def _explain_errors(repo_id: str, endpoint: str) -> Iterator[None]:
+    """Raises errors of the Hub and of the network again with a message that gives the remedy."""
     try:
         yield
     except (ValueError, FileExistsError):
         raise
     except LocalTokenNotFoundError:
         raise PermissionError(
-            f"There is no token to push to {repo_id} with. Set HF_TOKEN, or log in with `hf auth login`."
+            f"There is no token for pushing to {repo_id}. Set HF_TOKEN, or log in with `hf auth login`."
         ) from None
-    except Exception as error:  # of any HTTP library
+    except Exception as error:  # any HTTP library may raise its own
         status = (
             error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
         )
         if status in (401, 403):
             raise PermissionError(
-                f"{endpoint} refused the token for {repo_id} ({status}). Set HF_TOKEN to one that may write there."
+                f"{endpoint} refused the token for {repo_id} ({status}). Set HF_TOKEN to one with permission to write."
             ) from error
-        if isinstance(error.__cause__, Exception):  # what an upload wraps
+        if isinstance(error.__cause__, Exception):  # uploads wrap the original error
             error = error.__cause__
         raise ConnectionError(
-            f"The push to {repo_id} at {endpoint} broke off: {str(error).rstrip('.') or type(error).__name__}. No "
-            "file of it is in the repository, unless only the last reply was lost. Push again."
+            f"The push to {repo_id} at {endpoint} broke off: {str(error).rstrip('.') or type(error).__name__}. The "
+            "repository is unchanged, unless only the last reply was lost. Push again."
         ) from error

@@ -1,6 +1,6 @@
-"""Reads the things off a picture of a scene, so that drawings can be marked right or wrong without a person.
+"""Detects the things in a picture of a scene, so that drawings can be scored automatically.
 
-It shares the names and the palette with the scenes, but no drawing code: a fault of the renderer would show up here.
+It shares names and colours with the scenes but no drawing code, so that it also detects errors of the renderer.
 """
 
 from collections import Counter
@@ -16,22 +16,22 @@ from dps_hf.nano.scenes import COLOURS, IMAGE_SIZE, SHAPES, Scene
 from dps_hf.nano.wording import RELATIONS, Kind, Wish
 
 
-INK = 60.0  # a pixel further than this from white, in RGB, belongs to a thing
-SPECK = 25  # a thing has at least this many pixels
-BIG = 20  # a thing is big when the side of its box is at least this long, in pixels
-MISFIT = 0.14  # largest squared difference from an outline, as a share of its area; good shapes stay below half of it
+INK = 60.0  # a pixel belongs to a thing if its RGB distance from white is above this
+SPECK = 25  # smallest number of pixels of a thing
+BIG = 20  # smallest side of the bounding box of a big thing, in pixels
+MISFIT = 0.14  # largest squared difference from an outline, as a share of its area; clean shapes have less than half
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
-SOFTNESS = 3  # outlines are smoothed over 2 * 3 + 1 cells of the grid
-GRID = 24  # side of the box in which outlines are compared
-LEAD = 4  # pixels by which a thing must be left of, above ... another
-NEAR = 4  # pixels by which a thing may stand off its place, in x and in y
+SOFTNESS = 3  # outlines are smoothed over 2 * SOFTNESS + 1 cells of the grid
+GRID = 24  # side of a bounding box, in cells of the grid on which outlines are compared
+LEAD = 4  # pixels by which two things must differ for a relation such as "left of" to hold
+NEAR = 4  # largest deviation from the wanted position in x and in y, in pixels
 
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Detected:
-    """`shape` may also be "unknown"; `x` and `y` are the middle of the box, in pixels."""
+    """A thing that was found. `shape` may be "unknown"; `x` and `y` are the centre of the bounding box, in pixels."""
 
     shape: str
     colour: str
@@ -41,10 +41,10 @@ class Detected:
 
 
 def detect(image: Image.Image) -> list[Detected]:
-    """The things in a picture on a white or light ground, left to right.
+    """Detects the things in a picture with a white or light background, from left to right.
 
-    Forgives noise, blur and compression. A blob that looks like none of the shapes is reported as "unknown", so that a
-    failed drawing is never taken for a good one. Pictures of another size are read at that of the scenes.
+    Tolerates noise, blur and compression. A region that resembles none of the shapes is reported as "unknown", so that
+    a failed drawing never counts as correct. Pictures of another size are resized to 64x64.
     """
     image = image.convert("RGB")
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
@@ -60,7 +60,7 @@ def detect(image: Image.Image) -> list[Detected]:
         blob = components == label
         index = colour_of[blob][0]
         towards = 255 - palette[index]
-        # How much of each pixel is covered: 0 for white, 1 for the full colour.
+        # The coverage of each pixel: 0 for white, 1 for the full colour.
         coverage = np.where(blob, (255 - pixels) @ towards / (towards @ towards), 0).clip(0, 1)
         shape, side, x, y = _fit(coverage)
         found.append(Detected(shape, tuple(COLOURS)[index], "big" if side >= BIG else "small", x, y))
@@ -68,25 +68,25 @@ def detect(image: Image.Image) -> list[Detected]:
 
 
 def _colour_map(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """Index of each pixel's colour in the palette, -1 for the ground: `(height, width)`."""
+    """The index of each pixel's colour in the palette, or -1 for the background: `(height, width)`."""
     ink = 255 - pixels
     strength = np.linalg.norm(ink, axis=-1)
-    # Along its outline a thing fades to white and comes near other colours (purple fades through pink), but it keeps
-    # the direction in which it leaves white. Over 5x5 pixels, strong ones inside outvote stray ones outside.
+    # Along its outline a thing fades to white and passes close to other colours (purple fades through pink), but its
+    # direction from white stays the same. In a window of 5x5 pixels, the strong pixels inside outvote the weak ones.
     directions = (255 - palette) / np.linalg.norm(255 - palette, axis=-1, keepdims=True)
     votes = np.eye(len(palette))[(ink @ directions.T).argmax(-1)] * strength[..., None]
     return np.where(strength > INK, _box_sum(votes, 2).argmax(-1), -1)
 
 
 def _box_sum(array: np.ndarray, radius: int) -> np.ndarray:
-    """Each value becomes the sum of the values up to `radius` away in both directions."""
+    """Replaces each value by the sum over a square window of `2 * radius + 1` values a side."""
     steps = range(-radius, radius + 1)
-    rows = np.sum([_shifted(array, dy, 0) for dy in steps], axis=0)
-    return np.sum([_shifted(rows, 0, dx) for dx in steps], axis=0)
+    rows = np.sum([_shift(array, dy, 0) for dy in steps], axis=0)
+    return np.sum([_shift(rows, 0, dx) for dx in steps], axis=0)
 
 
-def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """The array moved up by `dy` and left by `dx`; zeros come in."""
+def _shift(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """Moves the array up by `dy` and left by `dx`, and fills in zeros."""
     height, width = array.shape[:2]
     moved = np.zeros_like(array)
     moved[max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)] = array[
@@ -96,43 +96,43 @@ def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
 
 
 def _components(colour_of: np.ndarray) -> np.ndarray:
-    """Numbers the connected parts of one colour, corners not connecting, 0 being the ground: `(height, width)`."""
+    """Labels the 4-connected components of equal colour; the background is 0: `(height, width)`."""
     ink = colour_of >= 0
     labels = np.where(ink, np.arange(1, ink.size + 1).reshape(ink.shape), 0)
-    same = [(dy, dx, ink & (_shifted(colour_of + 1, dy, dx) == colour_of + 1)) for dy, dx in NEIGHBOURS]
+    same = [(dy, dx, ink & (_shift(colour_of + 1, dy, dx) == colour_of + 1)) for dy, dx in NEIGHBOURS]
     while True:
         spread = labels
         for dy, dx, joined in same:
-            spread = np.maximum(spread, _shifted(spread, dy, dx) * joined)
-        spread = np.append(0, spread)[spread]  # a label is also a position: jump to where that one has got to
+            spread = np.maximum(spread, _shift(spread, dy, dx) * joined)
+        spread = np.append(0, spread)[spread]  # a label is also a position: take the label found there
         if np.array_equal(spread, labels):
             return labels
         labels = spread
 
 
 def _fit(coverage: np.ndarray) -> tuple[str, float, float, float]:
-    """The shape that fits best, or "unknown"; the side and the middle of its box.
+    """The best-fitting shape, or "unknown", and the side and the centre of its bounding box.
 
-    Area and centre of gravity say where the box of each shape would have to be. Unlike the extreme pixels, they hardly
-    change with noise and blur.
+    The bounding box of each candidate shape is computed from the area and the centre of gravity. Unlike the outermost
+    pixels, these hardly change with noise and blur.
     """
     outlines, areas, middles = _outlines()
     area, rows, columns = coverage.sum(), coverage.sum(1), coverage.sum(0)
     centre_x, centre_y = (line @ (np.arange(len(line)) + 0.5) / area for line in (columns, rows))
     sides = np.sqrt(area / areas) * GRID
     left, upper = centre_x - sides / 2, centre_y - middles * sides
-    patches = _resampled(coverage, upper - sides / 2, left - sides / 2, sides / GRID)
+    patches = _resample(coverage, upper - sides / 2, left - sides / 2, sides / GRID)
     misfits = np.square(patches - outlines).sum((1, 2)) / areas
     best = int(misfits.argmin())
     shape, side = SHAPES[best] if misfits[best] < MISFIT else UNKNOWN, float(sides[best])
     return shape, side, float(left[best]) + side / 2, float(upper[best]) + side / 2
 
 
-def _resampled(image: np.ndarray, upper: np.ndarray, left: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Windows of an image, each on a grid of its own, between pixels linearly; 0 outside of the image.
+def _resample(image: np.ndarray, upper: np.ndarray, left: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Samples windows of an image, each on its own grid, with linear interpolation and zeros outside of the image.
 
     Shapes:
-        upper, left: `(windows,)`, a corner in pixels; scale: `(windows,)`, pixels a cell
+        upper, left: `(windows,)`, the corner in pixels; scale: `(windows,)`, pixels per cell
         returns: `(windows, 2 * GRID, 2 * GRID)`
     """
 
@@ -148,10 +148,12 @@ def _resampled(image: np.ndarray, upper: np.ndarray, left: np.ndarray, scale: np
 
 @lru_cache(maxsize=1)
 def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The formula of each shape's outline, its box in the middle half: `(shapes, 2 * GRID, 2 * GRID)` in [0, 1].
+    """The outlines of all shapes, their areas, and their centres of gravity.
 
-    Then the areas of the outlines, and how far below the upper side of its box each has its centre of gravity, in
-    sides.
+    Shapes:
+        outlines: `(shapes, 2 * GRID, 2 * GRID)`, float in [0, 1]; the bounding box is the middle half
+        areas: `(shapes,)`, in cells
+        centres of gravity: `(shapes,)`, distance from the upper side of the bounding box, in sides of the box
     """
     fine = 4 * 2 * GRID
     y, x = (np.mgrid[0:fine, 0:fine] + 0.5) / fine * 4 - 2  # the box runs from -1 to 1, y downwards
@@ -165,7 +167,7 @@ def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "diamond": np.abs(x) + np.abs(y) <= 1,
     }
     assert set(inside) == set(SHAPES)
-    # A little soft, as the pictures to be read are: a sharp star is unlike a blurred one.
+    # Smoothed like the pictures to be read, because a sharp star differs from a blurred one.
     soft = {name: _box_sum(mask.astype(np.float32), SOFTNESS * 2) for name, mask in inside.items()}
     outlines = np.stack(
         [soft[name].reshape(2 * GRID, 4, 2 * GRID, 4).mean((1, 3)) / soft[name].max() for name in SHAPES]
@@ -176,7 +178,7 @@ def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A point is in a five-pointed star when at most one of the five lines between the tips shuts it out."""
+    """A point is inside a five-pointed star if it is outside of at most one of the five lines between the tips."""
     tips = np.deg2rad(90 + 72 * np.arange(5))
     top, bottom = 1.0, -np.cos(np.deg2rad(36))
     u, v = x * np.cos(np.deg2rad(18)), bottom + (1 - y) / 2 * (top - bottom)  # box to circle of radius 1, v upwards
@@ -191,14 +193,15 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def same_things(found: Iterable[Detected], wanted: Scene | Counter[Kind]) -> bool:
-    """Whether exactly the wanted things were found, as many of each, wherever they stand.
+    """Whether exactly the wanted things were found, at any position.
 
-    `wanted` is a scene, or kinds as `parse_caption` returns them; a size of None stands for any size.
+    Args:
+        wanted: a scene, or kinds as `parse_caption` returns them. A size of None matches any size.
     """
     if isinstance(wanted, Scene):
         wanted = Counter((t.size, t.colour, t.shape) for t in wanted.things)
     left = Counter((t.size, t.colour, t.shape) for t in found)
-    # Sizes that are said come first: what remains is free for those that are not.
+    # Kinds with a size are matched first. The things that remain are for kinds without a size.
     for size, colour, shape in sorted(wanted.elements(), key=lambda kind: kind[0] is None):
         options = (size,) if size else ("small", "big")
         match = next((s for s in options if left[s, colour, shape]), None)
@@ -209,7 +212,7 @@ def same_things(found: Iterable[Detected], wanted: Scene | Counter[Kind]) -> boo
 
 
 def fulfils(found: Iterable[Detected], wish: Wish) -> bool:
-    """Whether exactly the wished things were found, and stand as wished, clearly: by at least `LEAD` pixels."""
+    """Whether exactly the wanted things were found, and their relation holds by at least `LEAD` pixels."""
     found = list(found)
     if not same_things(found, wish.kinds) or wish.relation is None:
         return same_things(found, wish.kinds)
@@ -223,7 +226,7 @@ def fulfils(found: Iterable[Detected], wish: Wish) -> bool:
 
 
 def same_scene(found: Iterable[Detected], wanted: Scene) -> bool:
-    """Whether exactly the wanted things were found, each of them within `NEAR` pixels of its place."""
+    """Whether exactly the wanted things were found, each within `NEAR` pixels of its position."""
     left = list(found)
     for thing in wanted.things:
         here = [

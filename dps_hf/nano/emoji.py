@@ -1,6 +1,6 @@
-"""Emoji: 1,698 of them in 6 art styles, 64x64 on white, with names in 12 languages.
+"""Emoji: 1,698 of them in up to 6 art styles, 64x64 pixels on white, with names in 12 languages.
 
-Where the art and the names come from, and their licences: `files/LICENSES.md`.
+`files/LICENSES.md` lists the sources and the licences of pictures and names.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ STYLES = {
     "fluent_3d": "fluent 3d",
     "emojitwo": "emojitwo",
 }
-"""Style column and how people call it."""
+"""Style in the data file to its name in prompts."""
 
 QUESTIONS = {
     "en": ("What is this?", "Name this emoji.", "What emoji is this?", "Describe the picture."),
@@ -42,15 +42,15 @@ QUESTIONS = {
     "sw": ("Hii ni nini?", "Hii ni emoji gani?"),
     "fi": ("Mikä tämä on?", "Mikä emoji tämä on?"),
 }
-"""Language, and ways of asking in it for an emoji's name. No two share a question: it tells the answer's language."""
+"""Language to questions for the name of an emoji. Each question belongs to one language, that of the answer."""
 
 OTHER_LANGUAGES = tuple(language for language in QUESTIONS if language != "en")
-FOREIGN = 4  # languages besides English in which a picture is named at a time
+FOREIGN = 4  # number of languages besides English in one record
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One emoji in one style. `index` is its row in `pictures()`, `names` maps language to name."""
+    """One emoji in one style. `index` is its row in `pictures()`, and `names` maps language to name."""
 
     index: int
     emoji: str
@@ -62,14 +62,14 @@ class Pair:
 
 @lru_cache(maxsize=1)
 def pictures() -> np.ndarray:
-    """Every picture of the collection, decoded once: `(8054, 64, 64, 3)` uint8, 99 MB."""
+    """All pictures, decoded once: `(8054, 64, 64, 3)` uint8, 99 MB."""
     images = _table()["image"].to_pylist()
     return np.stack([np.asarray(Image.open(BytesIO(image["bytes"])).convert("RGB")) for image in images])
 
 
 @lru_cache(maxsize=1)
 def all_pairs() -> tuple[Pair, ...]:
-    """Every emoji in every style it is drawn in."""
+    """All emoji in all of their styles."""
     rows = _table().drop_columns(["image"]).to_pylist()
     return tuple(
         Pair(
@@ -85,10 +85,10 @@ def all_pairs() -> tuple[Pair, ...]:
 
 
 def tokenizer_texts(english: int = 12) -> Iterator[str]:
-    """Names, questions and styles for a text tokenizer to learn; each name also after a space, as within a sentence.
+    """Names, questions and styles to train a text tokenizer on. Each name also comes after a space, as in a sentence.
 
     Args:
-        english: how often each English name is repeated, so that most English words become one token.
+        english: how many times each English name is repeated, so that most English words become one token.
     """
     for names in {pair.codepoints: pair.names for pair in all_pairs()}.values():
         for language, name in names.items():
@@ -101,7 +101,7 @@ def tokenizer_texts(english: int = 12) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def _table() -> Any:
     try:
-        from pyarrow import parquet  # here, for whoever never touches an emoji
+        from pyarrow import parquet  # imported here because only emoji need it
     except ImportError as error:
         raise ImportError("Reading the emoji needs pyarrow. Install it with `pip install dps_hf[data]`.") from error
     return parquet.read_table(BytesIO(files("dps_hf.nano").joinpath("files/emoji64.parquet").read_bytes()))
@@ -112,10 +112,13 @@ def _table() -> Any:
 
 @lru_cache(maxsize=2)
 def pairs(split: str) -> tuple[Pair, ...]:
-    """The pairs of "train" or "validation".
+    """The pairs of a split, "train" or "validation".
 
-    In neither is an emoji that is a colour and a shape that never meet elsewhere, nor one whose style is held out and
-    whose picture is that of another emoji in training, as some flags are.
+    Both splits leave out emoji that are an unseen colour-shape combination, such as the green star. Validation also
+    leaves out pictures that training contains as another emoji, such as some flags.
+
+    Raises:
+        ValueError: the split is unknown.
     """
     check_split(split)
     styles = defaultdict(list)
@@ -135,26 +138,26 @@ def pairs(split: str) -> tuple[Pair, ...]:
 
 
 def picture(pair: Pair) -> Image.Image:
-    """64x64 RGB."""
+    """The picture of a pair, 64x64 RGB."""
     return Image.fromarray(pictures()[pair.index])
 
 
 _MIRRORED = ((0x1F330, 0x1F37F), (0x1F400, 0x1F43F), (0x1F600, 0x1F640), (0x1F950, 0x1F9AF), (0x1FAB0, 0x1FADF))
-"""Food, plants, animals and faces. Elsewhere there are letters, numbers, hands, clocks, flags and arrows."""
+"""Code points of food, plants, animals and faces. The others include letters, numbers, hands, clocks and arrows."""
 _SIDED = ("left", "right", "hand", "arrow", "clock", "finger", "leg", "foot", "zzz", "sleep")
 
 
 def may_mirror(codepoints: str, words: Collection[str]) -> bool:
-    """Whether the emoji is still the same emoji when left and right are swapped. Says no when in doubt."""
+    """Whether the emoji keeps its meaning when it is mirrored. False when in doubt."""
     first = int(codepoints.split("-")[0], 16)
     text = " ".join(words).casefold()
     return any(low <= first <= high for low, high in _MIRRORED) and not any(word in text for word in _SIDED)
 
 
 def augment(image: Image.Image, rng: np.random.Generator, mirror: bool = False) -> Image.Image:
-    """Scales by 0.85 to 1.05, moves by up to 4 pixels, and mirrors half of the time if it may; white comes in."""
+    """Scales by 0.85 to 1.05, moves by up to 4 pixels, and with `mirror` mirrors half of the time. Fills in white."""
     scale = rng.uniform(0.85, 1.05)
-    slack = image.width / 2 * (1 - scale) + 1  # moving further would cut the picture off
+    slack = image.width / 2 * (1 - scale) + 1  # a larger shift would cut the picture off
     dx, dy = rng.uniform(-1, 1, 2) * np.clip(slack, 1, 4)
     sign = -1 if mirror and rng.random() < 0.5 else 1
     centre = image.width / 2
@@ -163,7 +166,7 @@ def augment(image: Image.Image, rng: np.random.Generator, mirror: bool = False) 
 
 
 def jitter_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Up to 10 % less light, per channel: for pictures to be read, never for pictures to be drawn."""
+    """Darkens each channel by up to 10 %. For pictures to be read only, not for drawings to learn."""
     gain = rng.uniform(0.93, 1) * rng.uniform(0.97, 1, 3)
     return Image.fromarray((np.asarray(image) * gain).astype(np.uint8))
 
@@ -172,22 +175,22 @@ def jitter_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
-    """Draw "NAME, STYLE style"; the name is English in 80 % of the records, else in one of 11 languages."""
+    """A record to learn drawing from "NAME, STYLE style". The name is English in 80 % of the records."""
     pair = pick(rng, pairs(split))
     language = "en" if rng.random() < 0.8 else pick(rng, OTHER_LANGUAGES)
     image = picture(pair)
-    # Moved by a little, so that the first codes do not tell which picture this is, and the words have to.
+    # Shifted slightly, so that the first codes do not identify the picture and the model has to use the prompt.
     if split == "train" and rng.random() < 0.5:
         image = augment(image, rng, pair.may_mirror)
     return record("emoji_t2i", [f"{pair.names[language]}, {STYLES[pair.style]} style"], [image])
 
 
 def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
-    """Name the emoji, in the language of the question; 1 answer of 10 in English names the style, too.
+    """A record to learn naming emoji, in the language of the question. 1 in 10 English answers also names the style.
 
-    The names are in English and in `FOREIGN` other languages: one is asked for, the others are `more`. The worked
-    step is the English name, because to recognise and then to translate is learned from far fewer pictures than to do
-    both at once.
+    There are questions in English and in `FOREIGN` other languages: one is asked, and the others are `more`. The
+    worked step is the English name, because recognising first and then translating needs far fewer pictures than
+    doing both at once.
     """
     pair = pick(rng, pairs(split))
     image = picture(pair)

@@ -1,4 +1,4 @@
-"""Countries and their capitals: something to know by heart."""
+"""Questions about countries and their capitals, which a model can only memorise."""
 
 import csv
 from functools import cache
@@ -27,10 +27,10 @@ BACKWARD = {
 
 @cache
 def capitals(language: str = "en") -> dict[str, str]:
-    """Country to capital: the members and observer states of the United Nations; of several capitals, one.
+    """Country to capital, for the members and observer states of the United Nations. Each country has one capital.
 
     Raises:
-        ValueError: a language other than those of `LANGUAGES`.
+        ValueError: the language is not one of `LANGUAGES`.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language must be one of {', '.join(LANGUAGES)}; got {language!r}.")
@@ -40,9 +40,13 @@ def capitals(language: str = "en") -> dict[str, str]:
 
 
 def facts(rng: np.random.Generator, split: str) -> Record:
-    """ "What is the capital of France?" "Paris.", and in 1 of 3 records the other way round; 6 in 10 are English.
+    """A question such as "What is the capital of France?" with its answer, "Paris."
 
-    Facts are learnt by heart, so nothing is held out: `split` changes nothing.
+    1 in 3 records asks for the country instead, and 6 in 10 records are in English. Both splits contain all facts,
+    because facts can only be memorised.
+
+    Raises:
+        ValueError: the split is unknown.
     """
     check_split(split)
     language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
@@ -53,5 +57,5 @@ def facts(rng: np.random.Generator, split: str) -> Record:
 
 
 def sentence(name: str) -> str:
-    """ "Paris.", "The Bahamas."."""
+    """Makes a sentence of a name: "Paris.", "The Bahamas."."""
     return name[0].upper() + name[1:].rstrip(".") + "."

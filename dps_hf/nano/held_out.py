@@ -1,4 +1,4 @@
-"""What evaluation asks of dps-nano: prompts, scenes and emoji that its training never shows."""
+"""The data on which dps-nano is evaluated: prompts, scenes and emoji that its training does not contain."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "unseen_pair": {"form": "things", "count": 1, "unseen": "pair"},
     "unseen_count": {"form": "counting", "unseen": "count"},
 }
-"""Figures of drawn scenes, and the arguments of `make_prompt` that make the prompts of each."""
+"""Name of a figure for drawings to the arguments of `make_prompt` for its prompts."""
 
 
 def held_out_emoji(subject: Subject, count: int | None = None) -> list[emoji.Pair]:
-    """Emoji in a style in which training never shows them."""
+    """Emoji in styles that are excluded from training."""
     found = emoji.pairs("validation")
     return [found[i] for i in subject.rng("emoji").permutation(len(found))[: count or subject.items]]
 
@@ -33,20 +33,20 @@ def emoji_prompt(pair: emoji.Pair, language: str = "en") -> str:
 
 
 def held_out_scenes(subject: Subject, count: int | None = None, unseen: str | None = None) -> list[Scene]:
-    """Scenes of `count` things, or of 1 to 4, on all grounds.
+    """Held-out scenes of `count` things, by default 1 to 4, on all backgrounds.
 
     Args:
-        unseen: "pair" or "count", which each scene then holds; by default none does.
+        unseen: "pair" or "count", which each scene then contains. By default none does.
     """
     rng = subject.rng("scenes")
     return [sample_split(rng, "validation", count, unseen, grounds=HALF_WHITE) for _ in range(subject.items)]
 
 
 def held_out_prompts(subject: Subject, name: str, count: int | None = None) -> list[str]:
-    """Different prompts for the figure `name` of `FORMS`, none of which training contains.
+    """Distinct prompts for the figure `name` of `FORMS`, none of which training contains.
 
-    Half of them are English, and half name sizes. The last way of asking in each language is held out as well. There
-    may be fewer prompts than asked for: only 456 ask for a colour and a shape that training never shows together.
+    Half of them are English, and half give sizes. Held-out templates are used as well. There may be fewer than `count`
+    prompts: only 456 exist for the unseen combinations of colour and shape.
     """
     rng, prompts, missed = subject.rng(name), dict[str, None](), 0
     while len(prompts) < (count or subject.items) and missed < 1000:

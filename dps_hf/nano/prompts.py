@@ -1,6 +1,6 @@
-"""Prompts for drawings in alignment; many name a colour and a shape that are never together in training.
+"""Prompts for alignment on drawings. Many contain a colour-shape combination that training does not contain.
 
-They come without right drawings: a judge scores those of the model. No prompt of the evaluation is among them.
+They have no reference drawings, because a judge scores the drawings of the model. None is a prompt of the evaluation.
 """
 
 import numpy as np
@@ -11,15 +11,15 @@ from dps_hf.nano.wording import DRAW, LANGUAGES
 
 
 def make_prompts(rng: np.random.Generator, count: int, unseen_share: float) -> list[str]:
-    """Different prompts for drawings.
+    """Makes `count` distinct prompts for drawings.
 
-    The evaluation measures prompts with an unseen pair alone; here such pairs always come with other things.
+    Evaluation prompts contain an unseen combination alone. Here such a combination always comes with other things.
 
     Args:
-        unseen_share: share of prompts that name an unseen pair of a colour and a shape. The others are as in training.
+        unseen_share: share of prompts with an unseen combination of colour and shape. The others are like in training.
     """
     prompts: dict[str, None] = {}
-    while len(prompts) < count:  # languages, sizes and ways of asking as often as there
+    while len(prompts) < count:  # the shares of languages, sizes and templates are those of `scenes_t2i`
         if rng.random() >= unseen_share:
             prompt = scenes_t2i(rng, "train")["messages"][0]["content"][0]["text"]
         else:

@@ -1,6 +1,6 @@
-"""Questions about scenes, the steps to the answer, and the answer.
+"""Questions about scenes, with worked steps and answers.
 
-Each step is so small that a small model can take it: it looks at one thing, or compares two words that stand together.
+Steps are small enough for a small model: each looks at one thing, or compares two adjacent words.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from dps_hf.nano.wording import RELATIONS, article, in_reading_order, kind, phra
 
 
 class Question(NamedTuple):
-    """`kind` is one of `ASK`."""
+    """A question, its worked steps and its answer. `kind` is one of `ASK`."""
 
     text: str
     steps: str
@@ -24,13 +24,13 @@ class Question(NamedTuple):
 
 
 def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> Question:
-    """A question about the scene, with the steps to its answer.
+    """Samples a question about the scene.
 
     Args:
-        kind: one of `ASK`; by default any that the scene allows.
+        kind: one of `ASK`. By default any kind that the scene allows.
 
     Raises:
-        ValueError: an unknown kind, or no question of it was found for the scene.
+        ValueError: the kind is unknown, or no question of this kind was found for the scene.
     """
     if kind not in (None, *ASK):
         raise ValueError(f"kind must be one of {', '.join(ASK)}; got {kind!r}.")
@@ -44,23 +44,23 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> Ques
 
 
 def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str, int]:
-    """A description by colour, shape or both: singular, plural, the steps of counting what it fits, and how many.
+    """Samples a description by colour, shape or both: singular, plural, steps that count its matches, their number.
 
-    Fits something in half of the draws, so that yes and no are equally common.
+    Half of the descriptions match something, so that the answers yes and no are equally common.
     """
     wanted = rng.random() < 0.5
     by_colour, by_shape = pick(rng, ((True, True), (True, False), (False, True)))
     while True:
         seen = pick(rng, scene.things)
         colour = seen.colour if wanted else pick(rng, tuple(COLOURS))
-        # A wrong description shares a word with the scene, else a glance at either word would do.
+        # A description without matches shares a word with the scene, so that the model has to look at both words.
         shape = seen.shape if wanted or (by_colour and rng.random() < 0.5) else pick(rng, SHAPES)
         if not wanted and by_shape and rng.random() < 0.25:
             colour = seen.colour
         number = sum(
             (not by_colour or t.colour == colour) and (not by_shape or t.shape == shape) for t in scene.things
         )
-        # What is not there is no unseen pair either: training would say of it nothing but no.
+        # It is no unseen combination either: in training, the answer for those would always be no.
         unseen = by_colour and by_shape and (colour, shape) in UNSEEN_PAIRS
         if (number > 0) == wanted and (wanted or not unseen):
             noun = shape if by_shape else "thing"
@@ -71,7 +71,7 @@ def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str, int]:
 
 
 def _compared(thing: Thing, words: dict[str, str]) -> tuple[str, bool]:
-    """Compares a thing with what is wanted, word by word up to the first that differs; and whether none does."""
+    """Steps that compare a thing with the words up to the first difference, and whether all words match."""
     steps = []
     for field, word in words.items():
         seen = getattr(thing, field)
@@ -82,7 +82,7 @@ def _compared(thing: Thing, words: dict[str, str]) -> tuple[str, bool]:
 
 
 def _counted(scene: Scene, wanted: list[dict[str, str]]) -> str:
-    """Goes through the things in reading order, compares them with what is wanted, and counts."""
+    """Steps that go through the things in reading order, compare each with the wanted ones, and count the matches."""
     steps, counts = [], [0] * len(wanted)
     for thing in in_reading_order(scene):
         steps.append(f"{phrase(kind(thing))}:")
@@ -137,8 +137,8 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     lead = (a.x - b.x) * dx + (a.y - b.y) * dy
     if abs(lead) < RELATION_GAP:
         return None
-    # The words are those of a plan, which is read and written more often. What is to be found again, such as the
-    # relation or a number, is said where it is met, and then under a name of one word.
+    # The words are those of the plans in `scenes_t2i`, which training contains more often. Each value that a later
+    # step needs, such as a row, is written down where it is found, under a name of one word.
     line, sign = "column" if dx else "row", "<" if dx + dy < 0 else ">"
     wanted = {"first": {"colour": a.colour, "shape": a.shape}, "second": {"colour": b.colour, "shape": b.shape}}
     steps = [f"{relation}: {line} {sign}."]
@@ -158,7 +158,7 @@ def _attribute(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] |
     thing = pick(rng, scene.things)
     asked, known = pick(rng, (("colour", "shape"), ("shape", "colour"), ("size", "shape"), ("size", "colour")))
     if sum(getattr(t, known) == getattr(thing, known) for t in scene.things) > 1:
-        return None  # "the star" must mean one star
+        return None  # "the star" must be unambiguous
     noun = thing.shape if known == "shape" else f"{thing.colour} thing"
     answer = getattr(thing, asked)
     is_answer = article(answer) if asked == "shape" else answer

@@ -1,4 +1,4 @@
-"""Procedural 64x64 scenes of coloured shapes: what is in them, what is kept out of training, how they look."""
+"""Procedural 64x64 scenes of coloured shapes: sampling, the held-out split, and rendering."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ PALETTE = {
     "lavender": (190, 140, 230),
     "emerald": (10, 130, 80),
 }
-"""More colours, for `scenes_palette` alone: no scene that is asked about or scored has them."""
+"""More colours, which only the task `scenes_palette` uses. Questions and evaluations never contain them."""
 PAINTS = COLOURS | PALETTE
 OUTLINES = {
     "rectangle": ((0, 0.25), (1, 0.25), (1, 0.75), (0, 0.75)),
@@ -60,23 +60,23 @@ OUTLINES = {
     "bracket": ((0, 0.04), (0.35, 0.04), (0.35, 0.6), (1, 0.6), (1, 0.96), (0, 0.96)),
     "tee": ((0, 0.04), (1, 0.04), (1, 0.4), (0.67, 0.4), (0.67, 0.96), (0.33, 0.96), (0.33, 0.4), (0, 0.4)),
 }
-"""More shapes, likewise, none of them a kind of those above: corners, from the left and the top of the box, 0 to 1."""
+"""More shapes, also for `scenes_palette`: corners `(x, y)` from the upper left of the bounding box, 0 to 1."""
 SIZES = {"small": 16, "big": 24}  # side of the bounding box, pixels
 
 MARGIN = 1  # pixels kept free along the border
 GAP = 3  # pixels kept free between two bounding boxes
-ORDER_GAP = 4  # two centres differ in x by this much, so that "left to right" is never a coin toss
-RELATION_GAP = 10  # two things are left of, above ... each other when their centres differ by this much
+ORDER_GAP = 4  # smallest difference in x of two centres, so that the order from left to right is unambiguous
+RELATION_GAP = 10  # pixels by which two centres must differ before a question asks for their relation
 
 GROUNDS = ("white", "tint", "stripes", "checks", "dots")
-"""White, and light ones on which every colour can be told."""
+"""Backgrounds: white, and light patterns on which all colours remain visible."""
 HALF_WHITE = ("white",) * (len(GROUNDS) - 1) + GROUNDS[1:]
-"""Each as often as the others together, for pictures to be read. Drawings are always on white."""
+"""Makes half of the backgrounds white. Used for pictures to be read; drawings are always on white."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """`x` and `y` are the centre, in pixels from the upper left corner."""
+    """One coloured shape. `x` and `y` are its centre, in pixels from the upper left corner."""
 
     shape: str
     colour: str
@@ -87,7 +87,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """`ground`: one of `GROUNDS` and its light colour, RGB."""
+    """Things on a background. `ground` is one of `GROUNDS`, and its light colour in RGB."""
 
     things: tuple[Thing, ...]
     ground: tuple[str, tuple[int, int, int]] = ("white", (255, 255, 255))
@@ -99,12 +99,15 @@ def sample_scene(
     tidy: bool = False,
     grounds: tuple[str, ...] = ("white",),
 ) -> Scene:
-    """A scene of `count` things, 1 to 4; by default 35 % hold one thing, 30 % two, the rest three or four.
+    """Samples a scene of `count` things, 1 to 4. By default 35 % hold one thing, 30 % two, the rest three or four.
 
     Args:
-        tidy: boxes begin and end at multiples of 8 pixels. A model that draws in patches of 8x8 pixels then has one
-            way to draw a thing instead of 64, and learns what the words mean instead of how outlines are cut.
-        grounds: one of these, in a light colour.
+        tidy: whether bounding boxes are aligned to multiples of 8 pixels. A model that draws in patches of 8x8 pixels
+            then needs one set of patches for a thing instead of one for each of 64 offsets.
+        grounds: the backgrounds to choose from. The colour is a random light one.
+
+    Raises:
+        ValueError: `count` is not 1 to 4.
     """
     if count is None:
         count = int(np.searchsorted((0.35, 0.65, 0.85), rng.random(), side="right")) + 1
@@ -138,22 +141,22 @@ def _apart(a: Thing, b: Thing) -> bool:
 
 
 def has_unseen_pair(scene: Scene) -> bool:
-    """Whether a colour and a shape meet that never meet in training."""
+    """Whether the scene contains a colour-shape combination that training does not contain."""
     return any((thing.colour, thing.shape) in UNSEEN_PAIRS for thing in scene.things)
 
 
 def has_unseen_count(scene: Scene) -> bool:
-    """Whether there are so many of a shape as never stand in one training picture."""
+    """Whether the scene contains a number of one shape that training does not contain."""
     return any((number, shape) in UNSEEN_COUNTS for shape, number in Counter(t.shape for t in scene.things).items())
 
 
 def shows(scene: Scene, unseen: str | None) -> bool:
-    """Whether exactly this that is unseen occurs: a "pair", a "count", or neither (None)."""
+    """Whether the scene contains an unseen "pair" and no unseen "count", the reverse, or neither of them (None)."""
     return (has_unseen_pair(scene), has_unseen_count(scene)) == (unseen == "pair", unseen == "count")
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether training leaves out the scene, although it shows its parts: 1 scene in 10, by what is roughly where."""
+    """Whether the scene is excluded from training: 1 in 10, by a hash of the things and their rough positions."""
     content = sorted((t.size, t.colour, t.shape, t.x // 16, t.y // 16) for t in scene.things)
     return one_in(10, repr(content))
 
@@ -161,15 +164,16 @@ def held_out(scene: Scene) -> bool:
 def sample_split(
     rng: np.random.Generator, split: str, count: int | None = None, unseen: str | None = None, **kwargs
 ) -> Scene:
-    """Draws scenes until one belongs to `split`, "train" or "validation".
+    """Samples scenes until one belongs to `split`, "train" or "validation".
 
     Args:
-        count: things in the scene; by default 1 to 4.
-        unseen: "pair" or "count", for validation: exactly this of the two occurs; by default neither does.
-        kwargs: of `sample_scene`.
+        count: number of things in the scene. By default it is 1 to 4.
+        unseen: "pair" or "count", in validation only: the scene contains an unseen one of this kind and none of the
+            other. By default it contains neither.
+        kwargs: passed on to `sample_scene`.
 
     Raises:
-        ValueError: an unknown split, or something unseen that is unknown or asked for in training.
+        ValueError: `split` or `unseen` is unknown, or `unseen` is given for training.
     """
     check_split(split)
     check_unseen(unseen, split)
@@ -183,7 +187,7 @@ def sample_split(
 
 
 def render(scene: Scene) -> Image.Image:
-    """The 64x64 RGB picture, anti-aliased."""
+    """Draws the scene as an anti-aliased 64x64 RGB picture."""
     image = Image.fromarray(_ground(*scene.ground))
     for thing in scene.things:
         half = SIZES[thing.size] // 2
@@ -192,7 +196,7 @@ def render(scene: Scene) -> Image.Image:
 
 
 def _ground(pattern: str, colour: tuple[int, int, int]) -> np.ndarray:
-    """The empty picture: `(64, 64, 3)` uint8."""
+    """The background without things: `(64, 64, 3)` uint8."""
     y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
     tinted = {
         "white": np.zeros_like(x, dtype=bool),
@@ -206,7 +210,7 @@ def _ground(pattern: str, colour: tuple[int, int, int]) -> np.ndarray:
 
 @cache
 def _mask(shape: str, side: int) -> Image.Image:
-    """Coverage of each pixel, drawn 8 times larger and reduced."""
+    """The coverage of each pixel, computed by drawing the shape 8 times larger and reducing it."""
     scale = 8
     large = Image.new("L", (side * scale, side * scale))
     draw = ImageDraw.Draw(large)

@@ -11,11 +11,11 @@ from dps_hf.nano.wording import caption
 
 
 def scenes_cot(rng: np.random.Generator, split: str) -> Record:
-    """A question about a scene of a split; half of the grounds are white. The hint is what is seen."""
+    """A record with a question about a scene. Half of the backgrounds are white. The hint is its caption."""
     scene = sample_split(rng, split, grounds=HALF_WHITE)
     asked = ask(rng, scene)
-    if rng.random() < 0.3:  # how two things stand takes more practice than all else
-        with suppress(ValueError):  # no two of them can be told apart
+    if rng.random() < 0.3:  # relations need more examples than the other questions
+        with suppress(ValueError):  # the scene has no two things with different names
             asked = ask(rng, scene, "relate")
     question, steps, answer, _ = asked
     return record("scenes_cot", [render(scene), question], [answer], hint=f"I see {caption(scene)}.", steps=steps)

@@ -1,4 +1,4 @@
-"""Change a picture as told: a picture in, "make the red circle blue", a picture out."""
+"""Edit a picture by an instruction such as "Make the red circle blue."."""
 
 from dataclasses import replace
 
@@ -19,22 +19,22 @@ from dps_hf.nano.wording import article, kind, places
 
 
 def scenes_edit(rng: np.random.Generator, split: str) -> Record:
-    """One thing gets another colour, another shape, or goes; all the others stay where they are.
+    """A record in which one thing changes its colour or its shape, or is removed. The others stay the same.
 
-    The worked steps say what stands where in the end.
+    The worked steps describe the scene after the edit.
     """
     before, instruction, after = edit(rng, split)
     return record("scenes_edit", [render(before), instruction], [render(after)], steps=places(after))
 
 
 def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:
-    """The scene before, the instruction, the scene after. Training sees no held-out scene after an edit, either."""
+    """Samples the scene before, the instruction and the scene after. In training, neither scene is a held-out one."""
     while True:
         scene = sample_split(rng, split, int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2))), tidy=True)
         index = int(rng.integers(len(scene.things)))
         thing = scene.things[index]
         if sum(kind(t, False) == kind(thing, False) for t in scene.things) > 1:
-            continue  # "the red circle" must mean one circle
+            continue  # "the red circle" must be unambiguous
         name = f"the {thing.colour} {thing.shape}"
         form = pick(rng, ("colour", "shape", "remove") if len(scene.things) > 1 else ("colour", "shape"))
         things = list(scene.things)

@@ -8,7 +8,7 @@ from dps_hf.nano.wording import DESCRIBE, LANGUAGES, caption
 
 
 def scenes_i2t(rng: np.random.Generator, split: str) -> Record:
-    """Describe the picture, in the language of the question; half of the grounds are white."""
+    """A record that describes a scene in the language of the question. Half of the backgrounds are white."""
     scene = sample_split(rng, split, grounds=HALF_WHITE)
     language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
     question = pick(rng, DESCRIBE[language][:-1])

@@ -1,4 +1,4 @@
-"""Draw more colours and shapes than scenes have, so that words are learned and not each pair of them by heart."""
+"""Draw many more colours and shapes, so that a model learns each word instead of memorising combinations."""
 
 from collections import Counter
 from itertools import product
@@ -12,14 +12,14 @@ from dps_hf.nano.splits import check_split
 from dps_hf.nano.wording import Wish, say
 
 
-# Colours that are scored come twice: there are half as many of them.
+# The colours of scenes are listed twice because there are half as many of them.
 KINDS = 2 * tuple(product(COLOURS, OUTLINES)) + tuple(product(PALETTE, (*SHAPES, *OUTLINES)))
 
 
 def scenes_palette(rng: np.random.Generator, split: str) -> Record:
-    """One thing, or two, in English, each with a colour of `PALETTE` or a shape of `OUTLINES`; nothing is scored.
+    """A record to learn drawing one or two things, each with a colour of `PALETTE` or a shape of `OUTLINES`.
 
-    What has neither is left to `scenes_t2i`. `split` changes nothing.
+    Prompts are English. The evaluation does not use this task, so both splits are the same.
     """
     check_split(split)
     sizes = bool(rng.random() < 0.5)

@@ -1,4 +1,4 @@
-"""Draw what the words say: things, how many of them, where; the worked steps are a plan."""
+"""Draw a scene from a prompt that gives things, numbers or positions. The worked steps are a plan of the scene."""
 
 from collections import Counter
 
@@ -19,19 +19,19 @@ from dps_hf.nano.splits import check_split, check_unseen, one_in
 from dps_hf.nano.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, kind, places, say
 
 
-# Where things are drawn: column and row out of 0, 1 and 2, by how many there are, in the order of the prompt.
+# Number of things to the column and the row of each, out of 0, 1 and 2, in the order of the prompt.
 PLACES = {
     1: ((1, 1),),
     2: ((0, 1), (2, 1)),
     3: ((0, 0), (1, 2), (2, 0)),
     4: ((0, 0), (0, 2), (2, 0), (2, 2)),
 }
-UPRIGHT = ((1, 0), (1, 2))  # the upper and the lower of two
+UPRIGHT = ((1, 0), (1, 2))  # of two things, one above the other
 CENTRES = {"small": (16, 32, 48), "big": (12, 28, 52)}  # pixels; boxes begin and end at multiples of 8
 
 
 def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
-    """A prompt and its drawing. Half of the prompts name no sizes, as people often don't; half of them are English."""
+    """A record with a prompt and its drawing. Half of the prompts give no sizes, and half of them are English."""
     form = pick(rng, ("things", "things", "counting", "position", "position"))
     language = "en" if rng.random() < 0.5 else pick(rng, LANGUAGES[1:])
     sizes = bool(rng.random() < 0.5)
@@ -50,15 +50,16 @@ def make_prompt(
     count: int | None = None,
     unseen: str | None = None,
 ) -> tuple[Scene, str]:
-    """A scene and the words for it; those of "validation" ask for what training never asks for in any language.
+    """Samples a scene and a prompt for it. Training does not contain the validation prompts in any language.
 
     Args:
-        form: "things" (a list), "counting" (two to four alike) or "position" (two things and how they stand).
-        count: things in the scene; by default mostly one in a list, two to four when counting.
-        unseen: "pair" or "count", for validation: exactly this of the two occurs; by default neither does.
+        form: "things" (a list), "counting" (two to four of one kind) or "position" (two things and their relation).
+        count: number of things in the scene. By default mostly one in a list, and two to four when counting.
+        unseen: "pair" or "count", in validation only: the scene contains an unseen one of this kind and none of the
+            other. By default it contains neither.
 
     Raises:
-        ValueError: an unknown split, or something unseen that is unknown or asked for in training.
+        ValueError: `split` or `unseen` is unknown, or `unseen` is given for training.
     """
     check_split(split)
     check_unseen(unseen, split)
@@ -68,7 +69,7 @@ def make_prompt(
         if not shows(scene, unseen):
             continue
         if split == "train" and held_out(scene):
-            continue  # a picture that is kept for reading
+            continue  # a picture that is held out for reading
         if unseen or held_out_wish(wish) == (split == "validation"):
             return scene, say(wish, language)
 
@@ -79,20 +80,20 @@ def _wish(rng: np.random.Generator, form: str, sizes: bool, count: int | None) -
 
     if form == "position":
         one, other = any_kind(), any_kind()
-        while other[1:] == one[1:]:  # "a red star left of a red star" tells nothing
+        while other[1:] == one[1:]:  # "a red star left of a red star" gives no relation
             other = any_kind()
         return Wish(Counter((one, other)), (one, pick(rng, tuple(RELATIONS)), other))
     if form == "counting":
         return Wish(Counter({any_kind(): count or int(rng.integers(2, MOST + 1))}))
-    # Most lists hold one thing: there a word has one place to show, which is how it is learned.
+    # Most lists contain one thing, because words are learned best from pictures of one thing.
     number = count or int(rng.choice((1, 2, 3, 4), p=(0.5, 0.3, 0.12, 0.08)))
     return Wish(Counter(any_kind() for _ in range(number)))
 
 
 def layout(wish: Wish) -> Scene:
-    """The one picture of a wish: things in the order of the words, left to right or as they say, big if unsaid.
+    """The only correct picture of a wish: things from left to right, or by their relation, and big by default.
 
-    A small model that may put a thing anywhere spends itself on where; this one learns what the words mean.
+    With fixed positions, a small model spends its capacity on the meaning of the words instead of on positions.
     """
     kinds, places = list(wish.kinds.elements()), PLACES[wish.kinds.total()]
     if wish.relation:
@@ -107,21 +108,21 @@ def layout(wish: Wish) -> Scene:
 
 
 def drawn_in_training(scene: Scene) -> bool:
-    """Whether training asks for the same picture in other words: "a big red circle", if "a red circle" is held out."""
+    """Whether training contains this drawing with some prompt, such as "a big red circle" for "a red circle"."""
     if held_out(scene) or not shows(scene, None):
         return False
     wishes = []
     for sizes in (True, False):
         kinds = [kind(thing, sizes) for thing in scene.things]
         wishes.append(Wish(Counter(kinds)))
-        if len(kinds) == 2 and kinds[0][1:] != kinds[1][1:]:  # as `_wish` asks how two things stand
+        if len(kinds) == 2 and kinds[0][1:] != kinds[1][1:]:  # as in `_wish`
             wishes += [Wish(Counter(kinds), (kinds[0], relation, kinds[1])) for relation in RELATIONS]
-    # How two things stand is one wish, whichever is named first.
+    # `held_out_wish` treats "a above b" and "b below a" alike.
     return any(layout(wish) == scene and not held_out_wish(wish) for wish in wishes)
 
 
 def held_out_wish(wish: Wish) -> bool:
-    """Whether training never asks for this, in whichever words and order: 1 wish in 10."""
+    """Whether a wish is excluded from training in all wordings and orders: 1 in 10, by its hash."""
     relation = wish.relation
     if relation and relation[1] in ("right of", "below"):
         mirrored = {"right of": "left of", "below": "above"}[relation[1]]

@@ -1,4 +1,4 @@
-"""Pages of held-out drawings for a person to look at."""
+"""Contact sheets of held-out drawings."""
 
 from PIL import Image
 
@@ -11,7 +11,7 @@ from dps_hf.nano.scenes_edit import edit
 
 
 def draw_sheet(subject: Subject) -> Image.Image:
-    """Scenes, edits, and emoji beside their original art."""
+    """Draws a page of scenes, edits, and emoji beside their originals."""
     prompts = [prompt for name in FORMS for prompt in find_writable(held_out_prompts(subject, name, 24), 8)]
     scenes = [Item([drawing], [prompt]) for drawing, prompt in zip(subject.draw(prompts), prompts)]
 
@@ -38,7 +38,7 @@ def draw_sheet(subject: Subject) -> Image.Image:
 
 
 def draw_comparison(subjects: list[Subject], names: tuple[str, ...]) -> Image.Image:
-    """Drawings by several models of the same prompts, side by side; `names` are those of `FORMS`."""
+    """Draws a page on which several models draw the same prompts, those of the figures `names` of `FORMS`."""
     prompts = [prompt for name in names for prompt in find_writable(held_out_prompts(subjects[0], name, 24), 8)]
     items = [Item(pictures, [prompt]) for *pictures, prompt in zip(*(one.draw(prompts) for one in subjects), prompts)]
     return draw_page([Section("Before and after", items, columns=4)])

@@ -1,8 +1,8 @@
-"""What training never sees, decided by rule and for ever.
+"""What is excluded from training, by fixed rules.
 
-Pairs of colour and shape, counts, and styles of emoji are listed here. By `one_in`, a scene is kept out by
-`scenes.held_out`, and what is asked to be drawn by `scenes_t2i.held_out_wish`. Of the ways of asking in `wording`, the
-last of each language is.
+Combinations of colour and shape, counts, and styles of emoji are excluded here. `scenes.held_out` excludes scenes and
+`scenes_t2i.held_out_wish` excludes prompts, both by `one_in`. The last template of each language in `wording` is
+excluded as well.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 SPLITS = ("train", "validation")
 UNSEEN = ("pair", "count")
-"""What may meet in validation and never in training: a colour and a shape, or a number and a shape."""
+"""What validation may contain and training does not: combinations of colour and shape, or of number and shape."""
 
 
 def check_split(split: str) -> None:
@@ -21,32 +21,33 @@ def check_split(split: str) -> None:
 
 
 def check_unseen(unseen: str | None, split: str) -> None:
-    """Raises ValueError unless `unseen` is None, or in "validation" one of `UNSEEN`."""
+    """Raises ValueError unless `unseen` is None, or is one of `UNSEEN` and the split is "validation"."""
     if unseen not in (None, *UNSEEN) or (unseen and split == "train"):
         raise ValueError(f"unseen must be None, or 'pair' or 'count' in validation; got {unseen!r} in {split}.")
 
 
 def one_in(n: int, text: str) -> bool:
-    """True for about one text in `n`, always the same ones."""
+    """True for about one in `n` texts, always the same ones, by their hash."""
     return hashlib.blake2b(text.encode()).digest()[0] * n < 256
 
 
 def digest(text: str) -> int:
+    """A 64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 UNSEEN_PAIRS = frozenset({("purple", "cross"), ("orange", "square"), ("green", "star"), ("pink", "triangle")})
-"""Colours and shapes that never meet in training; each of them is seen with all others."""
+"""Combinations that training does not contain. Training contains each of the colours and shapes in other ones."""
 
 UNSEEN_COUNTS = frozenset({(2, "diamond"), (4, "diamond")})
-"""So many things of a shape never stand in one training picture."""
+"""Number and shape: no training picture contains exactly this number of the shape."""
 
 
 def held_out_style(codepoints: str, styles: Collection[str]) -> str | None:
-    """Which of an emoji's styles is kept out of training, if any.
+    """The style of an emoji that is excluded from training, or None.
 
-    At most one, and only where three or more exist: the model has then seen the emoji in two other styles, and the
-    style on other emoji. About 8 % of all pairs.
+    It is at most one style, and only of emoji with three or more. Training then contains the emoji in two other styles
+    and the style with other emoji. About 8 % of all pairs are excluded.
     """
     if len(styles) < 3:
         return None

@@ -1,4 +1,4 @@
-"""Built-in training data: every task is a function `(rng, split) -> Record`."""
+"""The training tasks of dps-nano. A task is a function `(rng, split) -> Record`."""
 
 from collections.abc import Callable
 

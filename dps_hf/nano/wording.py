@@ -1,4 +1,4 @@
-"""Scenes in words, in four languages, and words back into scenes."""
+"""Captions and prompts for scenes in four languages, and parsers that reverse them."""
 
 import re
 from collections import Counter
@@ -10,19 +10,19 @@ from dps_hf.nano.scenes import COLOURS, SHAPES, SIZES, Scene, Thing
 
 
 Kind = tuple[str | None, str, str]
-"""Size (None: unsaid), colour, shape."""
+"""Size, colour and shape. The size is None if it is not mentioned."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a prompt asks for, in whichever words: `relation` says how one of two things stands to the other."""
+    """The meaning of a prompt, whatever its wording: the kinds of things, and optionally the relation between two."""
 
     kinds: Counter[Kind]
     relation: tuple[Kind, str, Kind] | None = None
 
 
 LANGUAGES = ("en", "de", "es", "zh")
-MOST = 4  # things of a kind for which there is a word
+MOST = 4  # largest number that has a word
 
 DESCRIBE = {
     "en": (
@@ -62,7 +62,7 @@ DRAW = {
         "请给我{}。", "给我看{}。",
     ),
 }  # fmt: skip
-"""Ways of asking; of these and of `DESCRIBE`, the last of each language never occurs in training."""
+"""Templates of prompts. The last template of each language, here and in `DESCRIBE`, is excluded from training."""
 
 _SHAPES = {
     # singular, plural, gender
@@ -116,7 +116,7 @@ _COMMA = {"en": ", ", "de": ", ", "es": ", ", "zh": "、"}
 _AND = {"en": " and ", "de": " und ", "es": " y ", "zh": "和"}
 
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-"""Relation of one thing to another, and its direction from there, in pixels to the right and downwards."""
+"""Relation of one thing to another, and the direction `(x, y)` from the other to it; y points down."""
 
 _RELATE = {
     "en": {relation: f"{{}} {relation} {{}}" for relation in RELATIONS},
@@ -142,7 +142,7 @@ _RELATE = {
 
 
 def phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
-    """ "two small red circles", "zwei kleine rote Kreise", "dos círculos rojos pequeños", "两个红色的小圆形"."""
+    """Phrases such as "two small red circles", "zwei kleine rote Kreise", "两个红色的小圆形"."""
     size, colour, shape = kind
     if language == "en":
         words = " ".join(word for word in kind if word)
@@ -163,7 +163,7 @@ def phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
 
 
 def _spanish(adjective: str, gender: str, number: int) -> str:
-    if adjective in ("naranja", "rosa"):  # names of things, which stay as they are
+    if adjective in ("naranja", "rosa"):  # nouns used as adjectives, which are not inflected
         return adjective
     if adjective.endswith("o") and gender == "f":
         adjective = adjective[:-1] + "a"
@@ -171,66 +171,65 @@ def _spanish(adjective: str, gender: str, number: int) -> str:
 
 
 def phrases(kinds: Counter[Kind], language: str = "en") -> str:
-    """Kinds of things and how many of each, in the order of the counter: "a red circle and two blue stars"."""
+    """Lists kinds with their numbers, in the order of the counter: "a red circle and two blue stars"."""
     return join([phrase(kind, number, language) for kind, number in kinds.items()], language)
 
 
 def kind(thing: Thing, sizes: bool = True) -> Kind:
-    """What a thing is, wherever it stands; `sizes=False` leaves its size unsaid."""
+    """The kind of a thing. With `sizes=False`, its size is None."""
     return (thing.size if sizes else None, thing.colour, thing.shape)
 
 
 def in_reading_order(scene: Scene) -> list[Thing]:
-    """Row by row, each from left to right.
+    """Sorts things by row, and within a row from left to right.
 
-    A row is 16 pixels high, as the patches of dps-nano's image encoder are: to name things in order is to go on to the
-    next patch that holds one.
+    A row is 16 pixels high, like the patches of dps-nano's image encoder, so the order is that of the patches.
     """
     return sorted(scene.things, key=lambda thing: (thing.y // 16, thing.x))
 
 
 def contents(scene: Scene, sizes: bool = True) -> Counter[Kind]:
-    """How many things of each kind there are, in reading order."""
+    """Counts the things of each kind, in reading order."""
     return Counter(kind(thing, sizes) for thing in in_reading_order(scene))
 
 
 def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
-    """What is in the picture, as one reads: "a small red circle and two big blue stars"."""
+    """Describes a scene in reading order: "a small red circle and two big blue stars"."""
     return phrases(contents(scene, sizes), language)
 
 
 def place(thing: Thing) -> str:
-    """Where a thing stands: "row 2 column 5". Rows are 8 pixels high, columns as wide; both count from 1."""
+    """The position of a thing: "row 2 column 5". Rows and columns measure 8 pixels and count from 1."""
     return f"row {thing.y // 8 + 1} column {thing.x // 8 + 1}"
 
 
 def places(scene: Scene) -> str:
-    """Where each thing stands, in reading order: "row 2 column 5: a small red circle." """
+    """The position of each thing, in reading order: "row 2 column 5: a small red circle." """
     return " ".join(f"{place(thing)}: {phrase(kind(thing))}." for thing in in_reading_order(scene))
 
 
 def related(one: Kind, relation: str, other: Kind, language: str = "en") -> str:
-    """ "a red circle left of a blue star", "links ein roter Kreis, rechts ein blauer Stern"."""
+    """Two things and their relation: "a red circle left of a blue star"."""
     return _RELATE[language][relation].format(phrase(one, 1, language), phrase(other, 1, language))
 
 
 def say(wish: Wish, language: str = "en") -> str:
-    """The reverse of `parse_wish`."""
+    """Puts a wish into words. `parse_wish` is the reverse."""
     return related(*wish.relation, language) if wish.relation else phrases(wish.kinds, language)
 
 
 def article(noun: str) -> str:
-    """ "a red circle", "an orange star"."""
+    """Adds the English article: "a red circle", "an orange star"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:
-    """ "crosses", "stars"."""
+    """The English plural: "crosses", "stars"."""
     return noun + ("es" if noun.endswith("s") else "s")
 
 
 def join(items: Sequence[str], language: str = "en") -> str:
-    """ "a, b and c"."""
+    """Joins items as in "a, b and c"."""
     if len(items) == 1:
         return items[0]
     return f"{_COMMA[language].join(items[:-1])}{_AND[language]}{items[-1]}"
@@ -238,7 +237,7 @@ def join(items: Sequence[str], language: str = "en") -> str:
 
 @cache
 def _kinds() -> dict[str, tuple[Kind, int]]:
-    """Every phrase of every language, and what it means. No phrase means two things."""
+    """Every phrase of every language with its kind and number. No phrase is ambiguous."""
     return {
         phrase((size, colour, shape), number, language).casefold(): ((size, colour, shape), number)
         for language in LANGUAGES
@@ -253,9 +252,9 @@ _SEPARATORS = re.compile(r", and |、|和|, |,| and | und | y ")
 
 
 def parse_caption(text: str) -> Counter[Kind] | None:
-    """The reverse of `phrases`, whichever the language: how many things of each kind; None if it is no caption.
+    """Parses a caption of any of the languages into the number of things of each kind, or None if it is no caption.
 
-    Forgives what does not matter: capitals, a full stop, commas for "and", surplus spaces.
+    Ignores case, a final full stop and surplus spaces. Accepts commas in place of "and".
     """
     kinds: Counter[Kind] = Counter()
     for item in _SEPARATORS.split(_plain(text).casefold()):
@@ -267,9 +266,9 @@ def parse_caption(text: str) -> Counter[Kind] | None:
 
 
 def parse_wish(text: str) -> Wish | None:
-    """What is to be drawn: a caption or how two things stand, in any of the ways of asking; None if it is neither.
+    """Parses a prompt, in any template of `DRAW`: a caption, or two things and their relation. None if it is neither.
 
-    Forgives what `parse_caption` forgives.
+    Tolerates what `parse_caption` tolerates.
     """
     wanted = asked_for(text)
     for sentence, relation in _relations():
@@ -282,20 +281,20 @@ def parse_wish(text: str) -> Wish | None:
 
 
 def asked_for(text: str) -> str:
-    """What a prompt asks to draw, without its way of asking: "Please draw a red star." asks for "a red star"."""
+    """Removes the template from a prompt: "Please draw a red star." becomes "a red star"."""
     text = _plain(text)
     match = _asking().fullmatch(text)
     return next(filter(None, match.groups())) if match else text
 
 
 def _plain(text: str) -> str:
-    """Without surplus spaces, and without what ends a sentence."""
+    """Removes surplus spaces and the final punctuation."""
     return " ".join(text.split()).rstrip(" .!?。！？")
 
 
 @cache
 def _asking() -> re.Pattern[str]:
-    # The longest first: "Draw me {}." begins as "Draw {}." does.
+    # The longest first, because "Draw {}." would match "Draw me {}.", too.
     ways = sorted(
         (_pattern(_plain(way)) for ways in DRAW.values() for way in ways if way != "{}"), key=len, reverse=True
     )

@@ -1,11 +1,11 @@
-"""Times generation and compares it, in the same run, with what else could be done on the same machine.
+"""Times generation and compares it with alternatives on the same machine.
 
 python examples/benchmarks/generation.py
 python examples/benchmarks/generation.py --model runs/nano --repeats 9
 
-All cases take turns (A B C, A B C, ...), so that a busy minute hits all of them; a figure is the median over the
-turns.
-Seconds depend on the machine: compare the ratios.
+The alternatives are guidance with two forward passes, and the Janus model of transformers at the same size. The cases
+take turns (A B C, A B C, ...), so that other load on the machine affects all of them, and each figure is the median
+over the turns. Seconds depend on the machine, ratios much less.
 """
 
 import json
@@ -34,14 +34,14 @@ from dps_hf.inference import load
 
 BATCH = 16
 PREFILL = (8, 256)  # batch, tokens
-MATMUL = 1024  # side of the square matrices that say what the machine can do
+MATMUL = 1024  # side of the square matrices whose product measures the peak rate of the machine
 GUIDANCE = 3.0
 
 
 @dataclass
 class ScriptArguments:
     """
-    repeats: turns that each case takes, after one that does not count.
+    repeats: number of turns, after one turn to warm up.
     """
 
     model: str = NANO
@@ -49,8 +49,8 @@ class ScriptArguments:
     repeats: int = 5
 
 
-def janus_like(model) -> JanusForConditionalGeneration:
-    """transformers' Janus with random weights and the size of `model`: its decoder, as many codes and image tokens."""
+def make_janus(model) -> JanusForConditionalGeneration:
+    """Makes a Janus model of transformers with random weights, and the decoder size and image codes of `model`."""
     config, text_config = model.config, model.config.text_config
     janus = JanusForConditionalGeneration(
         JanusConfig(
@@ -82,9 +82,9 @@ def janus_like(model) -> JanusForConditionalGeneration:
     return janus.to(model.device).eval()
 
 
-def cases(model, prompt: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed. `prompt` holds the token ids of one prompt; a batch holds it several times."""
-    janus, options = janus_like(model), {"generation_mode": "image", "do_sample": True}
+def make_cases(model, prompt: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Makes the functions to time. `prompt` contains the token ids of one prompt, which is repeated in a batch."""
+    janus, options = make_janus(model), {"generation_mode": "image", "do_sample": True}
 
     def inputs(batch: int) -> dict:
         return {"inputs": prompt.repeat(batch, 1), "attention_mask": torch.ones_like(prompt).repeat(batch, 1)}
@@ -115,8 +115,8 @@ def cases(model, prompt: torch.Tensor) -> dict[str, Callable[[], object]]:
 
 
 @torch.no_grad()
-def seconds(timed: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median of each case."""
+def time_cases(timed: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Times all cases in turns and returns the median of each in seconds."""
     taken: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(repeats + 1):
         print(f"turn {turn} of {repeats}" if turn else "warm-up", flush=True)
@@ -135,8 +135,8 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def summary(model, time_of: dict[str, float]) -> dict[str, float]:
-    """Rates and ratios out of the seconds."""
+def summarise(model, time_of: dict[str, float]) -> dict[str, float]:
+    """Computes rates and ratios from the seconds."""
     figures = {}
     for batch in (1, BATCH):
         for kind in ("guided", "unguided"):
@@ -146,7 +146,7 @@ def summary(model, time_of: dict[str, float]) -> dict[str, float]:
         figures[f"speedup.dps_over_janus.batch_{batch}"] = time_of[f"janus_{batch}"] / guided
         figures[f"cost.guided_over_unguided.batch_{batch}"] = guided / time_of[f"unguided_{batch}"]
 
-    # Weights are multiplied once for each token; attention itself is left out, so that the shares are a lower limit.
+    # Counts one multiplication with each weight per token, and not attention, so the shares are a lower bound.
     decoder = sum(
         p.numel() for name, p in model.model.language_model.named_parameters() if p.ndim == 2 and "embed" not in name
     )
@@ -169,8 +169,8 @@ def main(script: ScriptArguments) -> None:
     text = processor.apply_chat_template(chat, add_generation_prompt=True) + processor.boi_token
     prompt = processor(text=text, return_tensors="pt")["input_ids"].to(model.device)
 
-    time_of = seconds(cases(model, prompt), script.repeats)
-    figures = summary(model, time_of)
+    time_of = time_cases(make_cases(model, prompt), script.repeats)
+    figures = summarise(model, time_of)
 
     machine = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "device": model.device.type}
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -179,7 +179,7 @@ def main(script: ScriptArguments) -> None:
     script.output.write_text(json.dumps(report, indent=2) + "\n")
     for name, value in figures.items():
         print(f"{name:56}{value:12.3f}")
-    print(f"\nAll of it: {script.output}")
+    print(f"\nThe full report is {script.output}.")
 
 
 if __name__ == "__main__":

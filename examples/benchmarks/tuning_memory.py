@@ -1,10 +1,10 @@
-"""Peak memory of tuning with LoRA over weights of 32, 16, 8 and 4 bits (QLoRA), each in a process of its own.
+"""Measures the peak memory of LoRA tuning on weights of 32, 16, 8 and 4 bits, each in a separate process.
 
 python examples/benchmarks/tuning_memory.py
 
-The model has dps-nano's tokenizers and tower and a random decoder of SmolLM2-360M's sizes, and is tuned by
-`examples/sft.py`. Memory is all that the process held at its peak, Python, libraries and the pages of the file that is
-loaded included.
+The model has the tokenizers and the vision tower of dps-nano, and a random decoder of the size of SmolLM2-360M. It is
+tuned by `examples/sft.py`. Peak memory is the maximum resident set size of the process, which includes Python, the
+libraries and the mapped pages of the weights.
 """
 
 import json
@@ -42,7 +42,7 @@ class ScriptArguments:
 
 
 def save_model(folder: Path) -> int:
-    """A DPS with a random decoder; how many parameters it has."""
+    """Saves a DPS with a random decoder and returns its number of parameters."""
     nano, processor = load()
     for name in ("vision_tower", "image_tokenizer"):
         getattr(nano.model, name).save_pretrained(folder / name)
@@ -53,16 +53,16 @@ def save_model(folder: Path) -> int:
         image_tokenizer=str(folder / "image_tokenizer"),
         tokenizer=str(folder / "tokenizer"),
     )
-    model.to(torch.bfloat16).save_pretrained(folder)  # as published models are
+    model.to(torch.bfloat16).save_pretrained(folder)  # the type in which most models are published
     processor.save_pretrained(folder)
     return model.num_parameters()
 
 
-def peak(command: list[str]) -> int:
-    """MiB that the process held at most.
+def measure_peak(command: list[str]) -> int:
+    """Runs a command and returns the peak memory of its process in MiB.
 
     Raises:
-        subprocess.CalledProcessError: it failed.
+        subprocess.CalledProcessError: the command failed.
     """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
@@ -74,7 +74,7 @@ def peak(command: list[str]) -> int:
 def main(script: ScriptArguments) -> None:
     sft = str(Path(__file__).parents[1] / "sft.py")
     with tempfile.TemporaryDirectory() as folder:
-        # In a process of its own: what this one has held, its children would count as theirs.
+        # In a separate process, because children of this process would count its peak memory as theirs.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             parameters = pool.apply(save_model, (Path(folder),))
         report = {"parameters": parameters, "torch": torch.__version__, "peak_mib": {}}
@@ -84,7 +84,7 @@ def main(script: ScriptArguments) -> None:
         recipe = str(Path(sft).parent / "recipes/nano/sft.yaml")
         for way, options in WAYS.items():
             command = [sys.executable, sft, "--config", recipe, *fields, *(options or [])]
-            report["peak_mib"][way] = peak([*command[:2], "--help"] if options is None else command)
+            report["peak_mib"][way] = measure_peak([*command[:2], "--help"] if options is None else command)
             print(f"{way:16}{report['peak_mib'][way]:8} MiB", flush=True)
     script.output.parent.mkdir(parents=True, exist_ok=True)
     script.output.write_text(json.dumps(report, indent=2) + "\n")

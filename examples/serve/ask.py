@@ -1,4 +1,4 @@
-"""Draws through a server, asks about the drawing, and says how long that took.
+"""Draws with a served model, asks a question about the drawing, and prints the time for each.
 
 python examples/serve/ask.py http://127.0.0.1:8080/v1
 python examples/serve/ask.py http://127.0.0.1:8001/v1 --prompt "a small blue star" --guidance 1.5 --output star.png
@@ -15,10 +15,10 @@ from dps_hf.serving.client import Client
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base_url")
-    parser.add_argument("--checkpoint", default=NANO, help="of the served model, for the image tokenizer")
+    parser.add_argument("--checkpoint", default=NANO, help="checkpoint of the served model, for its image tokenizer")
     parser.add_argument("--prompt", default="a big red heart")
     parser.add_argument("--question", default="Describe the picture.")
-    parser.add_argument("--guidance", type=float, default=1.0, help="of the drawing; 1 is none")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale of the drawing; 1 is off")
     parser.add_argument("--output", type=Path, default=Path("outputs/served.png"))
     arguments = parser.parse_args()
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# dps-nano through llama-cpp-python's server: install, convert, start, ask.
+# Serves dps-nano, or another checkpoint, with the server of llama-cpp-python: installs, converts, starts and asks.
 #   sh examples/serve/llama_cpp_python.sh [CHECKPOINT]
 # Needs cmake and a C++ compiler; installing takes about 15 minutes on 2 cores.
 set -eu
@@ -13,7 +13,7 @@ pip install ".[serve]" "llama-cpp-python[server]==0.3.36"
 # Convert.
 python -m dps_hf.serving.gguf "$checkpoint" "$gguf" --type f16
 
-# Start. For answers that think first, add: --chat_template_kwargs '{"enable_thinking": true}'
+# Start. To think before answers, add: --chat_template_kwargs '{"enable_thinking": true}'
 python -m llama_cpp.server --model "$gguf/$name-f16.gguf" --chat_format mtmd \
     --clip_model_path "$gguf/mmproj-$name-f16.gguf" --n_ctx 1024 --port 8081 &
 server=$!

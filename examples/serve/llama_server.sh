@@ -1,5 +1,5 @@
 #!/bin/sh
-# dps-nano through llama.cpp's llama-server: install, convert, start, ask.
+# Serves dps-nano, or another checkpoint, with llama-server of llama.cpp: installs, converts, starts and asks.
 #   sh examples/serve/llama_server.sh [CHECKPOINT]
 # Needs cmake and a C++ compiler; the build takes about 15 minutes on 2 cores and is kept in outputs/llama.cpp.
 set -eu
@@ -8,7 +8,7 @@ build=outputs/llama.cpp/build
 gguf=outputs/gguf
 name=$(basename "$checkpoint")
 
-# Install: the sources of llama-cpp-python hold all of llama.cpp.
+# Install. The source package of llama-cpp-python contains llama.cpp.
 pip install ".[serve]"
 if [ ! -x "$build/bin/llama-server" ]; then
     mkdir -p outputs/llama.cpp
@@ -22,7 +22,7 @@ fi
 # Convert.
 python -m dps_hf.serving.gguf "$checkpoint" "$gguf" --type f16
 
-# Start. Its default is to let models think; the client says in each request whether they do.
+# Start. The server lets models think by default. The client turns it on or off in each request.
 "$build/bin/llama-server" --model "$gguf/$name-f16.gguf" --mmproj "$gguf/mmproj-$name-f16.gguf" --port 8080 &
 server=$!
 trap 'kill $server' EXIT

@@ -1,5 +1,5 @@
 #!/bin/sh
-# dps-nano through `transformers serve`: install, start, ask. Nothing is converted.
+# Serves dps-nano, or another checkpoint, with `transformers serve`: installs, starts and asks.
 #   sh examples/serve/transformers_serve.sh [CHECKPOINT]
 set -eu
 checkpoint=${1:-dps_hf/checkpoints/dps-nano}
@@ -14,5 +14,5 @@ server=$!
 trap 'kill $server' EXIT
 until curl --silent --fail http://127.0.0.1:8001/health > outputs/health.json; do kill -0 $server || exit 1; sleep 1; done
 
-# Ask. Here guidance is the server's own.
+# Ask. The server itself applies the guidance.
 python examples/serve/ask.py http://127.0.0.1:8001/v1 --checkpoint "$checkpoint" --guidance 1.5

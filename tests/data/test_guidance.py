@@ -77,11 +77,11 @@ def test_without_an_end_nothing_changes():
 @pytest.mark.parametrize(
     ("start", "end", "complaint"),
     [
-        ({"more": 1}, None, "start must name levels out of none, hint, steps; got 'more'"),
+        ({"more": 1}, None, "start must give shares of none, hint, steps; got 'more'"),
         ({"none": -1}, None, r"start\['none'\] must be 0 or more and finite; got -1"),
         ({"none": 1}, {"hint": float("inf")}, r"end\['hint'\] must be 0 or more and finite; got inf"),
-        ({"none": 0}, None, "start must give at least one level more than 0"),
-        ({"none": 1}, {}, "end must give at least one level more than 0"),
+        ({"none": 0}, None, "start must give at least one level a share above 0"),
+        ({"none": 1}, {}, "end must give at least one level a share above 0"),
     ],
 )
 def test_bad_schedules_are_named(start, end, complaint):
@@ -104,5 +104,5 @@ def test_a_schedule_is_read_as_recipes_write_it():
 
 @pytest.mark.parametrize("wrong", [{"hint": 1}, "hint", None])
 def test_a_schedule_that_is_none_is_named_with_its_task(wrong):
-    with pytest.raises(ValueError, match=r"guidance\['facts'\] must have start, and end where it changes"):
+    with pytest.raises(ValueError, match=r"guidance\['facts'\] must have start, and end if shares change"):
         read_schedules({"facts": wrong})

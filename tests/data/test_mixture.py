@@ -104,7 +104,7 @@ def test_a_task_may_be_anybodys_function(tmp_path, monkeypatch):
     [
         ({"weights": {"scenes": 1}}, "weights must be the dotted path of a function.*got 'scenes'"),
         ({"weights": {"dps_hf.nano.tasks.no_such": 1}}, "got 'dps_hf.nano.tasks.no_such'"),
-        ({"weights": {"dps_hf.nano.tasks.facts": 1, "dps_hf.nano.facts.facts": 1}}, "called differently"),
+        ({"weights": {"dps_hf.nano.tasks.facts": 1, "dps_hf.nano.facts.facts": 1}}, "tasks with different names"),
         (
             {"weights": {"dps_hf.nano.tasks.facts": 1}, "guidance": {"fact": None}},
             "guidance names fact, which weights do not",
@@ -117,8 +117,8 @@ def test_a_task_may_be_anybodys_function(tmp_path, monkeypatch):
             {"weights": {"dps_hf.nano.tasks.facts": np.nan}},
             r"weights\['dps_hf.nano.tasks.facts'\] must be 0 or more.*got nan",
         ),
-        ({"weights": {"dps_hf.nano.tasks.facts": 0}}, "at least one task more than 0"),
-        ({"weights": {}}, "at least one task more than 0"),
+        ({"weights": {"dps_hf.nano.tasks.facts": 0}}, "at least one task a weight above 0"),
+        ({"weights": {}}, "at least one task a weight above 0"),
         ({"weights": {"dps_hf.nano.tasks.facts": 1}, "block": 0}, "block must be at least 1; got 0"),
         ({"weights": {"dps_hf.nano.tasks.facts": 1}, "num_records": 0}, "num_records must be at least 1; got 0"),
         (

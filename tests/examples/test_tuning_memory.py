@@ -17,14 +17,14 @@ def test_the_peak_is_what_a_process_held_at_most(benchmark):
     size = 1200  # MiB
     held = [sys.executable, "-c", f"held = b'.' * ({size} << 20); del held"]
     # In a process of its own: a child counts the pages that its parent had when it began.
-    code = f"import runpy; print(runpy.run_path({benchmark.__file__!r})['peak']({held!r}))"
+    code = f"import runpy; print(runpy.run_path({benchmark.__file__!r})['measure_peak']({held!r}))"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert size < int(told.stdout) < size + 60
 
 
 def test_a_process_that_fails_is_no_measurement(benchmark):
     with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
-        benchmark.peak([sys.executable, "-c", "raise SystemExit(3)"])
+        benchmark.measure_peak([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_the_model_has_nanos_parts_and_a_decoder_of_the_sizes(benchmark, monkeypatch, tmp_path):
