@@ -1,4 +1,4 @@
-"""Pages of pictures: what Pillow's own font can write, and nothing over the edge."""
+"""Contact sheets: text that Pillow's default font can show, and rows and columns that hold it."""
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,7 @@ def test_accents_are_left_out_and_other_scripts_too():
     assert strip_accents("ru: алое сердце") == ""
 
 
-def test_lines_in_other_scripts_are_left_out_of_what_is_to_be_written():
+def test_lines_in_other_scripts_are_left_out():
     assert find_writable(["one", "алое", "deux", "œuf"], 2) == ["one", "deux"]
 
 
@@ -23,7 +23,7 @@ def test_long_words_stay_in_their_column():
     assert below_pictures[:, 306:].min() == 255
 
 
-def test_page_holds_every_row():
+def test_a_page_grows_with_its_rows():
     item = Item([Image.new("RGB", (64, 64), "blue")] * 2, ["two", "lines"])
     one, two = (draw_page([Section("Title", [item] * n, columns=3)]) for n in (3, 4))
     assert one.height < two.height

@@ -1,4 +1,4 @@
-"""What records of a training set lose."""
+"""Dropout of prompts and of image codes in training records."""
 
 from PIL import Image
 

@@ -1,4 +1,4 @@
-"""What is read of a folder that `datasets` saved, and what is refused."""
+"""Reading data sets from folders and functions, and the errors for wrong ones."""
 
 import io
 import struct

@@ -1,11 +1,11 @@
-"""The benchmark on a tiny random model: every comparison is made and written."""
+"""The benchmark of generation on a tiny random model."""
 
 import json
 
 import pytest
 
 
-def test_every_case_is_timed_and_compared(example, saved_model, tmp_path, monkeypatch):
+def test_all_cases_are_timed_and_compared(example, saved_model, tmp_path, monkeypatch):
     benchmark = example("benchmarks/generation.py")
     monkeypatch.setattr(benchmark, "BATCH", 2)
     monkeypatch.setattr(benchmark, "PREFILL", (1, 8))

@@ -1,4 +1,4 @@
-"""The benchmark of memory: what it measures, and the model that it measures on."""
+"""The benchmark of tuning memory: the measurement and its model."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ def benchmark(example):
     return example("benchmarks/tuning_memory.py")
 
 
-def test_the_peak_is_what_a_process_held_at_most(benchmark):
+def test_the_peak_is_the_most_memory_that_the_process_used(benchmark):
     size = 1200  # MiB
     held = [sys.executable, "-c", f"held = b'.' * ({size} << 20); del held"]
     # In a process of its own: a child counts the pages that its parent had when it began.
@@ -22,7 +22,7 @@ def test_the_peak_is_what_a_process_held_at_most(benchmark):
     assert size < int(told.stdout) < size + 60
 
 
-def test_a_process_that_fails_is_no_measurement(benchmark):
+def test_a_failed_process_raises_an_error(benchmark):
     with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
         benchmark.measure_peak([sys.executable, "-c", "raise SystemExit(3)"])
 

@@ -1,4 +1,4 @@
-"""Pushing to a server of the Hub's protocol on loopback, through the client that everybody uses."""
+"""Pushing with huggingface_hub to a local server that implements the protocol of the Hub."""
 
 import io
 import json

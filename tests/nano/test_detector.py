@@ -33,7 +33,7 @@ def compressed(image: Image.Image) -> Image.Image:
     [(None, 0.995), (noisy, 0.95), (blurred, 0.95), (compressed, 0.95)],
     ids=["clean", "noisy", "blurred", "compressed"],
 )
-def test_the_detector_reads_what_was_drawn(degrade, at_least):
+def test_the_detector_finds_the_things_of_rendered_scenes(degrade, at_least):
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng) for _ in range(100)]
     pictures = [render(scene) for scene in scenes]
@@ -43,7 +43,7 @@ def test_the_detector_reads_what_was_drawn(degrade, at_least):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", ["small", "big"])
-def test_every_shape_is_found_in_every_colour_where_it_stands(shape, size):
+def test_every_shape_is_found_in_every_colour_at_its_position(shape, size):
     for colour in COLOURS:
         (found,) = detect(render(Scene((Thing(shape, colour, size, 25, 40),))))
         assert (found.shape, found.colour, found.size) == (shape, colour, size)
@@ -51,12 +51,12 @@ def test_every_shape_is_found_in_every_colour_where_it_stands(shape, size):
 
 
 @pytest.mark.parametrize("side", [32, 128])
-def test_pictures_of_another_size_are_read_as_those_of_the_scenes(side):
+def test_pictures_of_another_size_are_resized(side):
     scene = Scene((Thing("circle", "red", "small", 16, 28), Thing("star", "blue", "big", 52, 28)))
     assert same_scene(detect(render(scene).resize((side, side))), scene)
 
 
-def test_an_empty_picture_holds_nothing():
+def test_nothing_is_found_in_an_empty_picture():
     assert detect(Image.new("RGB", (64, 64), "white")) == []
 
 
@@ -76,7 +76,7 @@ def test_other_outlines_are_unknown(box_and_method):
     assert [found.shape for found in detect(image)] == ["unknown"]
 
 
-def test_two_things_of_different_colours_that_touch_are_told_apart():
+def test_touching_things_of_different_colours_are_separated():
     image = Image.new("RGB", (64, 64), "white")
     image.paste(COLOURS["red"], (5, 20, 30, 45))
     image.paste(COLOURS["blue"], (30, 20, 55, 45))
@@ -98,7 +98,7 @@ def test_same_things_compares_kinds_counts_and_sizes():
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_a_wish_is_fulfilled_when_its_things_stand_as_they_should_by_four_pixels(relation):
+def test_a_relation_must_hold_by_four_pixels(relation):
     one, other = (None, "red", "star"), ("big", "blue", "circle")
     wish = Wish(Counter((one, other)), (one, relation, other))
     dx, dy = RELATIONS[relation]
@@ -137,7 +137,7 @@ def test_the_same_scene_has_the_same_things_within_four_pixels():
     assert not same_scene([Detected("star", "red", "small", 20, 20), *moved((0, 0), (0, 0))[1:]], scene)
 
 
-def test_the_detector_takes_only_words_colours_and_the_size_from_the_scenes():
+def test_the_detector_shares_no_drawing_code_with_the_scenes():
     tree = ast.parse(Path(detector.__file__).read_text())
     names = {
         alias.name

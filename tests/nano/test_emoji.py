@@ -114,7 +114,7 @@ def test_training_pictures_vary_and_validation_pictures_do_not():
     assert all(emoji_i2t(rng, "validation")["images"][0].tobytes() in known for _ in range(20))
 
 
-def test_augmenting_keeps_the_ground_white_and_the_picture_whole():
+def test_augmentation_keeps_the_background_white_and_the_picture_complete():
     image = Image.new("RGB", (64, 64), "white")
     image.paste((255, 0, 0), (2, 2, 62, 62))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What is asked in alignment: never what is measured."""
+"""Alignment prompts, none of which the evaluation uses."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from dps_hf.nano.splits import UNSEEN_PAIRS
 from dps_hf.nano.wording import DRAW, LANGUAGES, parse_wish
 
 
-def test_nothing_that_is_measured_is_asked_to_be_drawn():
+def test_alignment_contains_no_prompt_of_the_evaluation():
     prompts = make_prompts(np.random.default_rng(0), 400, 0.8)
     asked = {repr(sorted(wish.kinds.items(), key=repr)) + repr(wish.relation) for wish in map(parse_wish, prompts)}
     subject = Subject(None, None, 500, 0, {})
@@ -22,7 +22,7 @@ def test_nothing_that_is_measured_is_asked_to_be_drawn():
     assert not [prompt for prompt in prompts if any(way and prompt.startswith(way) for way in last_ways)]
 
 
-def test_wishes_name_unseen_pairs_in_a_share_and_never_alone():
+def test_the_given_share_of_prompts_has_an_unseen_pair_with_other_things():
     asked = [parse_wish(prompt) for prompt in make_prompts(np.random.default_rng(1), 400, 0.8)]
     unseen_pairs = [wish for wish in asked if any(kind[1:] in UNSEEN_PAIRS for kind in wish.kinds)]
     assert 0.74 < len(unseen_pairs) / len(asked) < 0.86

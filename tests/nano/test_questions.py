@@ -40,7 +40,7 @@ def answer_to(question: str, scene: Scene) -> str:
     return getattr(thing, match[1])
 
 
-def test_questions_are_answered_rightly_and_all_kinds_are_asked(scenes):
+def test_all_kinds_of_questions_are_asked_and_answered_correctly(scenes):
     rng = np.random.default_rng(1)
     kinds: Counter[str] = Counter()
     for scene in scenes:
@@ -123,7 +123,7 @@ def test_a_kind_of_question_can_be_chosen(kind, opening):
     assert kind in ASK and all(one.kind == kind and one.text.startswith(opening) for one in asked)
 
 
-def test_a_question_that_the_scene_does_not_allow_is_refused():
+def test_a_question_that_does_not_fit_the_scene_raises_an_error():
     scene = Scene((Thing("circle", "red", "big", 16, 16),))
     with pytest.raises(ValueError, match="found no question of kind 'relate'"):
         ask(np.random.default_rng(0), scene, "relate")

@@ -92,14 +92,14 @@ def test_holding_out_ignores_the_order_of_things_and_small_moves():
     assert held_out(Scene(things)) == held_out(Scene(things[::-1])) == held_out(Scene(moved))
 
 
-def test_half_of_the_grounds_to_be_read_are_white_and_the_others_equally_common():
+def test_half_of_the_backgrounds_are_white_and_the_others_equally_common():
     counts = Counter(HALF_WHITE)
     assert counts["white"] / len(HALF_WHITE) == 0.5
     assert {counts[ground] for ground in GROUNDS[1:]} == {1}
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
-def test_things_are_told_apart_on_every_ground(ground):
+def test_things_are_detected_on_every_background(ground):
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, grounds=(ground,)) for _ in range(60)]
     right = [same_things(detect(render(scene)), scene) for scene in scenes]
@@ -108,18 +108,18 @@ def test_things_are_told_apart_on_every_ground(ground):
     assert empty, "a ground is taken for a thing"
 
 
-def test_grounds_differ():
+def test_backgrounds_differ():
     pictures = {render(Scene((), (ground, (230, 240, 235)))).tobytes() for ground in GROUNDS}
     assert len(pictures) == len(GROUNDS)
 
 
-def test_a_split_that_does_not_exist_is_refused():
+def test_an_unknown_split_raises_an_error():
     with pytest.raises(ValueError, match="split must be 'train' or 'validation'; got 'test'"):
         sample_split(np.random.default_rng(0), "test")
 
 
 @pytest.mark.parametrize("unseen", ["pair", "count"])
-def test_what_is_unseen_is_shown_in_validation_where_it_is_asked_for(unseen):
+def test_validation_contains_unseen_pairs_and_counts_on_request(unseen):
     rng = np.random.default_rng(0)
     scenes = [sample_split(rng, "validation", unseen=unseen) for _ in range(30)]
     assert all(held_out(scene) for scene in scenes)
@@ -130,6 +130,6 @@ def test_what_is_unseen_is_shown_in_validation_where_it_is_asked_for(unseen):
         sample_split(rng, "train", unseen=unseen)
 
 
-def test_a_scene_holds_one_to_four_things():
+def test_a_scene_contains_one_to_four_things():
     with pytest.raises(ValueError, match="count must be 1 to 4; got 5"):
         sample_scene(np.random.default_rng(0), 5)

@@ -6,7 +6,7 @@ from dps_hf.nano.scenes_cot import scenes_cot
 from dps_hf.nano.wording import parse_caption
 
 
-def test_the_hint_is_what_is_seen_and_steps_stand_apart_from_the_answer():
+def test_the_hint_is_a_caption_and_steps_are_separate_from_the_answer():
     rng = np.random.default_rng(3)
     right = []
     for _ in range(40):

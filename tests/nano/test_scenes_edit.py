@@ -30,7 +30,7 @@ def test_an_edit_changes_what_it_says_and_nothing_else():
     assert forms == {"Make", "Turn", "Remove"}
 
 
-def test_a_record_holds_both_pictures_in_order():
+def test_a_record_contains_both_pictures_in_order():
     rng = np.random.default_rng(5)
     before, instruction, after = edit(np.random.default_rng(5), "train")
     example = scenes_edit(rng, "train")
@@ -43,7 +43,7 @@ def test_a_record_holds_both_pictures_in_order():
     assert [image.tobytes() for image in example["images"]] == [render(scene).tobytes() for scene in (before, after)]
 
 
-def test_the_steps_say_what_stands_where_in_the_end():
+def test_the_steps_describe_the_scene_after_the_edit():
     example = scenes_edit(np.random.default_rng(5), "train")
     _, _, after = edit(np.random.default_rng(5), "train")
     assert example["steps"] == places(after)

@@ -27,7 +27,7 @@ def test_the_palette_is_drawn_as_it_is_named():
 
 
 @pytest.mark.parametrize("outline", OUTLINES)
-def test_no_further_shape_is_read_as_one_of_an_unseen_pair(outline):
+def test_no_palette_shape_is_detected_as_a_shape_of_an_unseen_pair(outline):
     for colour, _ in UNSEEN_PAIRS:
         for size in SIZES:
             found = detect(render(Scene((Thing(outline, colour, size, 28, 28),))))

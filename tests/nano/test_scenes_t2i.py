@@ -43,7 +43,7 @@ def test_every_form_is_asked_for_in_every_language(form, language):
             assert len(wish.kinds) == 1 and wish.kinds.total() == len(scene.things) > 1
 
 
-def test_things_that_stand_in_a_relation_stand_so_clearly():
+def test_relations_hold_by_a_clear_distance():
     rng = np.random.default_rng(0)
     for _ in range(40):
         scene, prompt = make_prompt(rng, "train", "position")
@@ -54,14 +54,14 @@ def test_things_that_stand_in_a_relation_stand_so_clearly():
         assert (a.x - b.x) * dx + (a.y - b.y) * dy >= 16, prompt
 
 
-def test_the_same_words_are_always_drawn_as_the_same_picture():
+def test_a_prompt_always_has_the_same_picture():
     rng = np.random.default_rng(0)
     for _ in range(20):
         scene, prompt = make_prompt(rng, "train", "things", sizes=True)
         assert layout(parse_wish(prompt)) == scene
 
 
-def test_pictures_of_training_are_told_from_new_ones():
+def test_pictures_of_training_are_distinguished_from_new_ones():
     rng = np.random.default_rng(2)
     shown = [make_prompt(rng, "train", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
     assert all(map(drawn_in_training, shown))
@@ -87,7 +87,7 @@ def test_things_are_drawn_in_the_order_of_the_words_and_apart():
                 assert form == "position" or (other.x, other.y) < (one.x, one.y)
 
 
-def test_the_plan_says_what_is_drawn_and_in_which_cell():
+def test_the_plan_gives_each_thing_and_its_cell():
     rng = np.random.default_rng(0)
     for _ in range(40):
         example = scenes_t2i(rng, "train")
@@ -104,7 +104,7 @@ def test_the_plan_says_what_is_drawn_and_in_which_cell():
         assert bands == sorted(bands), "a plan goes from above"
 
 
-def test_a_wish_is_held_out_whichever_way_it_is_said():
+def test_a_wish_is_held_out_in_all_wordings():
     held_out = set()
     for relation, mirrored in {"left of": "right of", "above": "below"}.items():
         said = {
@@ -128,6 +128,6 @@ def test_about_one_wish_in_ten_is_held_out():
 
 
 @pytest.mark.parametrize(("split", "unseen"), [("train", "pair"), ("validation", "word")])
-def test_what_is_unseen_is_asked_for_in_validation_alone(split, unseen):
+def test_unseen_pairs_and_counts_are_available_in_validation_only(split, unseen):
     with pytest.raises(ValueError, match=f"unseen must be None, .* got '{unseen}' in {split}"):
         make_prompt(np.random.default_rng(0), split, "things", unseen=unseen)

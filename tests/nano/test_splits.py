@@ -1,4 +1,4 @@
-"""What is held out is never trained on, and what is asked in evaluation is held out."""
+"""Training contains nothing that is held out, and the evaluation uses only what is held out."""
 
 import importlib
 import re
@@ -49,7 +49,7 @@ def texts(task: str) -> list[str]:
 
 
 @pytest.mark.parametrize("task", SCENES)
-def test_no_training_picture_shows_what_is_held_out(task):
+def test_no_training_picture_contains_held_out_content(task):
     scenes = trained()[0][task]
     assert len(scenes) >= RECORDS
     assert not [scene for scene in scenes if has_unseen_pair(scene) or has_unseen_count(scene) or held_out(scene)]
@@ -69,13 +69,13 @@ def test_no_training_text_names_an_unseen_pair(task):
 
 
 @pytest.mark.parametrize("task", SCENES)
-def test_no_training_text_asks_in_a_held_out_way(task):
+def test_no_training_text_uses_a_held_out_template(task):
     held_out_ways = [ways[-1] for ways in (*DRAW.values(), *DESCRIBE.values())]
     pattern = re.compile("|".join(re.escape(way).replace(r"\{\}", ".+") for way in held_out_ways))
     assert not [text for text in texts(task) if pattern.fullmatch(text)]
 
 
-def test_every_other_pair_and_way_of_asking_is_trained():
+def test_training_contains_all_other_pairs_and_templates():
     pairs = {(thing.colour, thing.shape) for scene in trained()[0]["scenes_t2i"] for thing in scene.things}
     assert pairs == {(colour, shape) for colour in COLOURS for shape in SHAPES} - UNSEEN_PAIRS
     asked = set(texts("scenes_i2t"))
@@ -131,7 +131,7 @@ def witness(monkeypatch) -> Witness:
 
 
 @pytest.mark.parametrize("task", DRAWN)
-def test_every_scene_to_be_drawn_is_a_wish_that_training_never_heard(task, witness):
+def test_training_contains_no_wish_of_the_evaluation(task, witness):
     figures = getattr(tasks, task)(witness)
     assert len(witness.prompts) == 12 * len(figures.keys() & tasks.FORMS.keys())
     for prompt in witness.prompts:
@@ -141,7 +141,7 @@ def test_every_scene_to_be_drawn_is_a_wish_that_training_never_heard(task, witne
         assert held_out_wish(wish) or unseen, prompt
 
 
-def test_no_prompt_counts_twice():
+def test_evaluation_prompts_are_distinct():
     subject = Witness(None, None, items=500, seed=0, sampling={})
     found = {name: held_out_prompts(subject, name) for name in tasks.FORMS}
     assert all(len(set(prompts)) == len(prompts) <= 500 for prompts in found.values())
@@ -151,7 +151,7 @@ def test_no_prompt_counts_twice():
 @pytest.mark.parametrize(
     "task", ["scenes_i2t", "scenes_i2t_languages", "scenes_cot", "scenes_edit", "scenes_edit_unguided"]
 )
-def test_every_scene_to_be_read_or_changed_is_one_that_training_never_saw(task, witness):
+def test_training_contains_no_scene_that_evaluation_reads_or_edits(task, witness):
     getattr(tasks, task)(witness)
     assert len(witness.shown) >= 12
     assert all(held_out(scene) for scene in witness.shown)
@@ -168,7 +168,7 @@ def test_every_emoji_in_evaluation_is_held_out():
     assert not {(pair.codepoints, pair.style) for pair in held_out_emoji(subject)} & seen
 
 
-def test_no_held_out_picture_is_trained_on_by_any_name():
+def test_no_held_out_picture_is_in_training_under_another_name():
     art = emoji.pictures()
     trained = {art[pair.index].tobytes() for pair in emoji.pairs("train")}
     assert not {art[pair.index].tobytes() for pair in emoji.pairs("validation")} & trained

@@ -45,7 +45,7 @@ def test_phrases_follow_the_grammar_of_their_language(language, words):
     assert tuple(phrase(kind, number, language) for kind, number in kinds) == words
 
 
-def test_no_phrase_means_two_things_in_any_language():
+def test_no_phrase_is_ambiguous_in_any_language():
     phrases = Counter(
         phrase(kind, number, language).casefold()
         for language in LANGUAGES
@@ -61,7 +61,7 @@ def test_every_phrase_parses_back(language):
         assert parse_wish(phrase(kind, number, language)) == Wish(Counter({kind: number}))
 
 
-def test_captions_go_row_by_row_and_count_what_is_alike():
+def test_captions_go_row_by_row_and_group_equal_things():
     upper_left, upper_right = Thing("circle", "red", "small", 10, 14), Thing("star", "orange", "big", 45, 12)
     lower = Thing("circle", "red", "small", 30, 50)
     scene = Scene((lower, upper_right, upper_left))
@@ -78,7 +78,7 @@ def test_captions_parse_back_to_what_is_in_the_scene(language, scenes):
         assert parse_wish(caption(scene, sizes, language)) == Wish(kinds)
 
 
-def test_parsing_forgives_how_it_is_written_and_refuses_everything_else():
+def test_parsing_ignores_case_and_spaces_and_rejects_other_texts():
     wanted = Counter({("small", "red", "circle"): 1, (None, "orange", "cross"): 2})
     for text in ("A small red circle, two orange crosses.", " a  small red circle and two orange crosses"):
         assert parse_caption(text) == wanted
@@ -87,7 +87,7 @@ def test_parsing_forgives_how_it_is_written_and_refuses_everything_else():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_way_of_asking_is_understood_the_last_one_too(language):
+def test_all_templates_are_parsed_including_held_out_ones(language):
     one, other = ("small", "red", "circle"), (None, "orange", "star")
     wishes = [Wish(Counter({one: 2, other: 1})), Wish(Counter((one, other)), (one, "above", other))]
     for way, wish in product(DRAW[language], wishes):
@@ -98,7 +98,7 @@ def test_every_way_of_asking_is_understood_the_last_one_too(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_how_things_stand_is_understood_and_means_one_thing(language):
+def test_relations_are_parsed_without_ambiguity(language):
     rng = np.random.default_rng(0)
     for relation in RELATIONS:
         for i, j in rng.integers(len(KINDS), size=(50, 2)):
@@ -114,5 +114,5 @@ def test_how_things_stand_is_understood_and_means_one_thing(language):
     ["", "hello", "Draw.", "Draw me a car.", "a red circle left of", "two red circles left of a blue star",
      "a red circle beside a blue star", "画。", "cat, noto style"],
 )  # fmt: skip
-def test_what_is_no_wish_is_none(text):
+def test_a_text_that_is_no_wish_is_parsed_to_none(text):
     assert parse_wish(text) is None

@@ -94,7 +94,7 @@ def test_a_sheet_shows_both_responses(tmp_path):
     assert RED.getpixel((0, 0)) in page.get_flattened_data()
 
 
-def test_a_sheet_says_of_a_response_in_letters_that_it_has_not_how_it_was_scored(tmp_path, monkeypatch):
+def test_a_sheet_shows_the_label_of_a_response_in_another_script(tmp_path, monkeypatch):
     prompt, (good, bad) = judged_group(0)
     write_part(tmp_path / "parts", 0, [(prompt, [good, replace(bad, text="绿", content="绿")])], Selection())
     join_parts(tmp_path / "parts", 1, tmp_path)
