@@ -206,7 +206,7 @@ def main(script: ScriptArguments) -> None:
         print("", *dict.fromkeys("\n".join(item.lines) for item in section.items), sep="\n")
     page_path = script.output / "page"
     answers = script.output / "answers.txt"
-    print(f"\nEverything on one page: {page_path}.png, with all scripts: {page_path}.html, as text: {answers}")
+    print(f"\nEverything on one page: {page_path}.png; names in other scripts: {page_path}.html; as text: {answers}")
 
 
 if __name__ == "__main__":
