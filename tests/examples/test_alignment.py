@@ -808,7 +808,12 @@ FIELDS = {
     "sft": {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1, "dps_hf.nano.tasks.scenes_cot": 1}},
     "dpo": {},
     "kto": {},
-    "grpo": {"num_prompts": 8, **GRPO},
+    "grpo": {
+        "judge": "dps_hf.nano.exact_judge.exact_judge",
+        "tasks": {"dps_hf.nano.tasks.scenes_t2i": 1},
+        "num_prompts": 8,
+        **GRPO,
+    },
 }
 
 
