@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from dps_hf.model.generation_dps import sample_tokens
@@ -121,6 +121,30 @@ def test_text_from_embeddings_equals_text_from_tokens(tiny_model, text_ids):
 def test_empty_input_is_refused_in_text_mode(tiny_model):
     with pytest.raises(ValueError, match=r"input_ids are empty.*Give a prompt"):
         tiny_model.generate(torch.zeros(1, 0, dtype=torch.long), max_new_tokens=3)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("option", [{"max_time": 0.01}, {"stop_strings": ["<img_3>"]}])
+def test_what_would_cut_a_drawing_off_is_refused_by_name(make_model, tiny_processor, text_ids, option, guidance_scale):
+    model, [name] = make_model(), option
+    image = {"generation_mode": "image", "guidance_scale": guidance_scale}
+    for where in (option, {"generation_config": GenerationConfig(**option)}):
+        with pytest.raises(ValueError, match=f"{name} could cut the drawing off.*Leave {name} out"):
+            model.generate(text_ids, tokenizer=tiny_processor.tokenizer, **image, **where)
+    setattr(model.generation_config, name, option[name])
+    with pytest.raises(ValueError, match=f"{name} could cut the drawing off"):
+        model.generate(text_ids, tokenizer=tiny_processor.tokenizer, **image)
+    assert model.generate(text_ids, max_new_tokens=2, max_time=60.0, stop_strings=None).shape == (2, 9)
+
+
+def test_a_drawing_that_a_criterion_of_ones_own_cut_off_is_told_by_its_cause(tiny_model, text_ids):
+    class Stop(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full((len(input_ids),), input_ids.shape[1] > text_ids.shape[1] + 2)
+
+    cut = tiny_model.generate(text_ids, generation_mode="image", stopping_criteria=[Stop()])
+    with pytest.raises(ValueError, match="stopping criteria"):
+        tiny_model.decode_image_tokens(cut)
 
 
 def test_unknown_mode_is_refused_by_name(tiny_model, text_ids):
