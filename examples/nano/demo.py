@@ -1,7 +1,8 @@
 """Shows what dps-nano can do, offline, on a page of pictures.
 
 python examples/nano/demo.py
-python examples/nano/demo.py --image cat.png
+python examples/nano/demo.py --image picture.png
+python examples/nano/demo.py --image picture.png --prompt "How many circles are there?"
 python examples/nano/demo.py --prompt "a big red heart and two small blue stars"
 python examples/nano/demo.py --prompt "hedgehog, noto style"
 """
@@ -9,6 +10,7 @@ python examples/nano/demo.py --prompt "hedgehog, noto style"
 import base64
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,15 +23,16 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from dps_hf import NANO
-from dps_hf.contact_sheet import Item, Section, draw_page
+from dps_hf.contact_sheet import MARKS, Item, Section, draw_page
 from dps_hf.data.record import pick
 from dps_hf.evaluation.metrics import name_match
-from dps_hf.inference import ask, draw, load
+from dps_hf.inference import Answer, ask, draw, load
 from dps_hf.model.image_processing_dps import open_picture
 from dps_hf.nano import emoji
 from dps_hf.nano.evaluation import EMOJI_GUIDANCE
 from dps_hf.nano.questions import ask as ask_about
 from dps_hf.nano.scenes import render, sample_split
+from dps_hf.nano.sheets import check_drawings
 
 
 SCENES = (
@@ -57,8 +60,11 @@ HTML = """\
 <section>
   {% for item in section.items %}
   <figure>
-    {% for picture in item.pictures %}<img alt="" src="data:image/png;base64,{{ base64(picture) }}">{% endfor %}
-    <figcaption>{% for line in item.lines %}<div>{{ line }}</div>{% endfor %}</figcaption>
+    {% for picture in item.pictures %}<img alt="" src="data:image/png;base64,{{ encode_png(picture) }}">{% endfor %}
+    <figcaption>{% for line in item.lines %}<div>{{ line }}</div>{% endfor %}
+    {% if item.right is not none %}{% set word, colour = marks[item.right] %}
+    <div style="color: {{ colour }}">{{ word }}</div>{% endif %}
+    </figcaption>
   </figure>
   {% endfor %}
 </section>
@@ -69,8 +75,9 @@ HTML = """\
 @dataclass
 class ScriptArguments:
     """
-    image: a picture to name and to describe.
-    prompt: what to draw, four times. With `image` or `prompt` the demo does nothing else.
+    image: a picture to name and to describe, or to answer `prompt` about.
+    prompt: what to draw, four times; with `image`, a question about the picture. With `image` or `prompt` the demo
+        does nothing else.
     output: folder for the pictures, `page.png`, `page.html` and `answers.txt`.
     """
 
@@ -84,19 +91,46 @@ class ScriptArguments:
 def describe_picture(model, processor, picture: Image.Image) -> Section:
     questions = ["What is this?", "Describe the picture.", "What do you see?"]
     answers = ask(model, processor, questions, [picture] * len(questions))
-    seen = ImageOps.pad(picture, (64, 64), color="grey")
-    lines = [f"{question} {answer.text}" for question, answer in zip(questions, answers)]
-    return Section("Your picture, as dps-nano sees it", [Item([seen], lines)], columns=2)
+    lines = [line for q, answer in zip(questions, answers) for line in write_answer(processor, q, answer)]
+    return Section("Your picture, as dps-nano sees it", [Item([pad_picture(picture)], lines)], columns=2)
+
+
+def answer_question(model, processor, picture: Image.Image, question: str) -> Section:
+    [answer] = ask(model, processor, [question], [picture], think=True)
+    lines = write_answer(processor, question, answer)
+    return Section("Your question about your picture", [Item([pad_picture(picture)], lines)], columns=2)
+
+
+def write_answer(processor, question: str, answer: Answer, truth: str = "") -> list[str]:
+    """Writes question, thoughts and answer on lines of their own."""
+    more, text = processor.split_thinking(answer.text)  # the model may end its thoughts more than once
+    thinking = " ".join(filter(None, (answer.thinking, more)))
+    lines = [f"Question: {question}", f"Thinking: {thinking}", f"Answer: {text or '(none)'}"]
+    if truth:
+        lines[-1] += " (right)" if text == truth else f" (it is: {truth})"
+    return lines if thinking else [lines[0], lines[-1]]
+
+
+def pad_picture(picture: Image.Image) -> Image.Image:
+    return ImageOps.pad(picture, (64, 64), color="grey")
 
 
 def draw_prompt(model, processor, prompt: str) -> Section:
     drawings = draw(model, processor, [prompt], num_return_sequences=4)
-    return Section("Your words, drawn four times", [Item([drawing], [prompt]) for drawing in drawings], columns=4)
+    counts = Counter(drawing.tobytes() for drawing in drawings)
+    items = []
+    for drawing in drawings:
+        alike = counts[drawing.tobytes()]
+        lines = [f"{alike} of {len(drawings)} alike: the model is sure"] if alike > 1 else []
+        items.append(Item([drawing], [prompt, *lines]))
+    return Section("Your words, drawn four times", items, columns=4)
 
 
 def draw_scenes(model, processor) -> Section:
     drawings = draw(model, processor, SCENES)
-    return Section("Drawn from words", [Item([drawing], [prompt]) for drawing, prompt in zip(drawings, SCENES)])
+    marks = check_drawings(SCENES, drawings)
+    items = [Item([drawing], [prompt], right) for drawing, prompt, right in zip(drawings, SCENES, marks)]
+    return Section("Drawn from words", items)
 
 
 def draw_emoji(model, processor, rng: np.random.Generator) -> Section:
@@ -106,9 +140,10 @@ def draw_emoji(model, processor, rng: np.random.Generator) -> Section:
     prompts = [f"{pair.names['en']}, {emoji.STYLES[pair.style]} style" for pair in chosen]
     drawings = draw(model, processor, prompts, guidance_scale=EMOJI_GUIDANCE)
     items = [
-        Item([drawing, emoji.picture(pair)], [prompt]) for drawing, prompt, pair in zip(drawings, prompts, chosen)
+        Item([emoji.picture(pair), drawing], [prompt], right)
+        for drawing, prompt, pair, right in zip(drawings, prompts, chosen, check_drawings(prompts, drawings))
     ]
-    return Section("Emoji, drawn; beside each drawing the original, which training never showed", items, columns=3)
+    return Section("Emoji: the original, which training never shows, and the drawing", items, columns=3)
 
 
 def name_emoji(model, processor, rng: np.random.Generator) -> Section:
@@ -120,10 +155,11 @@ def name_emoji(model, processor, rng: np.random.Generator) -> Section:
     for pair in pairs:
         lines = []
         for (language, truth), answer in zip(pair.names.items(), answers):
-            verdict = "right" if name_match(answer.text, truth) else f"it is: {truth}"
-            lines.append(f"{language}: {answer.text} ({verdict})")
+            text = processor.split_thinking(answer.text)[1]
+            verdict = "right" if name_match(text, truth) else f"it is: {truth}"
+            lines.append(f"{language}: {text or '(none)'} ({verdict})")
         items.append(Item([emoji.picture(pair)], lines))
-    return Section("Emoji in a style that training never showed, named in 12 languages", items, columns=4)
+    return Section("Emoji, named in 12 languages; training never shows them in this style", items, columns=4)
 
 
 def answer_questions(model, processor, rng: np.random.Generator) -> Section:
@@ -132,16 +168,13 @@ def answer_questions(model, processor, rng: np.random.Generator) -> Section:
     pictures = [render(scene) for scene in held_out]
     answers = ask(model, processor, questions, pictures, think=True)
     items = [
-        Item(
-            [picture],
-            [f"Question: {question}", f"Thinking: {answer.thinking}", f"Answer: {answer.text} (it is: {truth})"],
-        )
+        Item([picture], write_answer(processor, question, answer, truth))
         for picture, question, answer, truth in zip(pictures, questions, answers, truths)
     ]
-    return Section("Questions about scenes that training never showed", items, columns=3)
+    return Section("Questions about pictures that are not in the training data", items, columns=3)
 
 
-def write(sections: list[Section], folder: Path) -> None:
+def write_page(sections: list[Section], folder: Path) -> None:
     """Numbers all items and writes them as pictures, a page of pictures, a page for a browser, and text."""
     folder.mkdir(parents=True, exist_ok=True)
     answers = folder / "answers.txt"
@@ -154,17 +187,20 @@ def write(sections: list[Section], folder: Path) -> None:
         text.append(f"\n{section.title}\n")
         for item in section.items:
             number += 1
-            item.pictures[0].save(folder / f"{number:02}.png")
-            items.append(Item(item.pictures, [f"no. {number}", *item.lines]))
-            text.append("\n    ".join([f"{number:02}.png", *item.lines]))
+            item.pictures[-1].save(folder / f"{number:02}.png")
+            items.append(Item(item.pictures, [f"no. {number}", *item.lines], item.right))
+            mark = [] if item.right is None else [MARKS[item.right][0]]
+            text.append("\n    ".join([f"{number:02}.png", *item.lines, *mark]))
         numbered.append(Section(section.title, items, section.columns))
     answers.write_text("\n".join(text).strip() + "\n", encoding="utf-8")
     template = jinja2.Environment(autoescape=True).from_string(HTML)
-    (folder / "page.html").write_text(template.render(sections=numbered, base64=_base64), encoding="utf-8")
+    (folder / "page.html").write_text(
+        template.render(sections=numbered, marks=MARKS, encode_png=encode_png), encoding="utf-8"
+    )
     draw_page(numbered).save(folder / "page.png")
 
 
-def _base64(picture: Image.Image) -> str:
+def encode_png(picture: Image.Image) -> str:
     buffer = BytesIO()
     picture.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -185,13 +221,17 @@ def main(script: ScriptArguments) -> None:
     sections = []
     if picture is not None:
         print("Looking at your picture ...")
-        sections.append(describe_picture(model, processor, picture))
-    if script.prompt:
+    elif script.prompt:
         print("Drawing your words ...")
-        try:
+    try:
+        if picture is not None and script.prompt:
+            sections.append(answer_question(model, processor, picture, script.prompt))
+        elif picture is not None:
+            sections.append(describe_picture(model, processor, picture))
+        elif script.prompt:
             sections.append(draw_prompt(model, processor, script.prompt))
-        except ValueError as error:  # words that are tokens of the model, such as <image>
-            sys.exit(str(error))
+    except ValueError as error:  # words that are tokens of the model, such as <image>
+        sys.exit(str(error))
     if not sections:
         print("Drawing scenes ...")
         sections.append(draw_scenes(model, processor))
@@ -201,12 +241,12 @@ def main(script: ScriptArguments) -> None:
         sections.append(name_emoji(model, processor, rng))
         print("Thinking about questions ...")
         sections.append(answer_questions(model, processor, rng))
-    write(sections, script.output)
+    write_page(sections, script.output)
     for section in sections if script.image or script.prompt else sections[-1:]:
         print("", *dict.fromkeys("\n".join(item.lines) for item in section.items), sep="\n")
     page_path = script.output / "page"
     answers = script.output / "answers.txt"
-    print(f"\nEverything on one page: {page_path}.png; names in other scripts: {page_path}.html; as text: {answers}")
+    print(f"\nEverything on one page: {page_path}.png; the same for a browser: {page_path}.html; as text: {answers}")
 
 
 if __name__ == "__main__":

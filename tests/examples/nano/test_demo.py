@@ -38,7 +38,9 @@ def test_demo_shows_everything_on_one_page(run, demo, capsys):
     answers = (folder / "answers.txt").read_text(encoding="utf-8")
     for language in emoji.QUESTIONS:
         assert answers.count(f"\n    {language}: ") == 8
-    assert answers.count("Thinking:") == answers.count("Answer:") == 6
+    assert answers.count("Question:") == answers.count("Answer:") == 6
+    drawings = len(demo.SCENES) + len(emoji.STYLES)
+    assert answers.count("\n    right\n") + answers.count("\n    wrong\n") == drawings
     assert "page.png" in capsys.readouterr().out
 
 
@@ -48,11 +50,34 @@ def test_own_prompt_is_drawn_four_times(run):
     assert "&lt;b&gt;big" in (folder / "page.html").read_text(encoding="utf-8"), "words of users are no HTML"
 
 
+def test_equal_drawings_are_said_to_be_alike(run, demo, monkeypatch):
+    drawings = [Image.new("RGB", (64, 64), colour) for colour in ("red", "red", "blue", "red")]
+    monkeypatch.setattr(demo, "draw", lambda *_, **__: drawings)
+    answers = (run(prompt="a heart") / "answers.txt").read_text(encoding="utf-8")
+    assert answers.count("3 of 4 alike") == 3 and answers.count("alike") == 3
+
+
 def test_own_picture_is_described(run, tmp_path):
     Image.new("RGBA", (300, 20), "red").save(tmp_path / "mine.webp")
     folder = run(image=str(tmp_path / "mine.webp"))
     assert numbered(folder) == ["01.png"]
     assert "What is this?" in (folder / "answers.txt").read_text(encoding="utf-8")
+
+
+def test_prompt_beside_a_picture_is_a_question_about_it(run, demo, tmp_path, monkeypatch):
+    asked = []
+
+    def ask(model, processor, questions, pictures, **options):
+        asked.append((questions, [picture.size for picture in pictures]))
+        return [demo.Answer("it is red", "more</think>red")]
+
+    monkeypatch.setattr(demo, "ask", ask)
+    monkeypatch.setattr(demo, "draw", lambda *_, **__: pytest.fail("a question is not drawn"))
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "mine.png")
+    folder = run(image=str(tmp_path / "mine.png"), prompt="What colour is it?")
+    assert asked == [(["What colour is it?"], [(80, 60)])]
+    answers = (folder / "answers.txt").read_text(encoding="utf-8").split("\n    ")
+    assert answers[-3:] == ["Question: What colour is it?", "Thinking: it is red more", "Answer: red\n"]
 
 
 def test_pictures_of_the_last_run_are_removed_and_no_others(run, tmp_path):
