@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from dps_hf import NANO
+from dps_hf.command_line import run_script
 from dps_hf.judges.votes import Votes
 from dps_hf.page import CSS, LocalModel, ServedModel, build_page
 
@@ -42,4 +43,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(ScriptArguments).parse_args_into_dataclasses())
+    run_script(main, HfArgumentParser(ScriptArguments))

@@ -6,9 +6,11 @@ python examples/build_preferences.py --config ... --shard_index 0 --num_shards 8
 
 After a kill, or an error of the judge's server, the same command continues with the first missing part. Machines that
 share a folder each write their own parts; the one that finds all parts joins them. The output folder then has `paired`
-for DPO, `unpaired` for KTO, `statistics.json`, and `pairs.png` with the first pairs.
+for DPO, `unpaired` for KTO, `statistics.json`, and `pairs.png` with the first pairs. If there is nothing to learn from,
+the script says why and exits with 2.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from itertools import islice
@@ -18,6 +20,7 @@ from transformers.utils.logging import tqdm
 from trl import TrlParser
 
 from dps_hf import NANO
+from dps_hf.command_line import run_script
 from dps_hf.data.mixture import name_of
 from dps_hf.inference import decode, load, weights_digest
 from dps_hf.judges.resolve import find_judge, make_judge, verdict_options
@@ -118,24 +121,51 @@ def build_judge(script: ScriptArguments, model, processor) -> Judge:
 
 
 def report(script: ScriptArguments, statistics: dict) -> None:
-    counts, aspect = statistics["counts"], script.selection.get("aspect")
+    """Prints the statistics.
+
+    Raises:
+        ValueError: there are no pairs for DPO, nor good and bad responses for KTO.
+    """
+    counts = Counter(statistics["counts"])
     for name, number in counts.items():
         print(f"{name:24}{number:8}")
     if "paired" in statistics:
         print("means of pairs:", statistics["paired"]["means"])
-    elif counts.get(NO_REPLY):
-        print("No pairs: the judge did not reply. Run the same command to ask again.")
-    elif counts["unjudged"] == counts["responses"]:
-        lacking = f"no score for the aspect {aspect!r}" if aspect else "no verdict"
-        refused = f"; its server refuses {counts[REFUSED]} cases, as warned above" if counts.get(REFUSED) else ""
-        print(f"No pairs: the judge {script.judge} has {lacking} on any response{refused}. Take another judge.")
+    elif counts["good"] and counts["bad"]:
+        print("There are no pairs for DPO, only labels for KTO.")
     else:
-        print("No pairs: no two responses to one prompt differ by the margin.")
-        print("Take another output, and sample more responses or set a lower margin.")
-        replies = script.judge_options.get("cache", script.output / f"replies-{script.shard_index}.jsonl")
-        if Path(replies).exists():
-            print(f"judge_options: {{cache: {replies}}} takes the replies so far from there, without paying again.")
+        raise ValueError(explain_no_pairs(script, counts))
     print(f"Preference data: {script.output}")
+
+
+def explain_no_pairs(script: ScriptArguments, counts: Counter[str]) -> str:
+    selection, verdicts = Selection(**script.selection), counts["responses"] - counts["unjudged"]
+    found = f"{script.output} has no pairs: {counts['prompts']} prompts, {counts['responses']} responses, {verdicts} "
+    found += (
+        f"verdicts, {counts['duplicates']} duplicates; {counts['ties']} pairs of responses are ties, whose scores "
+    )
+    found += f"differ by less than the margin {selection.margin}"
+    reasons = {
+        "unequal lengths": f"differ in length by more than max_length_ratio {selection.max_length_ratio}",
+        "none good": f"have no response with the score {selection.good}, which only_good asks for",
+        "one thinks": "have only one response with thoughts",
+    }
+    found += "".join(f", {counts[name]} {reason}" for name, reason in reasons.items() if counts[name])
+    if counts[NO_REPLY]:
+        return f"{found}. The judge did not reply to {counts[NO_REPLY]} cases: run the same command to ask again."
+    if not verdicts:
+        lacking = f"no score for the aspect {selection.aspect!r}" if selection.aspect else "no verdict"
+        refused = f"; its server refuses {counts[REFUSED]} cases, as warned above" if counts[REFUSED] else ""
+        return f"{found}. The judge {script.judge} has {lacking} on any response{refused}. Take another judge."
+    if script.votes:
+        return f"{found}. Collect votes, good and bad ones, on several responses to one prompt."
+    remedy = "Take another output, and sample more responses, warmer ones, or set a lower margin."
+    if any(counts[name] for name in reasons):
+        remedy = "Take another output, and sample more responses, or relax the selection."
+    replies = script.judge_options.get("cache", script.output / f"replies-{script.shard_index}.jsonl")
+    if Path(replies).exists():
+        remedy += f" judge_options: {{cache: {replies}}} takes the replies so far from there, without paying again."
+    return f"{found}. {remedy}"
 
 
 def main(script: ScriptArguments) -> None:
@@ -208,4 +238,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    run_script(main, TrlParser(ScriptArguments))

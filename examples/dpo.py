@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.data.sources import read_preferences
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
@@ -71,4 +72,4 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, DPOConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, TrlParser((ScriptArguments, DPOConfig, ModelConfig)))

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from trl import TrlParser
 
 from dps_hf import NANO
+from dps_hf.command_line import run_script
 from dps_hf.evaluation.runner import print_figures, run_evaluations
 from dps_hf.evaluation.subject import Subject
 from dps_hf.inference import load
@@ -84,4 +85,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    run_script(main, TrlParser(ScriptArguments))

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.data.record import words_of
 from dps_hf.inference import load
 from dps_hf.judges.resolve import find_judge, make_judge
@@ -163,4 +164,4 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, GRPOConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, TrlParser((ScriptArguments, GRPOConfig, ModelConfig)))

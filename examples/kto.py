@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.data.record import words_of
 from dps_hf.data.sources import read_preferences
 from dps_hf.model.processing_dps import DPSProcessor
@@ -96,4 +97,4 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, KTOConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, TrlParser((ScriptArguments, KTOConfig, ModelConfig)))

@@ -15,6 +15,7 @@ import torch
 from peft import PeftConfig
 from trl import ModelConfig, TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.merging import load_adapter, merge
 from dps_hf.training.loading import load_for_training
 
@@ -55,4 +56,4 @@ def main(script: ScriptArguments, arguments: ModelConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, ModelConfig)).parse_args_and_config())
+    run_script(main, TrlParser((ScriptArguments, ModelConfig)))

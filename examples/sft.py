@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.data.dropouts import Dropouts
 from dps_hf.data.guidance import read_schedules
 from dps_hf.data.mixture import Mixture, name_of
@@ -96,4 +97,4 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments, SFTConfig, ModelConfig)).parse_args_and_config())
+    run_script(main, TrlParser((ScriptArguments, SFTConfig, ModelConfig)))

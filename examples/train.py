@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, GenerationConfig, TrainingArguments, se
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
+from dps_hf.command_line import run_script
 from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.dropouts import Dropouts
 from dps_hf.data.guidance import Schedule, read_schedules
@@ -145,4 +146,4 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, TrainingArguments))
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
-    main(*parser.parse_args_and_config())
+    run_script(main, parser)

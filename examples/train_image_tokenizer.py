@@ -13,6 +13,7 @@ import torch
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.pictures import Pictures
 from dps_hf.model.configuration_dps import DPSImageTokenizerConfig
@@ -81,4 +82,4 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, TrainingArguments))
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
-    main(*parser.parse_args_and_config())
+    run_script(main, parser)

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 from trl import TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture, name_of
 from dps_hf.resolve import resolve
@@ -82,4 +83,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments,)).parse_args_and_config())
+    run_script(main, TrlParser((ScriptArguments,)))

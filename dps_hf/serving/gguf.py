@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
 
 import dps_hf  # noqa: F401  registers DPS with the Auto classes
+from dps_hf.command_line import show_errors
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
@@ -288,4 +289,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with show_errors():
+        main()

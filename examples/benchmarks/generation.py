@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from dps_hf import NANO
+from dps_hf.command_line import run_script
 from dps_hf.inference import load
 
 
@@ -183,4 +184,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(ScriptArguments).parse_args_into_dataclasses())
+    run_script(main, HfArgumentParser(ScriptArguments))

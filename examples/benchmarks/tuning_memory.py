@@ -20,6 +20,7 @@ import torch
 from transformers import HfArgumentParser, LlamaConfig
 
 from dps_hf import from_components
+from dps_hf.command_line import run_script
 from dps_hf.inference import load
 
 
@@ -91,4 +92,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(ScriptArguments).parse_args_into_dataclasses())
+    run_script(main, HfArgumentParser(ScriptArguments))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trl import TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.nano.alignment import AlignmentArguments
 from dps_hf.nano.alignment_report import run_experiments
 
@@ -22,4 +23,4 @@ def main(script: AlignmentArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser(AlignmentArguments).parse_args_and_config())
+    run_script(main, TrlParser(AlignmentArguments))

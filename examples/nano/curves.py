@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from trl import TrlParser
 
 from dps_hf import NANO
+from dps_hf.command_line import run_script
 from dps_hf.files import write_whole
 from dps_hf.inference import load
 from dps_hf.training.resuming import keep_settings
@@ -173,4 +174,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    run_script(main, TrlParser(ScriptArguments))

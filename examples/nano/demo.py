@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from dps_hf import NANO
+from dps_hf.command_line import run_script
 from dps_hf.contact_sheet import MARKS, Item, Section, draw_page
 from dps_hf.data.record import pick
 from dps_hf.evaluation.metrics import name_match
@@ -250,4 +251,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(ScriptArguments).parse_args_into_dataclasses())
+    run_script(main, HfArgumentParser(ScriptArguments))

@@ -19,6 +19,7 @@ import yaml
 from datasets import Dataset, Image, load_dataset
 from trl import TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.data.record import record
 from dps_hf.evaluation.figures import share
 from dps_hf.inference import ask, load
@@ -104,4 +105,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser(ScriptArguments).parse_args_and_config())
+    run_script(main, TrlParser(ScriptArguments))

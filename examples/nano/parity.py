@@ -34,6 +34,7 @@ from PIL import Image
 from transformers.utils.logging import tqdm
 
 from dps_hf import NANO
+from dps_hf.command_line import show_errors
 from dps_hf.inference import MAX_NEW_TOKENS, load, weights_digest
 from dps_hf.nano import emoji, questions
 from dps_hf.nano.held_out import FORMS
@@ -49,7 +50,7 @@ class Reference(NamedTuple):
     logprobs: torch.Tensor
 
 
-def pictures(count: int) -> list[tuple[str, Image.Image]]:
+def make_pictures(count: int) -> list[tuple[str, Image.Image]]:
     """Held-out scenes and emoji by turns, each with a question; every fifth is cut to an oblong."""
     rng = np.random.default_rng(0)
     pairs = emoji.pairs("validation")
@@ -64,14 +65,14 @@ def pictures(count: int) -> list[tuple[str, Image.Image]]:
     return items
 
 
-def puzzles(count: int) -> list[tuple[str, Image.Image]]:
+def make_puzzles(count: int) -> list[tuple[str, Image.Image]]:
     """Held-out scenes, each with a question of some steps."""
     rng = np.random.default_rng(2)
     scenes = [sample_split(rng, "validation") for _ in range(count)]
     return [(questions.ask(rng, scene).text, render(scene)) for scene in scenes]
 
 
-def prompts(count: int) -> list[str]:
+def make_prompts(count: int) -> list[str]:
     """Held-out scenes to draw, of every form by turns."""
     rng, forms = np.random.default_rng(1), list(FORMS.values())
     return [make_prompt(rng, "validation", **forms[index % len(forms)])[1] for index in range(count)]
@@ -95,7 +96,7 @@ def generate(
     return Reference(output.sequences[0, -len(logprobs) :], logprobs)
 
 
-def divergence(reference: Reference, tokens: Sequence[int]) -> dict:
+def find_divergence(reference: Reference, tokens: Sequence[int]) -> dict:
     """The first token in which a server differs from the reference, and how much less likely it is there."""
     expected = reference.tokens.tolist()
     index = next((i for i, (a, b) in enumerate(zip(expected, tokens)) if a != b), min(len(expected), len(tokens)))
@@ -105,7 +106,7 @@ def divergence(reference: Reference, tokens: Sequence[int]) -> dict:
     return {"token": index, "logprob_gap": round(gap.item(), 5)}
 
 
-def timed(name: str, ask: Callable, items: list, concurrency: int) -> tuple[list, float]:
+def time_requests(name: str, ask: Callable, items: list, concurrency: int) -> tuple[list, float]:
     """What `ask` gives for each item, and how many items a second it took."""
     with ThreadPoolExecutor(concurrency) as pool:
         start = time.perf_counter()
@@ -113,7 +114,7 @@ def timed(name: str, ask: Callable, items: list, concurrency: int) -> tuple[list
     return results, round(len(items) / (time.perf_counter() - start), 2)
 
 
-def share(equal: list[bool]) -> dict:
+def compute_share(equal: list[bool]) -> dict:
     return {"value": round(sum(equal) / len(equal), 4), "n": len(equal)}
 
 
@@ -126,7 +127,7 @@ def compare_texts(client: Client, model, processor, asked: list, think: bool, co
         logprobs = {"logprobs": True, "top_logprobs": 1} if reads_probabilities else {}
         return client.chat(question, [picture], think, max_tokens=MAX_NEW_TOKENS, temperature=0.0, **logprobs)
 
-    choices, speed = timed("answers", ask, asked, concurrency)
+    choices, speed = time_requests("answers", ask, asked, concurrency)
     equal, differences, divergences = [], [], []
     for (question, picture), choice in zip(tqdm(asked, desc="answers of transformers"), choices):
         reference = generate(model, processor, question, picture, think, max_new_tokens=MAX_NEW_TOKENS)
@@ -134,12 +135,12 @@ def compare_texts(client: Client, model, processor, asked: list, think: bool, co
         text = choice.message.content.removeprefix("<think>")  # which some servers repeat from the prompt
         equal.append(text.strip() == expected)
         if not equal[-1]:
-            where = divergence(reference, processor.tokenizer(text).input_ids)
+            where = find_divergence(reference, processor.tokenizer(text).input_ids)
             divergences.append({"asked": question, "expected": expected, "got": text, **where})
         if reads_probabilities:
             first = reference.logprobs[0, reference.tokens[0]].item()
             differences.append(abs(choice.logprobs.content[0].logprob - first))
-    figures = {"requests_per_second": speed, "divergences": divergences, "text_equal": share(equal)}
+    figures = {"requests_per_second": speed, "divergences": divergences, "text_equal": compute_share(equal)}
     if differences:
         figures["first_token_logprob_difference"] = {"max": max(differences), "mean": float(np.mean(differences))}
     return figures
@@ -148,7 +149,7 @@ def compare_texts(client: Client, model, processor, asked: list, think: bool, co
 def compare(client: Client, model, processor, items: int, guided: int, concurrency: int) -> dict:
     """Every figure of one server, but those of worked answers."""
     figures: dict = {"server": client.server, "concurrency": concurrency}
-    figures |= compare_texts(client, model, processor, pictures(items), False, concurrency)
+    figures |= compare_texts(client, model, processor, make_pictures(items), False, concurrency)
     for key, count, scale in (("drawing_codes_equal", items, 1.0), ("guided_drawing_codes_equal", guided, 1.5)):
         if not count:
             continue
@@ -156,10 +157,10 @@ def compare(client: Client, model, processor, items: int, guided: int, concurren
         def draw(prompt, scale=scale):
             return client.draw_codes(prompt, temperature=0.0, guidance_scale=scale)
 
-        drawings, speed = timed("drawings", draw, prompts(count), concurrency)
+        drawings, speed = time_requests("drawings", draw, make_prompts(count), concurrency)
         figures["drawings_per_second" if scale == 1 else "guided_drawings_per_second"] = speed
         equal, distinct = [], []
-        for prompt, codes in zip(tqdm(prompts(count), desc="drawings of transformers"), drawings):
+        for prompt, codes in zip(tqdm(make_prompts(count), desc="drawings of transformers"), drawings):
             reference = generate(model, processor, prompt, generation_mode="image", guidance_scale=scale)
             tokens = [code + model.config.image_code_start_id for code in codes]
             is_code = reference.tokens >= model.config.image_code_start_id
@@ -167,9 +168,11 @@ def compare(client: Client, model, processor, items: int, guided: int, concurren
             equal.append(reference.tokens.tolist() == tokens)
             distinct.append(len(set(codes)))
             if not equal[-1]:
-                figures["divergences"].append({"drawn": prompt, "guidance": scale, **divergence(reference, tokens)})
+                figures["divergences"].append(
+                    {"drawn": prompt, "guidance": scale, **find_divergence(reference, tokens)}
+                )
         # A page of one code is easily equal.
-        figures[key] = share(equal) | {"mean_distinct_codes": float(np.mean(distinct))}
+        figures[key] = compute_share(equal) | {"mean_distinct_codes": float(np.mean(distinct))}
     return figures
 
 
@@ -193,7 +196,7 @@ def main() -> None:
         client = Client(url, arguments.checkpoint)
         results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
         if arguments.think:
-            asked = puzzles(arguments.items)
+            asked = make_puzzles(arguments.items)
             figures = compare_texts(client, model, processor, asked, True, arguments.concurrency)
             figures = results.get(name, {}) | {"worked": figures | about}
         else:
@@ -206,4 +209,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with show_errors():
+        main()

@@ -18,6 +18,7 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 from trl import TrlParser
 
 import dps_hf  # noqa: F401  registers DPS with the Auto classes
+from dps_hf.command_line import run_script
 from dps_hf.inference import load, weights_digest
 from dps_hf.nano.card import nano_card
 
@@ -66,4 +67,4 @@ def main(script: ScriptArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((ScriptArguments,)).parse_args_and_config())
+    run_script(main, TrlParser((ScriptArguments,)))

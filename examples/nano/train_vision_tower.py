@@ -14,6 +14,7 @@ from safetensors.torch import load_model, save_model
 from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments, set_seed
 from trl import TrlParser
 
+from dps_hf.command_line import run_script
 from dps_hf.nano.vision_tower import Student, Teacher, fit
 from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished
@@ -66,4 +67,4 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, TrainingArguments))
     parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
-    main(*parser.parse_args_and_config())
+    run_script(main, parser)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from dps_hf import NANO
+from dps_hf.command_line import show_errors
 from dps_hf.serving.client import Client
 
 
@@ -34,4 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with show_errors():
+        main()

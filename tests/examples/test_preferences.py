@@ -175,15 +175,37 @@ def test_a_file_of_prompts_that_says_something_else_by_now_is_another_work(scrip
 def test_a_file_of_prompts_that_is_not_there_spoils_no_folder(script, tmp_path):
     with pytest.raises(FileNotFoundError):
         script(prompts=tmp_path / "typo.txt")
-    (tmp_path / "right.txt").write_text("a star")
+    (tmp_path / "right.txt").write_text("\n".join(f"star {i}" for i in range(6)))
     script(prompts=tmp_path / "right.txt")
 
 
-def test_a_judge_without_any_verdict_is_named(build, saved_model, tmp_path, capsys):
+def test_a_judge_without_any_verdict_is_named(build, saved_model, tmp_path):
     (tmp_path / "mine.txt").write_text("a cat on a sofa")
     fields = {"model": saved_model, "judge": EXACT, "prompts": tmp_path / "mine.txt"}
-    build.main(build.ScriptArguments(output=tmp_path / "out", **fields))
-    assert f"the judge {EXACT} has no verdict on any response. Take another judge." in capsys.readouterr().out
+    with pytest.raises(ValueError, match=rf"{EXACT} has no verdict on any response. Take another judge\."):
+        build.main(build.ScriptArguments(output=tmp_path / "out", **fields))
+
+
+def test_responses_without_pairs_and_labels_are_an_error_with_the_counts_and_a_remedy(script, monkeypatch):
+    def judge(cases):
+        return [Verdict({"exact": 0.7}, "", "all alike", case.origin) for case in cases]
+
+    monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", judge)
+    with pytest.raises(ValueError) as error:
+        script()
+    assert re.search(r"no pairs: 6 prompts, 18 responses, 18 verdicts, \d+ duplicates; \d+ pairs", str(error.value))
+    assert "differ by less than the margin 0.1" in str(error.value) and "set a lower margin" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_thumbs_without_pairs_are_enough_for_kto(script, tmp_path, capsys):
+    votes = [
+        {"prompt": f"What is {i}?", "response": "a cat", "thumb": thumb} for i, thumb in enumerate(("up", "down"))
+    ]
+    (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, votes)))
+    output = script(votes=tmp_path / "votes.jsonl")
+    assert load_from_disk(output / "unpaired")["label"] == [True, False] and not (output / "paired").exists()
+    assert "no pairs for DPO" in capsys.readouterr().out
 
 
 JUDGES = '''
@@ -516,6 +538,6 @@ def test_what_is_wrong_is_named_before_the_folder_is_taken(script, tmp_path, wro
     assert rows(script())
 
 
-def test_an_aspect_that_no_verdict_has_is_named(build, script, capsys):
-    script(selection={"aspect": "shape"})
-    assert "no score for the aspect 'shape' on any response" in capsys.readouterr().out
+def test_an_aspect_that_no_verdict_has_is_named(script):
+    with pytest.raises(ValueError, match="no score for the aspect 'shape' on any response"):
+        script(selection={"aspect": "shape"})
