@@ -14,13 +14,16 @@ def run_script(main: Callable[..., Any], parser: Any) -> None:
     """Calls `main` with what the command line and the recipe say; errors are shown as [`show_errors`] does.
 
     Args:
+        main: may return an exit status.
         parser: a `TrlParser` or `HfArgumentParser`, which has one dataclass for each argument of `main`.
     """
     parse = getattr(parser, "parse_args_and_config", parser.parse_args_into_dataclasses)
     with show_errors(parsing=True):
         arguments = parse()
     with show_errors():
-        main(*arguments)
+        status = main(*arguments)
+    if status:
+        raise SystemExit(status)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ python examples/build_preferences.py --config ... --shard_index 0 --num_shards 8
 
 After a kill, or an error of the judge's server, the same command continues with the first missing part. Machines that
 share a folder each write their own parts; the one that finds all parts joins them. The output folder then has `paired`
-for DPO, `unpaired` for KTO, `statistics.json`, and `pairs.png` with the first pairs. If there is nothing to learn from,
-the script says why and exits with 2.
+for DPO, `unpaired` for KTO, `statistics.json`, and `pairs.png` with the first pairs. If there is nothing to learn
+from, the script says why and exits with 2.
 """
 
 from collections import Counter
@@ -120,12 +120,8 @@ def build_judge(script: ScriptArguments, model, processor) -> Judge:
     )
 
 
-def report(script: ScriptArguments, statistics: dict) -> None:
-    """Prints the statistics.
-
-    Raises:
-        ValueError: there are no pairs for DPO, nor good and bad responses for KTO.
-    """
+def report(script: ScriptArguments, statistics: dict) -> bool:
+    """Prints the statistics, and returns whether there are pairs for DPO, or good and bad responses for KTO."""
     counts = Counter(statistics["counts"])
     for name, number in counts.items():
         print(f"{name:24}{number:8}")
@@ -134,8 +130,10 @@ def report(script: ScriptArguments, statistics: dict) -> None:
     elif counts["good"] and counts["bad"]:
         print("There are no pairs for DPO, only labels for KTO.")
     else:
-        raise ValueError(explain_no_pairs(script, counts))
+        print(f"error: {explain_no_pairs(script, counts)}")
+        return False
     print(f"Preference data: {script.output}")
+    return True
 
 
 def explain_no_pairs(script: ScriptArguments, counts: Counter[str]) -> str:
@@ -156,7 +154,7 @@ def explain_no_pairs(script: ScriptArguments, counts: Counter[str]) -> str:
     if not verdicts:
         lacking = f"no score for the aspect {selection.aspect!r}" if selection.aspect else "no verdict"
         refused = f"; its server refuses {counts[REFUSED]} cases, as warned above" if counts[REFUSED] else ""
-        return f"{found}. The judge {script.judge} has {lacking} on any response{refused}. Take another judge."
+        return f"{found}: the judge {script.judge} has {lacking} on any response{refused}. Take another judge."
     if script.votes:
         return f"{found}. Collect votes, good and bad ones, on several responses to one prompt."
     remedy = "Take another output, and sample more responses, warmer ones, or set a lower margin."
@@ -168,7 +166,8 @@ def explain_no_pairs(script: ScriptArguments, counts: Counter[str]) -> str:
     return f"{found}. {remedy}"
 
 
-def main(script: ScriptArguments) -> None:
+def main(script: ScriptArguments) -> int:
+    """Returns the exit status: 2 if there is nothing to learn from."""
     # Errors in the arguments come before anything is written.
     selection, parts, num_prompts = Selection(**script.selection), script.output / "parts", script.num_prompts
     votes = read_votes(script.votes) if script.votes else []
@@ -229,12 +228,12 @@ def main(script: ScriptArguments) -> None:
     if missing:
         print(f"{len(missing)} of {num_parts} parts are still to be written.")
     if len(missing) == num_parts or any(part % script.num_shards != script.shard_index for part in missing):
-        return  # other machines write the missing parts; the one that finds all parts joins them
+        return 0  # other machines write the missing parts; the one that finds all parts joins them
     statistics = join_parts(parts, num_parts, script.output)
     if "paired" in statistics:
         page = draw_sheet(script.output / "paired", lambda text: decode(model, processor, text))
         page.save(script.output / "pairs.png")
-    report(script, statistics)
+    return 0 if report(script, statistics) else 2
 
 
 if __name__ == "__main__":

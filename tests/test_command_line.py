@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,9 +66,15 @@ def test_an_error_that_the_package_raises_ends_in_one_sentence(start, capsys):
 
 
 def test_a_file_that_is_not_there_ends_in_one_sentence(start, capsys):
-    assert "there is no file or folder 'mine.txt'" in exit_with_sentence(
-        capsys, start, lambda script: open("mine.txt")
-    )
+    sentence = exit_with_sentence(capsys, start, lambda script: Path("mine.txt").read_text())
+    assert "there is no file or folder 'mine.txt'" in sentence
+
+
+def test_a_script_may_return_an_exit_status(start):
+    assert start(lambda script: 0) is None
+    with pytest.raises(SystemExit) as exit:
+        start(lambda script: 3)
+    assert exit.value.code == 3
 
 
 def test_a_model_that_is_not_there_ends_in_one_sentence(start, capsys, tmp_path):

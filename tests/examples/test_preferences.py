@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from scripted_server import scripted_server
 import dps_hf.judges.openai
 import dps_hf.judges.server
 import dps_hf.nano.exact_judge
+from dps_hf.command_line import run_script
 from dps_hf.data.record import record
 from dps_hf.judges.openai import OpenAIJudge
 from dps_hf.judges.verdict import Verdict
@@ -175,27 +177,35 @@ def test_a_file_of_prompts_that_says_something_else_by_now_is_another_work(scrip
 def test_a_file_of_prompts_that_is_not_there_spoils_no_folder(script, tmp_path):
     with pytest.raises(FileNotFoundError):
         script(prompts=tmp_path / "typo.txt")
-    (tmp_path / "right.txt").write_text("\n".join(f"star {i}" for i in range(6)))
+    (tmp_path / "right.txt").write_text("a star")
     script(prompts=tmp_path / "right.txt")
 
 
-def test_a_judge_without_any_verdict_is_named(build, saved_model, tmp_path):
+def test_a_judge_without_any_verdict_is_named(build, saved_model, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("a cat on a sofa")
     fields = {"model": saved_model, "judge": EXACT, "prompts": tmp_path / "mine.txt"}
-    with pytest.raises(ValueError, match=rf"{EXACT} has no verdict on any response. Take another judge\."):
-        build.main(build.ScriptArguments(output=tmp_path / "out", **fields))
+    assert build.main(build.ScriptArguments(output=tmp_path / "out", **fields)) == 2
+    assert f"the judge {EXACT} has no verdict on any response. Take another judge." in capsys.readouterr().out
 
 
-def test_responses_without_pairs_and_labels_are_an_error_with_the_counts_and_a_remedy(script, monkeypatch):
+def test_responses_without_pairs_and_labels_are_an_error_with_the_counts_and_a_remedy(
+    build, saved_model, tmp_path, monkeypatch, capsys
+):
     def judge(cases):
         return [Verdict({"exact": 0.7}, "", "all alike", case.origin) for case in cases]
 
     monkeypatch.setattr(dps_hf.nano.exact_judge, "exact_judge", judge)
-    with pytest.raises(ValueError) as error:
-        script()
-    assert re.search(r"no pairs: 6 prompts, 18 responses, 18 verdicts, \d+ duplicates; \d+ pairs", str(error.value))
-    assert "differ by less than the margin 0.1" in str(error.value) and "set a lower margin" in str(error.value)
-    assert "\n" not in str(error.value)
+    (tmp_path / "mine.txt").write_text("a cat\na dog")
+    fields = {"model": saved_model, "judge": EXACT, "prompts": tmp_path / "mine.txt", "num_responses": 3}
+    script = build.ScriptArguments(output=tmp_path / "out", **fields)
+    monkeypatch.setattr(sys, "argv", ["build_preferences.py"])
+    parser = SimpleNamespace(parse_args_and_config=lambda: (script,), parse_args_into_dataclasses=None)
+    with pytest.raises(SystemExit) as exit:
+        run_script(build.main, parser)
+    assert exit.value.code == 2
+    error = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(r"^error: .* has no pairs: 2 prompts, 6 responses, 6 verdicts, \d+ duplicates; \d+ pairs", error)
+    assert "differ by less than the margin 0.1" in error and "set a lower margin" in error
 
 
 def test_thumbs_without_pairs_are_enough_for_kto(script, tmp_path, capsys):
@@ -538,6 +548,6 @@ def test_what_is_wrong_is_named_before_the_folder_is_taken(script, tmp_path, wro
     assert rows(script())
 
 
-def test_an_aspect_that_no_verdict_has_is_named(script):
-    with pytest.raises(ValueError, match="no score for the aspect 'shape' on any response"):
-        script(selection={"aspect": "shape"})
+def test_an_aspect_that_no_verdict_has_is_named(script, capsys):
+    script(selection={"aspect": "shape"})
+    assert "no score for the aspect 'shape' on any response" in capsys.readouterr().out
