@@ -229,7 +229,7 @@ def replace_image_tokenizer(
         ValueError: not an image tokenizer, or one with another number of codes, for which the vocabulary has no room.
     """
     found, old = find_image_tokenizer(image_tokenizer), model.model.image_tokenizer
-    if same_image_tokenizer(found, old):
+    if compare_image_tokenizers(found, old):
         return processor
     codes, config = model.config.codebook_size, copy.deepcopy(model.config)
     config.image_tokenizer_config = found.config
@@ -248,7 +248,7 @@ def replace_image_tokenizer(
     return changed
 
 
-def same_image_tokenizer(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+def compare_image_tokenizers(one: PreTrainedModel, other: PreTrainedModel) -> bool:
     """Whether two image tokenizers give the same codes, even if one was saved in lower precision."""
     weights, others = one.state_dict(), other.state_dict()
     levels, other_levels = (
@@ -269,7 +269,7 @@ def liken(weight: torch.Tensor, start: int, image_tokenizer: PreTrainedModel) ->
     is a Gaussian kernel, one standard deviation of the latents wide.
     """
     known = weight[:start].float()
-    for latents in code_latents(image_tokenizer):
+    for latents in compute_code_latents(image_tokenizer):
         latents = (latents - latents.mean(0)) / latents.std(0).clamp(min=1e-6)
         directions, phases = torch.randn(latents.shape[1], weight.shape[1]), torch.rand(weight.shape[1]) * 2 * torch.pi
         features = (latents.to(directions.device) @ directions + phases).cos()
@@ -278,7 +278,7 @@ def liken(weight: torch.Tensor, start: int, image_tokenizer: PreTrainedModel) ->
         start += len(features)
 
 
-def code_latents(image_tokenizer: PreTrainedModel) -> list[torch.Tensor]:
+def compute_code_latents(image_tokenizer: PreTrainedModel) -> list[torch.Tensor]:
     """The latents of the codes of each codebook, `(codes, latent channels)`, float32; close for similar patches."""
     if isinstance(image_tokenizer, JanusVQVAE):
         return [image_tokenizer.quantize.embedding.weight.float()]

@@ -72,7 +72,7 @@ def load(
     return model, processor
 
 
-def weights_digest(model: torch.nn.Module) -> str:
+def digest_weights(model: torch.nn.Module) -> str:
     """The first 12 hex digits of the SHA-256 digest of all weights."""
     digest = hashlib.sha256()
     for _, tensor in sorted(model.state_dict().items()):
@@ -111,7 +111,7 @@ def draw(
     if options["do_sample"]:
         options.setdefault("temperature", TEMPERATURE)
     drawings = []
-    for batch in _batches(_conversations("prompts", prompts, pictures), batch_size, progress):
+    for batch in _split_batches(_make_conversations("prompts", prompts, pictures), batch_size, progress):
         for completion in complete(model, processor, batch, drawing=True, think=think, **options):
             white = Image.new("RGB", (model.config.drawing_size,) * 2, "white")
             drawings.append(completion.drawing or white)
@@ -141,7 +141,7 @@ def ask(
     """
     options = {"do_sample": False, **generation}
     answers = []
-    for batch in _batches(_conversations("questions", questions, pictures), batch_size, progress):
+    for batch in _split_batches(_make_conversations("questions", questions, pictures), batch_size, progress):
         completions = complete(model, processor, batch, think=think, **options)
         answers += [Answer(*processor.split_thinking(completion.text)) for completion in completions]
     return answers
@@ -161,7 +161,7 @@ def complete(
     With `num_return_sequences`, the completions of one conversation follow each other.
 
     Args:
-        conversations: messages as `apply_chat_template` takes them, see [`conversation`].
+        conversations: messages as `apply_chat_template` takes them, see [`make_conversation`].
         drawing: whether the model draws. A drawing ends the completion; one that was cut off is none.
         think: whether the model thinks or plans aloud first.
         generation: whatever `model.generate` takes.
@@ -188,18 +188,18 @@ def complete(
 
     rows = tokens.cpu()  # once, not row by row
     count = model.config.num_codes
-    codes = [found[:count] for row in rows if len(found := _codes(model, row)) >= count]
-    drawings = iter(_pictures(model, processor, torch.stack(codes)) if codes else [])
+    codes = [found[:count] for row in rows if len(found := _find_codes(model, row)) >= count]
+    drawings = iter(_decode_pictures(model, processor, torch.stack(codes)) if codes else [])
     completions = []
     for row in rows:
-        picture = next(drawings) if len(_codes(model, row)) >= count else None
+        picture = next(drawings) if len(_find_codes(model, row)) >= count else None
         words = row if picture is None else row[: int((row == model.config.boi_token_id).nonzero()[0])]
         text = begun + processor.tokenizer.decode(words, skip_special_tokens=True)
         completions.append(Completion(text + picture.info[CODES] if picture else text, picture))
     return completions
 
 
-def conversation(text: str, pictures: Sequence[Image.Image] = ()) -> list[dict[str, Any]]:
+def make_conversation(text: str, pictures: Sequence[Image.Image] = ()) -> list[dict[str, Any]]:
     """One turn of the user: the pictures, and then the text."""
     content = [{"type": "image", "image": picture} for picture in pictures]
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
@@ -221,10 +221,10 @@ def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: st
     drawings = [[int(found) for found in re.findall(code, span[0])] for span in spans]
     count, codebook_size = model.config.num_codes, model.config.codebook_size
     whole = [codes for codes in drawings if len(codes) == count and max(codes) < codebook_size]
-    return _pictures(model, processor, torch.tensor(whole[-1:]))[0] if whole else None
+    return _decode_pictures(model, processor, torch.tensor(whole[-1:]))[0] if whole else None
 
 
-def with_codes(drawing: Image.Image, processor: DPSProcessor, codes: torch.Tensor | Sequence[int]) -> Image.Image:
+def attach_codes(drawing: Image.Image, processor: DPSProcessor, codes: torch.Tensor | Sequence[int]) -> Image.Image:
     """Stores the codes `(num_codes,)` in the `info` of a drawing; encoding the drawing would give similar ones."""
     drawing.info[CODES] = processor.drawing_text(codes)
     return drawing
@@ -238,7 +238,7 @@ def save_drawing(drawing: Image.Image, path: str | PathLike) -> None:
     write_whole(Path(path), lambda own: drawing.save(own, format="PNG", pnginfo=about))
 
 
-def drawing_text(model: DPSForConditionalGeneration, processor: DPSProcessor, picture: Image.Image) -> str:
+def encode_drawing(model: DPSForConditionalGeneration, processor: DPSProcessor, picture: Image.Image) -> str:
     """A picture as the text of codes, as if the model had drawn it.
 
     The codes are those in its `info` if decoding them gives this picture, else those that the image tokenizer finds.
@@ -252,35 +252,37 @@ def drawing_text(model: DPSForConditionalGeneration, processor: DPSProcessor, pi
     return processor.drawing_text(encode(model, processor, [picture])[0])
 
 
-def _codes(model: DPSForConditionalGeneration, token_ids: torch.Tensor) -> torch.Tensor:
+def _find_codes(model: DPSForConditionalGeneration, token_ids: torch.Tensor) -> torch.Tensor:
     """The codes among the token ids `(sequence,)` of one completion."""
     start = model.config.image_code_start_id
     assert start is not None  # models that draw have one
     return token_ids[(token_ids >= start) & (token_ids < start + model.config.codebook_size)] - start
 
 
-def _pictures(model: DPSForConditionalGeneration, processor: DPSProcessor, codes: torch.Tensor) -> list[Image.Image]:
+def _decode_pictures(
+    model: DPSForConditionalGeneration, processor: DPSProcessor, codes: torch.Tensor
+) -> list[Image.Image]:
     """Codes `(pictures, num_codes)` as pictures that know them."""
     pixels = model.decode_image_tokens(codes.to(model.device))
     pictures = processor.post_process_multimodal_output(pixels, generation_mode="image")
-    return [with_codes(picture, processor, row) for picture, row in zip(pictures, codes)]
+    return [attach_codes(picture, processor, row) for picture, row in zip(pictures, codes)]
 
 
-def _conversations(
+def _make_conversations(
     name: str, texts: Sequence[str], pictures: Sequence[Image.Image | Sequence[Image.Image]] | None
 ) -> list[list[dict[str, Any]]]:
     """A conversation for each text, with the picture or pictures in the same place; `name` is for errors."""
     if isinstance(texts, str):  # or each of its letters would be taken for a text
         raise TypeError(f"{name} must be a list of texts; got the text {texts!r}. Put it in a list.")
     if pictures is None:
-        return [conversation(text) for text in texts]
+        return [make_conversation(text) for text in texts]
     if len(pictures) != len(texts):
         raise ValueError(f"pictures must be as many as {name}; got {len(pictures)} and {len(texts)}. Repeat some.")
     lists: list[Any] = [seen if isinstance(seen, (list, tuple)) else [seen] for seen in pictures]
-    return [conversation(text, seen) for text, seen in zip(texts, lists)]
+    return [make_conversation(text, seen) for text, seen in zip(texts, lists)]
 
 
-def _batches(items: list, size: int, progress: str | None) -> Iterator[list]:
+def _split_batches(items: list, size: int, progress: str | None) -> Iterator[list]:
     if size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {size}.")
     starts = tqdm(range(0, len(items), size), desc=progress, unit="batch", disable=progress is None)

@@ -22,12 +22,12 @@ from trl import TrlParser
 from dps_hf import NANO
 from dps_hf.command_line import run_script
 from dps_hf.data.mixture import name_of
-from dps_hf.inference import decode, load, weights_digest
-from dps_hf.judges.resolve import find_judge, make_judge, verdict_options
-from dps_hf.judges.verdict import NO_REPLY, REFUSED, Judge, counts_of, fault_of
+from dps_hf.inference import decode, digest_weights, load
+from dps_hf.judges.resolve import find_judge, keep_verdict_options, make_judge
+from dps_hf.judges.verdict import NO_REPLY, REFUSED, Judge, read_counts, read_fault
 from dps_hf.judges.votes import read_votes
 from dps_hf.preferences.pairs import Selection
-from dps_hf.preferences.prompts import read_prompts, task_prompts
+from dps_hf.preferences.prompts import read_prompts, sample_prompts
 from dps_hf.preferences.responses import compare_responses, group_votes, judge_responses, sample_responses
 from dps_hf.preferences.shards import draw_sheet, is_finished, is_written, join_parts, write_part
 from dps_hf.training.resuming import keep_settings
@@ -175,7 +175,7 @@ def main(script: ScriptArguments) -> int:
         raise ValueError(f"votes must have at least one usable line; {script.votes} has none. See the warning above.")
     free = ("output", "shard_index", "num_shards")  # parts do not depend on these
     settings = {name: value for name, value in vars(script).items() if name not in free}
-    settings["judge_options"] = verdict_options(script.judge_options)  # nor on budget and pace of a judge
+    settings["judge_options"] = keep_verdict_options(script.judge_options)  # nor on budget and pace of a judge
     if script.votes:
         settings["votes"], known = script.votes.resolve(), set(script.think)
     elif script.prompts:  # its content counts: on another machine the same file may be in another place
@@ -184,13 +184,13 @@ def main(script: ScriptArguments) -> int:
         settings["prompts"] = sha256(repr([one[:-1] for one in mine]).encode()).hexdigest()
         prompts = read_prompts(script.prompts, script.think)
     else:
-        prompts, known = task_prompts(script.tasks, script.seed, script.think), set(map(name_of, script.tasks))
+        prompts, known = sample_prompts(script.tasks, script.seed, script.think), set(map(name_of, script.tasks))
     if idle := set(script.think) - known:
         raise ValueError(f"think must name tasks that are asked, {', '.join(sorted(known))}; got {', '.join(idle)}.")
     model, processor = load(script.model)
     if not script.votes:
         judge = build_judge(script, model, processor)
-    keep_settings(script.output, {**settings, "weights": weights_digest(model)}, "output")
+    keep_settings(script.output, {**settings, "weights": digest_weights(model)}, "output")
 
     # Parts
     if script.votes:
@@ -208,16 +208,16 @@ def main(script: ScriptArguments) -> int:
                 model, processor, asked, script.num_responses, seed, script.batch_size, **script.generation
             )
             lost = {"no drawing": len(asked) * script.num_responses - sum(map(len, answers))}
-            before = counts_of(judge)
+            before = read_counts(judge)
             if script.pairwise:
                 answers = compare_responses(judge, asked, answers)
             else:
                 answers = judge_responses(judge, asked, answers, script.refine_margin)
-            after = counts_of(judge)
+            after = read_counts(judge)
             lost |= {name: after[name] - before[name] for name in (NO_REPLY, REFUSED)}
             if lost[NO_REPLY] and not any(answer.verdict for group in answers for answer in group):
                 # More responses could not be judged either.
-                if fault := fault_of(judge):
+                if fault := read_fault(judge):
                     raise RuntimeError(f"The judge answers no more: {fault}. The same command continues from here.")
                 print("The judge answers no more, as the warning above says. The same command continues from here.")
                 break

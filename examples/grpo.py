@@ -19,8 +19,8 @@ from dps_hf.command_line import run_script
 from dps_hf.data.record import words_of
 from dps_hf.inference import load
 from dps_hf.judges.resolve import find_judge, make_judge
-from dps_hf.judges.verdict import NO_REPLY, Case, Judge, counts_of, fault_of
-from dps_hf.preferences.prompts import Prompt, read_prompts, task_prompts
+from dps_hf.judges.verdict import NO_REPLY, Case, Judge, read_counts, read_fault
+from dps_hf.preferences.prompts import Prompt, read_prompts, sample_prompts
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
@@ -85,10 +85,10 @@ class JudgeReward:
             Case(words, response, tuple(pictures or ()), tuple(right))
             for words, response, pictures, right in zip(text, responses, shown, answers, strict=True)
         ]
-        before, verdicts = counts_of(self.judge)[NO_REPLY], self.judge(cases)
-        if not any(verdicts) and counts_of(self.judge)[NO_REPLY] > before:
+        before, verdicts = read_counts(self.judge)[NO_REPLY], self.judge(cases)
+        if not any(verdicts) and read_counts(self.judge)[NO_REPLY] > before:
             raise RuntimeError(
-                f"The judge replies no more: {fault_of(self.judge) or 'see the warning above'}. The same command "
+                f"The judge replies no more: {read_fault(self.judge) or 'see the warning above'}. The same command "
                 "continues from the last checkpoint. If the budget is spent, raise max_calls or max_tokens."
             )
         rewards = [
@@ -122,7 +122,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     if script.prompts:
         prompts = list(read_prompts(script.prompts))
     else:
-        prompts = list(islice(task_prompts(script.tasks, training.seed), script.num_prompts))
+        prompts = list(islice(sample_prompts(script.tasks, training.seed), script.num_prompts))
     draw = prompts[0].draw
     if any(prompt.draw != draw for prompt in prompts):
         got = script.prompts or ", ".join(script.tasks)

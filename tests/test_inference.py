@@ -8,14 +8,14 @@ import dps_hf
 from dps_hf.inference import (
     CODES,
     ask,
+    attach_codes,
     complete,
-    conversation,
     decode,
     draw,
-    drawing_text,
     encode,
+    encode_drawing,
+    make_conversation,
     save_drawing,
-    with_codes,
 )
 from dps_hf.model.image_processing_dps import open_picture
 
@@ -178,7 +178,7 @@ def test_a_saved_drawing_keeps_its_codes(tiny_model, tiny_processor, tmp_path):
     for drawing in draw(tiny_model, tiny_processor, ["a", "bb"], temperature=1.0):
         save_drawing(drawing, tmp_path / "one.png")
         read = open_picture(tmp_path / "one.png")
-        text = drawing_text(tiny_model, tiny_processor, read)
+        text = encode_drawing(tiny_model, tiny_processor, read)
         assert read.tobytes() == drawing.tobytes() and text == drawing.info[CODES]
         assert decode(tiny_model, tiny_processor, text).tobytes() == drawing.tobytes()
 
@@ -194,16 +194,18 @@ def test_a_drawing_after_a_plan_knows_its_codes_too(make_model, tiny_processor, 
 def test_codes_that_do_not_give_the_picture_are_not_believed(tiny_model, tiny_processor):
     shown = decode(tiny_model, tiny_processor, tiny_processor.drawing_text([0, 1, 2, 3]))
     by_tokenizer = tiny_processor.drawing_text(encode(tiny_model, tiny_processor, [shown])[0])
-    assert drawing_text(tiny_model, tiny_processor, shown) == tiny_processor.drawing_text([0, 1, 2, 3]) != by_tokenizer
-    with_codes(shown, tiny_processor, [7, 6, 5, 4])
-    assert drawing_text(tiny_model, tiny_processor, shown) == by_tokenizer
+    assert (
+        encode_drawing(tiny_model, tiny_processor, shown) == tiny_processor.drawing_text([0, 1, 2, 3]) != by_tokenizer
+    )
+    attach_codes(shown, tiny_processor, [7, 6, 5, 4])
+    assert encode_drawing(tiny_model, tiny_processor, shown) == by_tokenizer
     for nonsense in ("", "<|im_end|>" + tiny_processor.drawing_text([0, 1, 2, 3]), "<img_1>", 7):
         shown.info[CODES] = nonsense
-        assert drawing_text(tiny_model, tiny_processor, shown) == by_tokenizer
+        assert encode_drawing(tiny_model, tiny_processor, shown) == by_tokenizer
 
 
 def test_completions_have_the_drawing_as_text_and_as_a_picture(tiny_model, tiny_processor):
-    chats = [conversation("a star"), conversation("a heart")]
+    chats = [make_conversation("a star"), make_conversation("a heart")]
     torch.manual_seed(0)
     completions = complete(tiny_model, tiny_processor, chats, drawing=True, do_sample=True, num_return_sequences=2)
     assert len(completions) == 4

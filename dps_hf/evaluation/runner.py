@@ -15,7 +15,7 @@ import transformers
 from dps_hf.evaluation.figures import Figure
 from dps_hf.evaluation.subject import Subject
 from dps_hf.files import write_whole
-from dps_hf.inference import weights_digest
+from dps_hf.inference import digest_weights
 from dps_hf.resolve import resolve
 
 
@@ -52,7 +52,7 @@ def find_evaluations(paths: Iterable[str]) -> dict[str, Evaluation]:
 def describe(subject: Subject) -> dict:
     """Everything that the figures of an evaluation depend on."""
     return {
-        "weights": weights_digest(subject.model),
+        "weights": digest_weights(subject.model),
         "items": subject.items,
         "seed": subject.seed,
         "batch_size": subject.batch_size,

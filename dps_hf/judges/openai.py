@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dps_hf.judges.rubric import digest, restore
+from dps_hf.judges.rubric import compute_digest, restore
 from dps_hf.judges.server import Server
 from dps_hf.judges.verdict import Case, Verdict, apply_rewrite, find_control_token
 
@@ -46,7 +46,7 @@ class OpenAIJudge(Server):
         if len(first) != len(second):
             raise ValueError(f"first and second must be equally many; got {len(first)} and {len(second)}.")
         for i, (a, b) in enumerate(zip(first, second)):
-            if a.prompt != b.prompt or [*map(digest, a.images)] != [*map(digest, b.images)]:
+            if a.prompt != b.prompt or [*map(compute_digest, a.images)] != [*map(compute_digest, b.images)]:
                 raise ValueError(f"first[{i}] and second[{i}] must answer one prompt; got {a.prompt!r}, {b.prompt!r}.")
         questions = [self.rubric.question("compare", self.name, a, b) for a, b in zip(first, second)]
         questions += [self.rubric.question("compare", self.name, b, a) for a, b in zip(first, second)]
@@ -56,7 +56,9 @@ class OpenAIJudge(Server):
             if ab is None or ba is None:
                 verdicts.append(None)
                 continue
-            scores = {aspect: _agreed(getattr(ab, aspect), getattr(ba, aspect)) for aspect in self.rubric.aspects}
+            scores = {
+                aspect: _merge_verdicts(getattr(ab, aspect), getattr(ba, aspect)) for aspect in self.rubric.aspects
+            }
             rationale = f"{ab.rationale}\nThe other way round: {ba.rationale}"
             others = {aspect: 1 - score for aspect, score in scores.items()}
             verdicts.append(
@@ -95,7 +97,7 @@ class OpenAIJudge(Server):
         return verdicts
 
 
-def _agreed(ab: str, ba: str) -> float:
+def _merge_verdicts(ab: str, ba: str) -> float:
     """The score of the first case from the answers in both orders: 1 if it wins both, 0 if it loses both, else 0.5."""
     if (ab, ba) == ("first", "second"):
         return 1.0

@@ -35,12 +35,12 @@ def find_judge(name: str, options: Mapping[str, Any]) -> Any:
     found = resolve(NAMES.get(name, name), "judge")
     if not callable(found):
         raise ValueError(f"judge must be a function or a class; {name} is {found!r}.")
-    parameters = _parameters(found)
+    parameters = _list_parameters(found)
     if unknown := sorted(set(options) - set(parameters)):
         known = ", ".join(parameters) or "nothing"
         raise ValueError(f"judge_options must have only {known} for the judge {name}; got {', '.join(unknown)}.")
     required = [one for one, parameter in parameters.items() if parameter.default is parameter.empty]
-    needed = [one for one in required if one not in _supplied(found)]
+    needed = [one for one in required if one not in _list_supplied(found)]
     if missing := [one for one in needed if not options.get(one)]:
         raise ValueError(
             f"judge_options must have {' and '.join(needed)} for the judge {name}; {', '.join(missing)} missing."
@@ -65,7 +65,7 @@ def make_judge(
         supplied: what else is passed where the signature has it, for example `cache`.
     """
     found = find_judge(name, options)
-    wanted = _supplied(found)
+    wanted = _list_supplied(found)
     own = {key: value for key, value in supplied.items() if key in wanted}
     if "processor" in wanted and load is not None:
         own["model"], own["processor"] = load()
@@ -75,7 +75,7 @@ def make_judge(
     return partial(found, **arguments) if arguments else found
 
 
-def _parameters(found: Any) -> dict[str, inspect.Parameter]:
+def _list_parameters(found: Any) -> dict[str, inspect.Parameter]:
     """The parameters that options may set: those of a class, or those of a function after the cases."""
     parameters = dict(inspect.signature(found).parameters)
     if not inspect.isclass(found):
@@ -83,12 +83,12 @@ def _parameters(found: Any) -> dict[str, inspect.Parameter]:
     return parameters
 
 
-def _supplied(found: Any) -> set[str]:
+def _list_supplied(found: Any) -> set[str]:
     """The parameters that scripts supply. A `model` without a `processor` is another thing: the name of a server's."""
-    names = set(SUPPLIED) & set(_parameters(found))
+    names = set(SUPPLIED) & set(_list_parameters(found))
     return names if {"model", "processor"} <= names else names - {"model", "processor"}
 
 
-def verdict_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def keep_verdict_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options on which verdicts depend: all but those in `PACE`. Work may go on after a change of the others."""
     return {name: options[name] for name in sorted(options) if name not in PACE}

@@ -115,21 +115,23 @@ class Question:
     @property
     def key(self) -> str:
         """Digest of judge, instructions, texts and pictures, 64 hex digits; equal questions have equal keys."""
-        parts = [[label, body if isinstance(body, str) else digest(body)] for label, body in self.parts]
+        parts = [[label, body if isinstance(body, str) else compute_digest(body)] for label, body in self.parts]
         return hashlib.sha256(json.dumps([self.judge, self.instructions, parts]).encode()).hexdigest()
 
     def messages(self) -> list[dict[str, Any]]:
         """Messages of the chat protocol: pictures are data URLs, and content without pictures is a plain string."""
         # A text cannot contain its own digest, so no text can close the tags around it.
         mark = self.key[:16]
-        content = [_text(f"The mark of this case is {mark}.")]
+        content = [_make_text_part(f"The mark of this case is {mark}.")]
         for label, body in self.parts:
             if isinstance(body, str):
-                content.append(_text(f"<{label} {mark}>\n{disarm(body)}\n</{label} {mark}>"))
+                content.append(_make_text_part(f"<{label} {mark}>\n{disarm(body)}\n</{label} {mark}>"))
             else:
-                picture = {"type": "image_url", "image_url": {"url": data_url(body)}}
-                content += [_text(f"<{label} {mark}>"), picture, _text(f"</{label} {mark}>")]
-        content.append(_text(f"The case {mark} ends here. Reply with the JSON object that your instructions ask for."))
+                picture = {"type": "image_url", "image_url": {"url": make_data_url(body)}}
+                content += [_make_text_part(f"<{label} {mark}>"), picture, _make_text_part(f"</{label} {mark}>")]
+        content.append(
+            _make_text_part(f"The case {mark} ends here. Reply with the JSON object that your instructions ask for.")
+        )
         wordy = all(part["type"] == "text" for part in content)
         return [
             {"role": "system", "content": self.instructions},
@@ -177,7 +179,7 @@ class Question:
             return None
 
 
-def _text(text: str) -> dict[str, Any]:
+def _make_text_part(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
@@ -198,14 +200,16 @@ def read_texts(reply: str | Mapping) -> list[str]:
     blocks = content if isinstance(content, list) else [content]
     calls = reply.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    texts = ["".join(map(_block_text, blocks)), _to_text(reply.get("parsed"))]
+    texts = ["".join(map(_block_text, blocks)), _convert_to_text(reply.get("parsed"))]
     texts += [
-        _to_text(one.get("arguments")) for one in [*functions, reply.get("function_call")] if isinstance(one, dict)
+        _convert_to_text(one.get("arguments"))
+        for one in [*functions, reply.get("function_call")]
+        if isinstance(one, dict)
     ]
-    texts += [_to_text(reply.get("refusal"))]
+    texts += [_convert_to_text(reply.get("refusal"))]
     texts = [text for text in texts if text.strip()]
     if not texts:
-        thoughts = (_to_text(reply.get(name)).strip() for name in ("reasoning_content", "reasoning"))
+        thoughts = (_convert_to_text(reply.get(name)).strip() for name in ("reasoning_content", "reasoning"))
         texts = [text for text in thoughts if [span for span, _ in _find_objects(text)] == [range(len(text))]]
     return texts
 
@@ -219,17 +223,17 @@ def has_answer(reply: str | Mapping) -> bool:
 def _block_text(block: Any) -> str:
     """The text of one block of a message's content; empty for thoughts."""
     if not isinstance(block, dict):
-        return _to_text(block)
+        return _convert_to_text(block)
     if re.search("think|thought|reason", str(block.get("type"))) or block.get("thought"):
         return ""
     for name in ("text", "refusal", "json", "parsed"):
         if name in block:
             value = block[name]
-            return _to_text(value.get("value", value) if isinstance(value, dict) else value)
-    return "" if "type" in block else _to_text(block)  # without a type it is the verdict itself
+            return _convert_to_text(value.get("value", value) if isinstance(value, dict) else value)
+    return "" if "type" in block else _convert_to_text(block)  # without a type it is the verdict itself
 
 
-def _to_text(value: Any) -> str:
+def _convert_to_text(value: Any) -> str:
     """A text unchanged, a dict as JSON, anything else as an empty text."""
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, dict) else ""
 
@@ -295,13 +299,13 @@ def restore(text: str) -> str:
     return re.sub(rf"([<\[◁]){JOINER}", r"\1", text)
 
 
-def data_url(image: Image.Image) -> str:
+def make_data_url(image: Image.Image) -> str:
     buffer = BytesIO()
     to_rgb(image).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def digest(image: Image.Image) -> str:
+def compute_digest(image: Image.Image) -> str:
     """SHA-256 digest of size and pixels, which does not depend on the version of Pillow."""
     rgb = to_rgb(image)
     return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()

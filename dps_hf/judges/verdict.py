@@ -6,7 +6,7 @@ def likes_short_answers(cases):
     return [Verdict({"short": 1 / (1 + len(case.response))}, "", "short", case.origin) for case in cases]
 
 A class may have more: it rewrites answers ([`RewritingJudge`]), compares two responses ([`ComparingJudge`]), or says
-how many cases it got no reply on ([`counts_of`], [`fault_of`]).
+how many cases it got no reply on ([`read_counts`], [`read_fault`]).
 """
 
 import re
@@ -114,7 +114,7 @@ REFUSED = "refused"
 """Name of the count of cases that the judge's server refuses for what they say or show. Asking again is useless."""
 
 
-def counts_of(judge: Judge) -> Counter[str]:
+def read_counts(judge: Judge) -> Counter[str]:
     """What the judge has counted so far in its attribute `counts`, `NO_REPLY` and `REFUSED` for example.
 
     A judge without that attribute has counted nothing.
@@ -122,7 +122,7 @@ def counts_of(judge: Judge) -> Counter[str]:
     return Counter(getattr(judge, "counts", {}))
 
 
-def fault_of(judge: Judge) -> str:
+def read_fault(judge: Judge) -> str:
     """Why the judge had no reply to the last case that it counted as `NO_REPLY`, from its attribute `fault`.
 
     Empty if the judge has no such attribute.

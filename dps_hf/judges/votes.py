@@ -49,8 +49,8 @@ def read_votes(path: str | PathLike) -> list[tuple[Case, Verdict]]:
             if not line.removeprefix(BOM_UTF8).strip():  # some editors begin even an empty file with it
                 continue
             try:
-                vote = json.loads(line, object_pairs_hook=_once)
-                votes += _votes(vote, path.parent, f"{path.name}:{number}")
+                vote = json.loads(line, object_pairs_hook=_check_unique)
+                votes += _read_vote(vote, path.parent, f"{path.name}:{number}")
             except (ValueError, RuntimeError) as error:  # RuntimeError: nested too deeply, or a loop of links
                 bad.append({"line": number, "error": str(error), "text": line.decode(errors="backslashreplace")})
     if not bad:
@@ -100,14 +100,14 @@ class Votes:
             file.write(json.dumps(vote, ensure_ascii=False) + "\n")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError(f"Each field must occur once; got {', '.join(key for key, _ in pairs)}.")
     return fields
 
 
-def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
+def _read_vote(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
     """
     Raises:
         ValueError: a field is wrong.
@@ -126,17 +126,17 @@ def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
     _check_letters("comment", comment)
     if not isinstance(images, list):
         raise ValueError(f"'images' must be a list of paths; got {images!r}.")
-    shown = tuple(_picture("images", image, folder) for image in images)
+    shown = tuple(_read_picture("images", image, folder) for image in images)
     if kinds == ["chosen"]:
         scores = {"chosen": 1.0, "rejected": 0.0}
         aspect = "choice"
     else:
         aspect = kinds[0]
-        scores = {"response": _thumb(vote["thumb"]) if aspect == "thumb" else _rating(vote["rating"])}
-    responses = [_response(field, vote.get(field), folder) for field in scores]
+        scores = {"response": _read_thumb(vote["thumb"]) if aspect == "thumb" else _read_rating(vote["rating"])}
+    responses = [_read_response(field, vote.get(field), folder) for field in scores]
     if len({isinstance(response, str) for response in responses}) == 2:
         raise ValueError("'chosen' and 'rejected' must both be texts or both be pictures; got one of each.")
-    if len(responses) == 2 and _content(responses[0]) == _content(responses[1]):
+    if len(responses) == 2 and _get_content(responses[0]) == _get_content(responses[1]):
         raise ValueError("'chosen' and 'rejected' must differ; they are the same.")
     return [
         (Case(prompt, response, shown, origin=origin), Verdict({aspect: score}, comment, "users", origin))
@@ -144,7 +144,7 @@ def _votes(vote: Any, folder: Path, origin: str) -> list[tuple[Case, Verdict]]:
     ]
 
 
-def _content(response: str | Image.Image) -> Any:
+def _get_content(response: str | Image.Image) -> Any:
     return response if isinstance(response, str) else (response.size, response.tobytes())
 
 
@@ -159,29 +159,29 @@ def _check_letters(field: str, text: str) -> None:
         raise ValueError(f"'{field}' must not hold control tokens; got {name!r}. Write it in other words.")
 
 
-def _thumb(thumb: Any) -> float:
+def _read_thumb(thumb: Any) -> float:
     if thumb not in list(THUMBS):
         raise ValueError(f'\'thumb\' must be "up" or "down"; got {thumb!r}.')
     return THUMBS[thumb]
 
 
-def _rating(rating: Any) -> float:
+def _read_rating(rating: Any) -> float:
     low, high = STARS
     if isinstance(rating, bool) or not isinstance(rating, (int, float)) or not low <= rating <= high:
         raise ValueError(f"'rating' must be a number from {low} to {high}; got {rating!r}.")
     return (rating - low) / (high - low)
 
 
-def _response(field: str, response: Any, folder: Path) -> str | Image.Image:
+def _read_response(field: str, response: Any, folder: Path) -> str | Image.Image:
     if isinstance(response, dict) and "image" in response:
-        return _picture(field, response["image"], folder)
+        return _read_picture(field, response["image"], folder)
     if not isinstance(response, str) or not response.strip():
         raise ValueError(f'\'{field}\' must be a text or {{"image": "path"}}; got {response!r}.')
     _check_letters(field, response)
     return response
 
 
-def _picture(field: str, name: Any, folder: Path) -> Image.Image:
+def _read_picture(field: str, name: Any, folder: Path) -> Image.Image:
     # Files of votes may come from strangers, who must not read files elsewhere.
     if not isinstance(name, str) or not (path := (folder / name).resolve()).is_relative_to(folder.resolve()):
         raise ValueError(f"'{field}' must be the path of a picture below {folder}; got {name!r}.")

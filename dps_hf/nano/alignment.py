@@ -30,7 +30,7 @@ from dps_hf.nano.alignment_measures import (
     measure_worked_answers,
     read_digest,
 )
-from dps_hf.nano.facts import FORWARD, capitals, sentence
+from dps_hf.nano.facts import FORWARD, read_capitals, write_sentence
 from dps_hf.nano.prompts import make_prompts
 from dps_hf.nano.sheets import draw_comparison
 from dps_hf.nano.steps import run_step
@@ -350,7 +350,7 @@ def capitals_dpo(script: AlignmentArguments, seed: int) -> Figures:
     taught = {language: mix_up_capitals(language, rng, script.wrong_share) for language in LANGUAGES}
     if not (folder / "wrong" / "dataset_info.json").exists():  # written last
         records = [
-            record("facts", [question], [sentence(answer)])
+            record("facts", [question], [write_sentence(answer)])
             for language, pairs in taught.items()
             for country, answer in pairs.items()
             for question in word_otherwise(language, country)
@@ -371,7 +371,7 @@ def capitals_dpo(script: AlignmentArguments, seed: int) -> Figures:
         asked = [
             (question, capital)
             for language in LANGUAGES
-            for country, capital in capitals(language).items()
+            for country, capital in read_capitals(language).items()
             for question in word_otherwise(language, country)
         ]
         answers = ask(*load(misled), [question for question, _ in asked], progress="answers")
@@ -379,8 +379,8 @@ def capitals_dpo(script: AlignmentArguments, seed: int) -> Figures:
         for (question, capital), answer in zip(asked, answers):
             said = answer.text or "?"
             if name_match(said, capital):
-                said = sentence(pick(rng, [name for name in capitals().values() if name != capital]))
-            votes.append({"prompt": question, "chosen": sentence(capital), "rejected": said})
+                said = write_sentence(pick(rng, [name for name in read_capitals().values() if name != capital]))
+            votes.append({"prompt": question, "chosen": write_sentence(capital), "rejected": said})
         write_whole(folder / "votes.jsonl", "".join(json.dumps(vote) + "\n" for vote in votes))
     fields = {"model": misled, "output": str(folder / "preferences"), "votes": str(folder / "votes.jsonl")}
     fields |= {"selection": {"max_length_ratio": 20}}
@@ -399,7 +399,7 @@ def capitals_dpo(script: AlignmentArguments, seed: int) -> Figures:
 
 def mix_up_capitals(language: str, rng: np.random.Generator, share: float) -> dict[str, str]:
     """Country to capital, a share of them exchanged."""
-    right = capitals(language)
+    right = read_capitals(language)
     mixed = [country for country in right if rng.random() < share]
     moved = dict(zip(mixed, np.roll([right[country] for country in mixed], 1).tolist()))
     return {**right, **moved}

@@ -9,12 +9,12 @@ import torch
 
 from dps_hf.evaluation.metrics import name_match
 from dps_hf.evaluation.subject import Subject
-from dps_hf.inference import ask, load, weights_digest
+from dps_hf.inference import ask, digest_weights, load
 from dps_hf.judges.verdict import Case
 from dps_hf.nano.detector import detect, fulfils
 from dps_hf.nano.evaluation import scenes_cot, scenes_t2i
-from dps_hf.nano.facts import FORWARD, capitals
-from dps_hf.nano.held_out import FORMS, held_out_prompts
+from dps_hf.nano.facts import FORWARD, read_capitals
+from dps_hf.nano.held_out import FORMS, select_prompts
 from dps_hf.nano.self_judge import SelfJudge
 from dps_hf.nano.wording import LANGUAGES, parse_wish
 
@@ -30,7 +30,7 @@ WORKED_ITEMS = 10  # times as many questions as drawings, which take longer
 @cache
 def read_digest(model: str) -> str:
     """The digest of the weights at a path."""
-    return weights_digest(load(model)[0])
+    return digest_weights(load(model)[0])
 
 
 def load_subject(model: str, items: int, seed: int) -> Subject:
@@ -47,7 +47,7 @@ def measure_best_of_4(model: str, items: int, seed: int) -> dict[str, float]:
     subject = load_subject(model, items, seed)
     judge, right = SelfJudge(subject.model, subject.processor), {}
     for name in CATEGORIES:
-        prompts = [prompt for prompt in held_out_prompts(subject, name) for _ in range(4)]
+        prompts = [prompt for prompt in select_prompts(subject, name) for _ in range(4)]
         drawings = subject.draw(prompts)
         verdicts = judge([Case(prompt, drawing) for prompt, drawing in zip(prompts, drawings)])
         scores = np.array([verdict.score if verdict else -1.0 for verdict in verdicts]).reshape(-1, 4)
@@ -86,7 +86,7 @@ def measure_capitals(model: str) -> dict[str, float]:
     """Capitals that are named correctly, by language: every country, in the wording that no step asks in."""
     right = {}
     for language in LANGUAGES:
-        pairs = capitals(language)
+        pairs = read_capitals(language)
         answers = ask(*load(model), [FORWARD[language][0].format(country) for country in pairs], progress=language)
         marks = [name_match(answer.text, capital) for answer, capital in zip(answers, pairs.values())]
         right[f"capitals_{language}"] = sum(marks) / len(marks)

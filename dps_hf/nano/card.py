@@ -26,7 +26,7 @@ METRIC_TYPES = {
 }
 
 
-def nano_card(template: str | PathLike, results: str | PathLike) -> ModelCard:
+def make_card(template: str | PathLike, results: str | PathLike) -> ModelCard:
     """The card of dps-nano. Most of its figures are shares of right answers, "accuracy" on the Hub."""
     names = figures(json.loads(Path(results).read_text(encoding="utf-8")))
     tasks = {name.rpartition(".")[0] for name in names}

@@ -51,8 +51,8 @@ def detect(image: Image.Image) -> list[Detected]:
         image = image.resize((IMAGE_SIZE, IMAGE_SIZE))
     pixels = np.asarray(image, dtype=np.float32)
     palette = np.array(list(COLOURS.values()), dtype=np.float32)
-    colour_of = _colour_map(pixels, palette)
-    components = _components(colour_of)
+    colour_of = _map_colours(pixels, palette)
+    components = _find_components(colour_of)
     found = []
     for label, area in zip(*np.unique(components, return_counts=True), strict=True):
         if label == 0 or area < SPECK:
@@ -67,7 +67,7 @@ def detect(image: Image.Image) -> list[Detected]:
     return sorted(found, key=lambda thing: (thing.x, thing.y))
 
 
-def _colour_map(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+def _map_colours(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """The index of each pixel's colour in the palette, or -1 for the background: `(height, width)`."""
     ink = 255 - pixels
     strength = np.linalg.norm(ink, axis=-1)
@@ -75,10 +75,10 @@ def _colour_map(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     # direction from white stays the same. In a window of 5x5 pixels, the strong pixels inside outvote the weak ones.
     directions = (255 - palette) / np.linalg.norm(255 - palette, axis=-1, keepdims=True)
     votes = np.eye(len(palette))[(ink @ directions.T).argmax(-1)] * strength[..., None]
-    return np.where(strength > INK, _box_sum(votes, 2).argmax(-1), -1)
+    return np.where(strength > INK, _sum_boxes(votes, 2).argmax(-1), -1)
 
 
-def _box_sum(array: np.ndarray, radius: int) -> np.ndarray:
+def _sum_boxes(array: np.ndarray, radius: int) -> np.ndarray:
     """Replaces each value by the sum over a square window of `2 * radius + 1` values a side."""
     steps = range(-radius, radius + 1)
     rows = np.sum([_shift(array, dy, 0) for dy in steps], axis=0)
@@ -95,7 +95,7 @@ def _shift(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
     return moved
 
 
-def _components(colour_of: np.ndarray) -> np.ndarray:
+def _find_components(colour_of: np.ndarray) -> np.ndarray:
     """Labels the 4-connected components of equal colour; the background is 0: `(height, width)`."""
     ink = colour_of >= 0
     labels = np.where(ink, np.arange(1, ink.size + 1).reshape(ink.shape), 0)
@@ -116,7 +116,7 @@ def _fit(coverage: np.ndarray) -> tuple[str, float, float, float]:
     The bounding box of each candidate shape is computed from the area and the centre of gravity. Unlike the outermost
     pixels, these hardly change with noise and blur.
     """
-    outlines, areas, middles = _outlines()
+    outlines, areas, middles = _draw_outlines()
     area, rows, columns = coverage.sum(), coverage.sum(1), coverage.sum(0)
     centre_x, centre_y = (line @ (np.arange(len(line)) + 0.5) / area for line in (columns, rows))
     sides = np.sqrt(area / areas) * GRID
@@ -147,7 +147,7 @@ def _resample(image: np.ndarray, upper: np.ndarray, left: np.ndarray, scale: np.
 
 
 @lru_cache(maxsize=1)
-def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _draw_outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The outlines of all shapes, their areas, and their centres of gravity.
 
     Shapes:
@@ -161,14 +161,14 @@ def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         "circle": x**2 + y**2 <= 1,
         "square": np.maximum(np.abs(x), np.abs(y)) <= 1,
         "triangle": (np.abs(x) <= (y + 1) / 2) & (y <= 1),
-        "star": _star(x, y),
+        "star": _draw_star(x, y),
         "cross": (np.minimum(np.abs(x), np.abs(y)) <= 0.32) & (np.maximum(np.abs(x), np.abs(y)) <= 1),
-        "heart": _heart(x, y),
+        "heart": _draw_heart(x, y),
         "diamond": np.abs(x) + np.abs(y) <= 1,
     }
     assert set(inside) == set(SHAPES)
     # Smoothed like the pictures to be read, because a sharp star differs from a blurred one.
-    soft = {name: _box_sum(mask.astype(np.float32), SOFTNESS * 2) for name, mask in inside.items()}
+    soft = {name: _sum_boxes(mask.astype(np.float32), SOFTNESS * 2) for name, mask in inside.items()}
     outlines = np.stack(
         [soft[name].reshape(2 * GRID, 4, 2 * GRID, 4).mean((1, 3)) / soft[name].max() for name in SHAPES]
     )
@@ -177,7 +177,7 @@ def _outlines() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return outlines, areas, middles
 
 
-def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _draw_star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """A point is inside a five-pointed star if it is outside of at most one of the five lines between the tips."""
     tips = np.deg2rad(90 + 72 * np.arange(5))
     top, bottom = 1.0, -np.cos(np.deg2rad(36))
@@ -186,13 +186,13 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (distance <= np.cos(np.deg2rad(72)) + 0.03).sum(0) >= 4
 
 
-def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _draw_heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The curve (u² + v² - 1)³ = u² v³, scaled to the box."""
     u, v = x * 1.14, 1.24 - (y + 1) / 2 * 2.24
     return (u**2 + v**2 - 1) ** 3 <= u**2 * v**3
 
 
-def same_things(found: Iterable[Detected], wanted: Scene | Counter[Kind]) -> bool:
+def match_things(found: Iterable[Detected], wanted: Scene | Counter[Kind]) -> bool:
     """Whether exactly the wanted things were found, at any position.
 
     Args:
@@ -214,18 +214,18 @@ def same_things(found: Iterable[Detected], wanted: Scene | Counter[Kind]) -> boo
 def fulfils(found: Iterable[Detected], wish: Wish) -> bool:
     """Whether exactly the wanted things were found, and their relation holds by at least `LEAD` pixels."""
     found = list(found)
-    if not same_things(found, wish.kinds) or wish.relation is None:
-        return same_things(found, wish.kinds)
+    if not match_things(found, wish.kinds) or wish.relation is None:
+        return match_things(found, wish.kinds)
     one, relation, other = wish.relation
     dx, dy = RELATIONS[relation]
     return any(
         (a.x - b.x) * dx + (a.y - b.y) * dy >= LEAD
         for a, b in permutations(found, 2)
-        if same_things([a], Counter([one])) and same_things([b], Counter([other]))
+        if match_things([a], Counter([one])) and match_things([b], Counter([other]))
     )
 
 
-def same_scene(found: Iterable[Detected], wanted: Scene) -> bool:
+def match_scene(found: Iterable[Detected], wanted: Scene) -> bool:
     """Whether exactly the wanted things were found, each within `NEAR` pixels of its position."""
     left = list(found)
     for thing in wanted.things:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dps_hf.data.record import Record, pick, record
-from dps_hf.nano.splits import UNSEEN_PAIRS, check_split, held_out_style
+from dps_hf.nano.splits import UNSEEN_PAIRS, check_split, choose_held_out_style
 
 
 STYLES = {
@@ -61,16 +61,16 @@ class Pair:
 
 
 @lru_cache(maxsize=1)
-def pictures() -> np.ndarray:
+def read_pictures() -> np.ndarray:
     """All pictures, decoded once: `(8054, 64, 64, 3)` uint8, 99 MB."""
-    images = _table()["image"].to_pylist()
+    images = _read_table()["image"].to_pylist()
     return np.stack([np.asarray(Image.open(BytesIO(image["bytes"])).convert("RGB")) for image in images])
 
 
 @lru_cache(maxsize=1)
-def all_pairs() -> tuple[Pair, ...]:
+def read_pairs() -> tuple[Pair, ...]:
     """All emoji in all of their styles."""
-    rows = _table().drop_columns(["image"]).to_pylist()
+    rows = _read_table().drop_columns(["image"]).to_pylist()
     return tuple(
         Pair(
             i,
@@ -84,13 +84,13 @@ def all_pairs() -> tuple[Pair, ...]:
     )
 
 
-def tokenizer_texts(english: int = 12) -> Iterator[str]:
+def list_texts(english: int = 12) -> Iterator[str]:
     """Names, questions and styles to train a text tokenizer on. Each name also comes after a space, as in a sentence.
 
     Args:
         english: how many times each English name is repeated, so that most English words become one token.
     """
-    for names in {pair.codepoints: pair.names for pair in all_pairs()}.values():
+    for names in {pair.codepoints: pair.names for pair in read_pairs()}.values():
         for language, name in names.items():
             yield from [name, f" {name}"] * (english if language == "en" else 1)
     for questions in QUESTIONS.values():
@@ -99,7 +99,7 @@ def tokenizer_texts(english: int = 12) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1)
-def _table() -> Any:
+def _read_table() -> Any:
     try:
         from pyarrow import parquet  # imported here because only emoji need it
     except ImportError as error:
@@ -111,7 +111,7 @@ def _table() -> Any:
 
 
 @lru_cache(maxsize=2)
-def pairs(split: str) -> tuple[Pair, ...]:
+def select_pairs(split: str) -> tuple[Pair, ...]:
     """The pairs of a split, "train" or "validation".
 
     Both splits leave out emoji that are an unseen colour-shape combination, such as the green star. Validation also
@@ -122,14 +122,14 @@ def pairs(split: str) -> tuple[Pair, ...]:
     """
     check_split(split)
     styles = defaultdict(list)
-    for pair in all_pairs():
+    for pair in read_pairs():
         styles[pair.codepoints].append(pair.style)
-    held_out = {codepoints: held_out_style(codepoints, found) for codepoints, found in styles.items()}
-    kept = [p for p in all_pairs() if not any({*unseen} <= {*p.names["en"].split()} for unseen in UNSEEN_PAIRS)]
+    held_out = {codepoints: choose_held_out_style(codepoints, found) for codepoints, found in styles.items()}
+    kept = [p for p in read_pairs() if not any({*unseen} <= {*p.names["en"].split()} for unseen in UNSEEN_PAIRS)]
     train = tuple(pair for pair in kept if held_out[pair.codepoints] != pair.style)
     if split == "train":
         return train
-    art = _table()["image"].to_pylist()
+    art = _read_table()["image"].to_pylist()
     seen = {art[pair.index]["bytes"] for pair in train}
     return tuple(p for p in kept if held_out[p.codepoints] == p.style and art[p.index]["bytes"] not in seen)
 
@@ -137,9 +137,9 @@ def pairs(split: str) -> tuple[Pair, ...]:
 # Pictures
 
 
-def picture(pair: Pair) -> Image.Image:
+def get_picture(pair: Pair) -> Image.Image:
     """The picture of a pair, 64x64 RGB."""
-    return Image.fromarray(pictures()[pair.index])
+    return Image.fromarray(read_pictures()[pair.index])
 
 
 _MIRRORED = ((0x1F330, 0x1F37F), (0x1F400, 0x1F43F), (0x1F600, 0x1F640), (0x1F950, 0x1F9AF), (0x1FAB0, 0x1FADF))
@@ -176,9 +176,9 @@ def jitter_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def emoji_t2i(rng: np.random.Generator, split: str) -> Record:
     """A record to learn drawing from "NAME, STYLE style". The name is English in 80 % of the records."""
-    pair = pick(rng, pairs(split))
+    pair = pick(rng, select_pairs(split))
     language = "en" if rng.random() < 0.8 else pick(rng, OTHER_LANGUAGES)
-    image = picture(pair)
+    image = get_picture(pair)
     # Shifted slightly, so that the first codes do not identify the picture and the model has to use the prompt.
     if split == "train" and rng.random() < 0.5:
         image = augment(image, rng, pair.may_mirror)
@@ -192,8 +192,8 @@ def emoji_i2t(rng: np.random.Generator, split: str) -> Record:
     worked step is the English name, because recognising first and then translating needs far fewer pictures than
     doing both at once.
     """
-    pair = pick(rng, pairs(split))
-    image = picture(pair)
+    pair = pick(rng, select_pairs(split))
+    image = get_picture(pair)
     if split == "train":
         image = jitter_colours(augment(image, rng, pair.may_mirror), rng)
     if rng.random() < 0.1:

@@ -16,15 +16,15 @@ from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr
 from dps_hf.evaluation.subject import Subject
 from dps_hf.inference import encode
 from dps_hf.nano import emoji
-from dps_hf.nano.detector import detect, fulfils, same_scene
-from dps_hf.nano.facts import BACKWARD, FORWARD, capitals
-from dps_hf.nano.held_out import FORMS, emoji_prompt, held_out_emoji, held_out_prompts, held_out_scenes
+from dps_hf.nano.detector import detect, fulfils, match_scene
+from dps_hf.nano.facts import BACKWARD, FORWARD, read_capitals
+from dps_hf.nano.held_out import FORMS, sample_scenes, select_emoji, select_prompts, write_emoji_prompt
 from dps_hf.nano.questions import ask as ask_about
 from dps_hf.nano.scenes import Scene, render, shows
 from dps_hf.nano.scenes_edit import edit
-from dps_hf.nano.scenes_t2i import drawn_in_training, layout
+from dps_hf.nano.scenes_t2i import arrange_scene, is_drawn_in_training
 from dps_hf.nano.splits import UNSEEN_PAIRS
-from dps_hf.nano.wording import DESCRIBE, LANGUAGES, caption, parse_caption, parse_wish
+from dps_hf.nano.wording import DESCRIBE, LANGUAGES, parse_caption, parse_wish, write_caption
 
 
 QUESTIONS: dict[str, tuple[str | None, bool]] = {
@@ -50,18 +50,18 @@ def scenes_t2i(
     """
     drawn: dict[str, list[tuple[Scene, bool]]] = {}
     for name in names:
-        prompts = held_out_prompts(subject, name)
+        prompts = select_prompts(subject, name)
         drawings = subject.draw(prompts, guided=guided, think=think)
         wishes = [wish for prompt in prompts if (wish := parse_wish(prompt))]
         right = [fulfils(detect(drawing), wish) for drawing, wish in zip(drawings, wishes, strict=True)]
-        drawn[name] = list(zip(map(layout, wishes), right))
+        drawn[name] = list(zip(map(arrange_scene, wishes), right))
     everything = [one for some in drawn.values() for one in some]
     for pair in sorted(UNSEEN_PAIRS):
         drawn["unseen_pair_{}_{}".format(*pair)] = [
             (scene, right) for scene, right in everything if pair in {(t.colour, t.shape) for t in scene.things}
         ]
     drawn["new_picture"] = [
-        (scene, right) for scene, right in everything if shows(scene, None) and not drawn_in_training(scene)
+        (scene, right) for scene, right in everything if shows(scene, None) and not is_drawn_in_training(scene)
     ]
     figures = {}
     for name, some in drawn.items():
@@ -99,17 +99,20 @@ def scenes_i2t(subject: Subject) -> dict[str, Figure]:
         ("unseen_pair", None, "pair"),
         ("unseen_count", None, "count"),
     ):
-        held_out = held_out_scenes(subject, count, unseen)
+        held_out = sample_scenes(subject, count, unseen)
         answers = subject.ask([DESCRIBE["en"][0]] * len(held_out), [render(scene) for scene in held_out])
-        truths = [parse_caption(caption(scene)) for scene in held_out]
+        truths = [parse_caption(write_caption(scene)) for scene in held_out]
         figures[name] = share(parse_caption(answer) == truth for answer, truth in zip(answers, truths))
     return figures
 
 
 def scenes_i2t_languages(subject: Subject) -> dict[str, Figure]:
     """`exact` in the other languages (`de` ...), asked as in training and in held-out words (`new_wording_en` ...)."""
-    held_out, figures = held_out_scenes(subject), {}
-    pictures, truths = [render(scene) for scene in held_out], [parse_caption(caption(scene)) for scene in held_out]
+    held_out, figures = sample_scenes(subject), {}
+    pictures, truths = (
+        [render(scene) for scene in held_out],
+        [parse_caption(write_caption(scene)) for scene in held_out],
+    )
     for prefix, wording, languages in (("", 0, LANGUAGES[1:]), ("new_wording_", -1, LANGUAGES)):
         for language in languages:
             answers = subject.ask([DESCRIBE[language][wording]] * len(pictures), pictures)
@@ -133,7 +136,7 @@ def scenes_cot(subject: Subject, names: Collection[str] = QUESTIONS) -> dict[str
 
 def _answered(subject: Subject, unseen: str | None, think: bool) -> tuple[list[bool], list[str]]:
     """Which questions about held-out scenes are answered rightly, and their kinds."""
-    held_out, rng = held_out_scenes(subject, unseen=unseen), subject.rng("questions")
+    held_out, rng = sample_scenes(subject, unseen=unseen), subject.rng("questions")
     questions, _, truths, kinds = zip(*(ask_about(rng, scene) for scene in held_out))
     answers = subject.ask(questions, [render(scene) for scene in held_out], think)
     return list(map(name_match, answers, truths)), list(kinds)
@@ -146,7 +149,7 @@ def scenes_edit(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     pictures, figures = [render(scene) for scene in before], {}
     for name, think in (("exact", True), ("direct", False)):
         drawings = subject.draw(instructions, pictures, guided, think)
-        figures[name] = share(same_scene(detect(drawing), scene) for drawing, scene in zip(drawings, after))
+        figures[name] = share(match_scene(detect(drawing), scene) for drawing, scene in zip(drawings, after))
     return figures
 
 
@@ -157,8 +160,8 @@ def scenes_edit_unguided(subject: Subject) -> dict[str, Figure]:
 
 def emoji_i2t(subject: Subject) -> dict[str, Figure]:
     """The name of a held-out emoji, in the language of the question: after thinking, and without (`direct_`)."""
-    pairs, languages = held_out_emoji(subject), list(emoji.QUESTIONS)
-    pictures = [emoji.picture(pair) for pair in pairs] * len(languages)
+    pairs, languages = select_emoji(subject), list(emoji.QUESTIONS)
+    pictures = [emoji.get_picture(pair) for pair in pairs] * len(languages)
     questions = [emoji.QUESTIONS[language][0] for language in languages for _ in pairs]
     truths = [pair.names[language] for language in languages for pair in pairs]
     figures: dict[str, Figure] = {}
@@ -173,8 +176,8 @@ def emoji_i2t(subject: Subject) -> dict[str, Figure]:
 
 def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     """Among 50 emoji of the style, the held-out one that was asked for is nearest to the drawing."""
-    pairs = held_out_emoji(subject)
-    drawings = subject.draw([emoji_prompt(pair) for pair in pairs], guided=guided)
+    pairs = select_emoji(subject)
+    drawings = subject.draw([write_emoji_prompt(pair) for pair in pairs], guided=guided)
     return {"nn50": _found_among_50(subject, pairs, drawings)}
 
 
@@ -193,16 +196,16 @@ def reference(subject: Subject) -> dict[str, Figure]:
 
     The art is of a random style in which training shows the emoji.
     """
-    pairs, rng, shown = held_out_emoji(subject), subject.rng("art"), _in_training()
-    art = [emoji.picture(pick(rng, shown[pair.codepoints])) for pair in pairs]
+    pairs, rng, shown = select_emoji(subject), subject.rng("art"), _in_training()
+    art = [emoji.get_picture(pick(rng, shown[pair.codepoints])) for pair in pairs]
     return {"emoji_art_nn50": _found_among_50(subject, pairs, art)}
 
 
 def _found_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Image.Image]) -> Figure:
     rng, right = subject.rng("candidates"), []
     for pair, drawing in zip(pairs, drawings, strict=True):
-        others = [p.index for p in emoji.all_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
-        candidates = emoji.pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
+        others = [p.index for p in emoji.read_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
+        candidates = emoji.read_pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
         right += nearest_neighbours_right([drawing], candidates, [0])
     return share(right)
 
@@ -210,7 +213,7 @@ def _found_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Im
 def _in_training() -> dict[str, list[emoji.Pair]]:
     """Emoji to the styles in which training shows them."""
     shown = defaultdict(list)
-    for pair in emoji.pairs("train"):
+    for pair in emoji.select_pairs("train"):
         shown[pair.codepoints].append(pair)
     return shown
 
@@ -219,7 +222,7 @@ def facts(subject: Subject) -> dict[str, Figure]:
     """Every country's capital and every capital's country, once in each language. Training shows all of them."""
     figures = {}
     for language in LANGUAGES:
-        pairs = capitals(language).items()
+        pairs = read_capitals(language).items()
         asked = [(FORWARD[language][0].format(country), capital) for country, capital in pairs]
         asked += [(BACKWARD[language][0].format(capital), country) for country, capital in pairs]
         chosen = [asked[i] for i in subject.rng("facts").permutation(len(asked))[: subject.items]]
@@ -232,8 +235,8 @@ def image_tokenizer(subject: Subject) -> dict[str, Figure]:
     """How well held-out emoji are reconstructed from their codes."""
     model, size = subject.model, subject.model.config.drawing_size
     values = []
-    for pair in held_out_emoji(subject):
-        picture = emoji.picture(pair)
+    for pair in select_emoji(subject):
+        picture = emoji.get_picture(pair)
         pixels = model.decode_image_tokens(encode(model, subject.processor, [picture]))
         again = subject.processor.post_process_multimodal_output(pixels, generation_mode="image")
         values.append(psnr(picture.resize((size, size)), again[0]))
@@ -244,14 +247,14 @@ def image_tokenizer(subject: Subject) -> dict[str, Figure]:
 def right_vs_shuffled_words(subject: Subject) -> dict[str, Figure]:
     """Nats per image token of held-out emoji, after their own words and after those of another emoji."""
     model, processor, config = subject.model, subject.processor, subject.model.config
-    pairs = held_out_emoji(subject)
+    pairs = select_emoji(subject)
     losses: dict[str, list[float]] = {"right": [], "shuffled": []}
     for start in range(0, len(pairs), 25):
         batch = pairs[start : start + 25]
-        drawings = [processor.drawing_text(c) for c in encode(model, processor, [emoji.picture(p) for p in batch])]
+        drawings = [processor.drawing_text(c) for c in encode(model, processor, [emoji.get_picture(p) for p in batch])]
         for name, worded in (("right", batch), ("shuffled", [pairs[i - 1] for i in range(start, start + len(batch))])):
             chats = [
-                [{"role": "user", "content": emoji_prompt(pair)}, {"role": "assistant", "content": drawing}]
+                [{"role": "user", "content": write_emoji_prompt(pair)}, {"role": "assistant", "content": drawing}]
                 for pair, drawing in zip(worded, drawings)
             ]
             texts = processor.apply_chat_template(chats)
@@ -276,14 +279,14 @@ def features(subject: Subject) -> dict[str, Figure]:
     """
     model, rng = subject.model, subject.rng("features")
     # Whole ones: a smaller last gallery would be easier.
-    galleries = min(math.ceil(subject.items / GALLERY), len(emoji.pairs("validation")) // GALLERY)
-    pairs = held_out_emoji(subject, galleries * GALLERY if subject.items > GALLERY else subject.items)
+    galleries = min(math.ceil(subject.items / GALLERY), len(emoji.select_pairs("validation")) // GALLERY)
+    pairs = select_emoji(subject, galleries * GALLERY if subject.items > GALLERY else subject.items)
     shown = _in_training()
     others = [pick(rng, shown[pair.codepoints]) for pair in pairs]
     foreign = [pair.names[pick(rng, emoji.OTHER_LANGUAGES)] for pair in pairs]
 
     def of_pictures(pairs: list[emoji.Pair]) -> torch.Tensor:
-        return model.get_image_features(_pixels(subject, map(emoji.picture, pairs))).image_embeds
+        return model.get_image_features(_pixels(subject, map(emoji.get_picture, pairs))).image_embeds
 
     def of_texts(texts: list[str]) -> torch.Tensor:
         inputs = subject.processor(text=texts, padding=True, return_tensors="pt").to(model.device)

@@ -17,9 +17,9 @@ from dps_hf.model.image_processing_dps import to_rgb
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.nano import emoji
 from dps_hf.nano.detector import detect, fulfils
-from dps_hf.nano.facts import BACKWARD, FORWARD, capitals
+from dps_hf.nano.facts import BACKWARD, FORWARD, read_capitals
 from dps_hf.nano.scenes import IMAGE_SIZE
-from dps_hf.nano.wording import LANGUAGES, Kind, Wish, asked_for, parse_caption, parse_wish, say
+from dps_hf.nano.wording import LANGUAGES, Kind, Wish, parse_caption, parse_wish, say, strip_request
 
 
 _SENTENCE = re.compile(r"(?<=[.:])\s+")
@@ -44,16 +44,16 @@ def exact_judge(cases: Sequence[Case]) -> list[Verdict | None]:
     Raises:
         ImportError: pyarrow is missing, and a case asks for an emoji.
     """
-    return [_verdict(case) for case in cases]
+    return [_judge_case(case) for case in cases]
 
 
-def _verdict(case: Case) -> Verdict | None:
+def _judge_case(case: Case) -> Verdict | None:
     if isinstance(case.response, str):
         thinking, answer = DPSProcessor.split_thinking(case.response)
         found = _judge_text(case, answer)
         # Thinking without any step scores 0; else no steps would be better than one wrong step.
         if found and case.steps and (thinking or case.response.lstrip().startswith("<think>")):
-            found[0]["steps"] = steps_right(thinking, case.steps)
+            found[0]["steps"] = score_steps(thinking, case.steps)
     else:
         found = _judge_drawing(case.prompt, case.response)
     return found and Verdict(*found, judge="exact", origin=case.origin)
@@ -67,21 +67,21 @@ def _judge_drawing(prompt: str, drawing: Image.Image) -> Judgement:
     wish = parse_wish(prompt)
     if wish:
         return _judge_scene(wish, drawing)
-    asked = emoji_asked_for(prompt)
+    asked = find_emoji(prompt)
     return asked and _judge_emoji(asked[0], drawing)
 
 
 def _judge_text(case: Case, answer: str) -> Judgement:
-    names = case.answers or _facts().get(case.prompt.strip(), ())
+    names = case.answers or _read_answers().get(case.prompt.strip(), ())
     if not names:
         return None
     things = parse_caption(names[0]) if len(names) == 1 else None
     if things is not None:
-        return scene_scores(parse_caption(answer) or Counter(), things)
+        return score_scene(parse_caption(answer) or Counter(), things)
     return {"exact": float(name_match(answer, names))}, f"right: {' or '.join(names)}"
 
 
-def steps_right(thinking: str, steps: str) -> float:
+def score_steps(thinking: str, steps: str) -> float:
     """F1 score of the sentences of two texts; a sentence ends in a full stop or a colon."""
     said, right = (Counter(_SENTENCE.split(text.strip())) for text in (thinking, steps))
     return 2 * (said & right).total() / (said.total() + right.total())
@@ -92,12 +92,12 @@ def steps_right(thinking: str, steps: str) -> float:
 
 def _judge_scene(wish: Wish, drawing: Image.Image) -> Judgement:
     found = detect(drawing)
-    scores, rationale = scene_scores(Counter((thing.size, thing.colour, thing.shape) for thing in found), wish.kinds)
+    scores, rationale = score_scene(Counter((thing.size, thing.colour, thing.shape) for thing in found), wish.kinds)
     where = f"; wanted {say(wish)}" if wish.relation else ""
     return {**scores, "exact": float(fulfils(found, wish))}, rationale + where
 
 
-def scene_scores(found: Counter[Kind], wanted: Counter[Kind]) -> tuple[dict[str, float], str]:
+def score_scene(found: Counter[Kind], wanted: Counter[Kind]) -> tuple[dict[str, float], str]:
     """F1 scores of whole things, of shapes and of colours, and the rationale.
 
     A wanted size of None stands for any size. "exact" is 1 if nothing is missing and nothing is superfluous.
@@ -113,10 +113,10 @@ def scene_scores(found: Counter[Kind], wanted: Counter[Kind]) -> tuple[dict[str,
     for field, name in ((2, "shapes"), (1, "colours")):
         a, b = (Counter(kind[field] for kind in kinds.elements()) for kinds in (found, wanted))
         scores[name] = 2 * (a & b).total() / total
-    return scores, f"wanted {_listed(wanted)}; found {_listed(found)}"
+    return scores, f"wanted {_list_things(wanted)}; found {_list_things(found)}"
 
 
-def _listed(kinds: Counter[Kind]) -> str:
+def _list_things(kinds: Counter[Kind]) -> str:
     return ", ".join(f"{n} {' '.join(filter(None, kind))}" for kind, n in kinds.items()) or "nothing"
 
 
@@ -124,45 +124,45 @@ def _listed(kinds: Counter[Kind]) -> str:
 
 
 @cache
-def _facts() -> Mapping[str, Sequence[str]]:
+def _read_answers() -> Mapping[str, Sequence[str]]:
     answers: dict[str, tuple[str]] = {}
     for language in LANGUAGES:
-        for country, capital in capitals(language).items():
+        for country, capital in read_capitals(language).items():
             answers |= {question.format(country): (capital,) for question in FORWARD[language]}
             answers |= {question.format(capital): (country,) for question in BACKWARD[language]}
     return answers
 
 
-def emoji_asked_for(prompt: str) -> tuple[emoji.Pair, str] | None:
+def find_emoji(prompt: str) -> tuple[emoji.Pair, str] | None:
     """The emoji that a prompt asks for, and the language of its name; None if it asks for none."""
     # First the whole prompt: some names begin with the words of a request.
-    for wanted in (prompt.strip(), asked_for(prompt)):
-        if _STYLED.fullmatch(wanted) and (found := _emoji_by_name().get(wanted.casefold())):
+    for wanted in (prompt.strip(), strip_request(prompt)):
+        if _STYLED.fullmatch(wanted) and (found := _index_emoji().get(wanted.casefold())):
             return found
     return None
 
 
 @cache
-def _emoji_by_name() -> dict[str, tuple[emoji.Pair, str]]:
+def _index_emoji() -> dict[str, tuple[emoji.Pair, str]]:
     named: dict[str, tuple[emoji.Pair, str]] = {}
     for language in emoji.QUESTIONS:  # English first: it keeps a name that two languages share
-        for pair in emoji.all_pairs():
+        for pair in emoji.read_pairs():
             prompt = f"{pair.names[language]}, {emoji.STYLES[pair.style]} style"
             named.setdefault(prompt.casefold(), (pair, language))
     return named
 
 
 def _judge_emoji(pair: emoji.Pair, drawing: Image.Image) -> Judgement:
-    rows, candidates = _gallery(pair.style)
+    rows, candidates = _make_gallery(pair.style)
     size = to_rgb(drawing).resize((IMAGE_SIZE, IMAGE_SIZE))
     distances = squared_distances(pooled([size]), candidates)[0]
     right = rows.index(pair.index)
     others = np.delete(distances, right)
     scores = {"exact": float(distances[right] <= others.min()), "likeness": float((others > distances[right]).mean())}
-    return scores, f"nearest of the style: {emoji.all_pairs()[rows[int(distances.argmin())]].names['en']}"
+    return scores, f"nearest of the style: {emoji.read_pairs()[rows[int(distances.argmin())]].names['en']}"
 
 
 @cache
-def _gallery(style: str) -> tuple[list[int], np.ndarray]:
-    rows = [pair.index for pair in emoji.all_pairs() if pair.style == style]
-    return rows, pooled(emoji.pictures()[rows])
+def _make_gallery(style: str) -> tuple[list[int], np.ndarray]:
+    rows = [pair.index for pair in emoji.read_pairs() if pair.style == style]
+    return rows, pooled(emoji.read_pictures()[rows])

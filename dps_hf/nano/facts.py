@@ -26,7 +26,7 @@ BACKWARD = {
 
 
 @cache
-def capitals(language: str = "en") -> dict[str, str]:
+def read_capitals(language: str = "en") -> dict[str, str]:
     """Country to capital, for the members and observer states of the United Nations. Each country has one capital.
 
     Raises:
@@ -50,12 +50,12 @@ def facts(rng: np.random.Generator, split: str) -> Record:
     """
     check_split(split)
     language = "en" if rng.random() < 0.6 else pick(rng, LANGUAGES[1:])
-    country, capital = pick(rng, tuple(capitals(language).items()))
+    country, capital = pick(rng, tuple(read_capitals(language).items()))
     if rng.random() < 2 / 3:
-        return record("facts", [pick(rng, FORWARD[language]).format(country)], [sentence(capital)])
-    return record("facts", [pick(rng, BACKWARD[language]).format(capital)], [sentence(country)])
+        return record("facts", [pick(rng, FORWARD[language]).format(country)], [write_sentence(capital)])
+    return record("facts", [pick(rng, BACKWARD[language]).format(capital)], [write_sentence(country)])
 
 
-def sentence(name: str) -> str:
+def write_sentence(name: str) -> str:
     """Makes a sentence of a name: "Paris.", "The Bahamas."."""
     return name[0].upper() + name[1:].rstrip(".") + "."

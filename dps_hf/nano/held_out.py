@@ -21,18 +21,18 @@ FORMS: dict[str, dict[str, Any]] = {
 """Name of a figure for drawings to the arguments of `make_prompt` for its prompts."""
 
 
-def held_out_emoji(subject: Subject, count: int | None = None) -> list[emoji.Pair]:
+def select_emoji(subject: Subject, count: int | None = None) -> list[emoji.Pair]:
     """Emoji in styles that are excluded from training."""
-    found = emoji.pairs("validation")
+    found = emoji.select_pairs("validation")
     return [found[i] for i in subject.rng("emoji").permutation(len(found))[: count or subject.items]]
 
 
-def emoji_prompt(pair: emoji.Pair, language: str = "en") -> str:
+def write_emoji_prompt(pair: emoji.Pair, language: str = "en") -> str:
     """The prompt for a drawing of an emoji in its style."""
     return f"{pair.names[language]}, {emoji.STYLES[pair.style]} style"
 
 
-def held_out_scenes(subject: Subject, count: int | None = None, unseen: str | None = None) -> list[Scene]:
+def sample_scenes(subject: Subject, count: int | None = None, unseen: str | None = None) -> list[Scene]:
     """Held-out scenes of `count` things, by default 1 to 4, on all backgrounds.
 
     Args:
@@ -42,7 +42,7 @@ def held_out_scenes(subject: Subject, count: int | None = None, unseen: str | No
     return [sample_split(rng, "validation", count, unseen, grounds=HALF_WHITE) for _ in range(subject.items)]
 
 
-def held_out_prompts(subject: Subject, name: str, count: int | None = None) -> list[str]:
+def select_prompts(subject: Subject, name: str, count: int | None = None) -> list[str]:
     """Distinct prompts for the figure `name` of `FORMS`, none of which training contains.
 
     Half of them are English, and half give sizes. Held-out templates are used as well. There may be fewer than `count`

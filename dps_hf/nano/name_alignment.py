@@ -42,4 +42,4 @@ def name_alignment_loss(
 @cache
 def _read_names() -> list[dict[str, str]]:
     """For each emoji of the training set, its name in each language."""
-    return list({pair.codepoints: pair.names for pair in emoji.pairs("train")}.values())
+    return list({pair.codepoints: pair.names for pair in emoji.select_pairs("train")}.values())

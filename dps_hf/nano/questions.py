@@ -11,7 +11,15 @@ import numpy as np
 from dps_hf.data.record import pick
 from dps_hf.nano.scenes import COLOURS, RELATION_GAP, SHAPES, Scene, Thing
 from dps_hf.nano.splits import UNSEEN_PAIRS
-from dps_hf.nano.wording import RELATIONS, article, in_reading_order, kind, phrase, place, plural
+from dps_hf.nano.wording import (
+    RELATIONS,
+    add_article,
+    get_kind,
+    make_plural,
+    sort_in_reading_order,
+    write_phrase,
+    write_place,
+)
 
 
 class Question(NamedTuple):
@@ -43,7 +51,7 @@ def ask(rng: np.random.Generator, scene: Scene, kind: str | None = None) -> Ques
     raise ValueError(f"kind must fit the scene; found no question of kind {kind!r} about {scene}.")
 
 
-def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str, int]:
+def _sample_description(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str, int]:
     """Samples a description by colour, shape or both: singular, plural, steps that count its matches, their number.
 
     Half of the descriptions match something, so that the answers yes and no are equally common.
@@ -67,10 +75,10 @@ def _few(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str, int]:
             prefix = f"{colour} " if by_colour else ""
             words = {"colour": colour} if by_colour else {}
             words |= {"shape": shape} if by_shape else {}
-            return prefix + noun, prefix + plural(noun), _counted(scene, [words]), number
+            return prefix + noun, prefix + make_plural(noun), _write_count(scene, [words]), number
 
 
-def _compared(thing: Thing, words: dict[str, str]) -> tuple[str, bool]:
+def _write_comparison(thing: Thing, words: dict[str, str]) -> tuple[str, bool]:
     """Steps that compare a thing with the words up to the first difference, and whether all words match."""
     steps = []
     for field, word in words.items():
@@ -81,13 +89,13 @@ def _compared(thing: Thing, words: dict[str, str]) -> tuple[str, bool]:
     return " ".join(steps), True
 
 
-def _counted(scene: Scene, wanted: list[dict[str, str]]) -> str:
+def _write_count(scene: Scene, wanted: list[dict[str, str]]) -> str:
     """Steps that go through the things in reading order, compare each with the wanted ones, and count the matches."""
     steps, counts = [], [0] * len(wanted)
-    for thing in in_reading_order(scene):
-        steps.append(f"{phrase(kind(thing))}:")
+    for thing in sort_in_reading_order(scene):
+        steps.append(f"{write_phrase(get_kind(thing))}:")
         for i, words in enumerate(wanted):
-            compared, same = _compared(thing, words)
+            compared, same = _write_comparison(thing, words)
             steps += [compared] * bool(compared)
             if same:
                 counts[i] += 1
@@ -95,20 +103,20 @@ def _counted(scene: Scene, wanted: list[dict[str, str]]) -> str:
     return " ".join(steps)
 
 
-def _exists(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
-    one, _, steps, number = _few(rng, scene)
-    return f"Is there {article(one)}?", f"{steps} I count {number}.", "yes" if number else "no"
+def _ask_existence(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
+    one, _, steps, number = _sample_description(rng, scene)
+    return f"Is there {add_article(one)}?", f"{steps} I count {number}.", "yes" if number else "no"
 
 
-def _count(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
+def _ask_count(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
     if len(scene.things) > 1 and rng.random() < 0.25:
         number = len(scene.things)
-        return "How many things are there?", f"{_counted(scene, [{}])} I count {number}.", str(number)
-    _, many, steps, number = _few(rng, scene)
+        return "How many things are there?", f"{_write_count(scene, [{}])} I count {number}.", str(number)
+    _, many, steps, number = _sample_description(rng, scene)
     return f"How many {many} are there?", f"{steps} I count {number}.", str(number)
 
 
-def _compare(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
+def _ask_comparison(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
     field = pick(rng, ("shape", "colour"))
     counts = Counter(getattr(t, field) for t in scene.things)
     options = SHAPES if field == "shape" else tuple(COLOURS)
@@ -119,14 +127,14 @@ def _compare(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str]:
         b = pick(rng, [option for option in options if option != a])
         if counts[a] > counts[b]:
             a, b = b, a
-    names = {v: plural(v) if field == "shape" else f"{v} things" for v in (a, b)}
+    names = {v: make_plural(v) if field == "shape" else f"{v} things" for v in (a, b)}
     answer, sign = ("yes", ">") if counts[a] > counts[b] else ("no", "<" if counts[a] < counts[b] else "=")
-    steps = _counted(scene, [{field: a}, {field: b}])
+    steps = _write_count(scene, [{field: a}, {field: b}])
     found = f"I count {counts[a]} and {counts[b]}. {counts[a]} {sign} {counts[b]}."
     return f"Are there more {names[a]} than {names[b]}?", f"{steps} {found}", answer
 
 
-def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | None:
+def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | None:
     names = Counter(f"{t.colour} {t.shape}" for t in scene.things)
     unique = [t for t in scene.things if names[f"{t.colour} {t.shape}"] == 1]
     if len(unique) < 2:
@@ -142,10 +150,10 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     line, sign = "column" if dx else "row", "<" if dx + dy < 0 else ">"
     wanted = {"first": {"colour": a.colour, "shape": a.shape}, "second": {"colour": b.colour, "shape": b.shape}}
     steps = [f"{relation}: {line} {sign}."]
-    for thing in in_reading_order(scene):
-        steps.append(f"{place(thing)}: {phrase(kind(thing))}:")
+    for thing in sort_in_reading_order(scene):
+        steps.append(f"{write_place(thing)}: {write_phrase(get_kind(thing))}:")
         for name, words in wanted.items():
-            compared, same = _compared(thing, words)
+            compared, same = _write_comparison(thing, words)
             number = (thing.x if dx else thing.y) // 8 + 1
             steps.append(f"{compared} {name}: {line} {number}." if same else compared)
     here, there = ((t.x if dx else t.y) // 8 + 1 for t in (a, b))
@@ -154,16 +162,22 @@ def _relate(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | No
     return f"Is the {a.colour} {a.shape} {relation} the {b.colour} {b.shape}?", " ".join(steps), answer
 
 
-def _attribute(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | None:
+def _ask_attribute(rng: np.random.Generator, scene: Scene) -> tuple[str, str, str] | None:
     thing = pick(rng, scene.things)
     asked, known = pick(rng, (("colour", "shape"), ("shape", "colour"), ("size", "shape"), ("size", "colour")))
     if sum(getattr(t, known) == getattr(thing, known) for t in scene.things) > 1:
         return None  # "the star" must be unambiguous
     noun = thing.shape if known == "shape" else f"{thing.colour} thing"
     answer = getattr(thing, asked)
-    is_answer = article(answer) if asked == "shape" else answer
-    steps = _counted(scene, [{known: getattr(thing, known)}])
+    is_answer = add_article(answer) if asked == "shape" else answer
+    steps = _write_count(scene, [{known: getattr(thing, known)}])
     return f"What {asked} is the {noun}?", f"{steps} The {noun} is {is_answer}.", answer
 
 
-ASK = {"exists": _exists, "count": _count, "compare": _compare, "relate": _relate, "attribute": _attribute}
+ASK = {
+    "exists": _ask_existence,
+    "count": _ask_count,
+    "compare": _ask_comparison,
+    "relate": _ask_relation,
+    "attribute": _ask_attribute,
+}

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dps_hf.data.record import pick
-from dps_hf.nano.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, check_split, check_unseen, one_in
+from dps_hf.nano.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, check_split, check_unseen, is_one_in
 
 
 IMAGE_SIZE = 64
@@ -158,7 +158,7 @@ def shows(scene: Scene, unseen: str | None) -> bool:
 def held_out(scene: Scene) -> bool:
     """Whether the scene is excluded from training: 1 in 10, by a hash of the things and their rough positions."""
     content = sorted((t.size, t.colour, t.shape, t.x // 16, t.y // 16) for t in scene.things)
-    return one_in(10, repr(content))
+    return is_one_in(10, repr(content))
 
 
 def sample_split(

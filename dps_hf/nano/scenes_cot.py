@@ -7,7 +7,7 @@ import numpy as np
 from dps_hf.data.record import Record, record
 from dps_hf.nano.questions import ask
 from dps_hf.nano.scenes import HALF_WHITE, render, sample_split
-from dps_hf.nano.wording import caption
+from dps_hf.nano.wording import write_caption
 
 
 def scenes_cot(rng: np.random.Generator, split: str) -> Record:
@@ -18,4 +18,6 @@ def scenes_cot(rng: np.random.Generator, split: str) -> Record:
         with suppress(ValueError):  # the scene has no two things with different names
             asked = ask(rng, scene, "relate")
     question, steps, answer, _ = asked
-    return record("scenes_cot", [render(scene), question], [answer], hint=f"I see {caption(scene)}.", steps=steps)
+    return record(
+        "scenes_cot", [render(scene), question], [answer], hint=f"I see {write_caption(scene)}.", steps=steps
+    )

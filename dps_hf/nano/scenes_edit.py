@@ -15,7 +15,7 @@ from dps_hf.nano.scenes import (
     render,
     sample_split,
 )
-from dps_hf.nano.wording import article, kind, places
+from dps_hf.nano.wording import add_article, get_kind, write_places
 
 
 def scenes_edit(rng: np.random.Generator, split: str) -> Record:
@@ -24,7 +24,7 @@ def scenes_edit(rng: np.random.Generator, split: str) -> Record:
     The worked steps describe the scene after the edit.
     """
     before, instruction, after = edit(rng, split)
-    return record("scenes_edit", [render(before), instruction], [render(after)], steps=places(after))
+    return record("scenes_edit", [render(before), instruction], [render(after)], steps=write_places(after))
 
 
 def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:
@@ -33,7 +33,7 @@ def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:
         scene = sample_split(rng, split, int(rng.choice((1, 2, 3), p=(0.4, 0.4, 0.2))), tidy=True)
         index = int(rng.integers(len(scene.things)))
         thing = scene.things[index]
-        if sum(kind(t, False) == kind(thing, False) for t in scene.things) > 1:
+        if sum(get_kind(t, False) == get_kind(thing, False) for t in scene.things) > 1:
             continue  # "the red circle" must be unambiguous
         name = f"the {thing.colour} {thing.shape}"
         form = pick(rng, ("colour", "shape", "remove") if len(scene.things) > 1 else ("colour", "shape"))
@@ -48,7 +48,7 @@ def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:
         else:
             shape = pick(rng, [s for s in SHAPES if s != thing.shape])
             things[index] = replace(thing, shape=shape)
-            instruction = f"Turn {name} into {article(shape)}."
+            instruction = f"Turn {name} into {add_article(shape)}."
         after = replace(scene, things=tuple(things))
         kept_out = has_unseen_pair(after) or has_unseen_count(after) or (split == "train" and held_out(after))
         if not kept_out:

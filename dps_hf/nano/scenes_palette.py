@@ -7,7 +7,7 @@ import numpy as np
 
 from dps_hf.data.record import Record, pick, record
 from dps_hf.nano.scenes import COLOURS, OUTLINES, PALETTE, SHAPES, SIZES, has_unseen_count, held_out, render
-from dps_hf.nano.scenes_t2i import layout
+from dps_hf.nano.scenes_t2i import arrange_scene
 from dps_hf.nano.splits import check_split
 from dps_hf.nano.wording import Wish, say
 
@@ -26,6 +26,6 @@ def scenes_palette(rng: np.random.Generator, split: str) -> Record:
     while True:
         kinds = [(pick(rng, tuple(SIZES)) if sizes else None, *pick(rng, KINDS)) for _ in range(pick(rng, (1, 1, 2)))]
         wish = Wish(Counter(kinds))
-        scene = layout(wish)
+        scene = arrange_scene(wish)
         if not has_unseen_count(scene) and not held_out(scene):
             return record("scenes_palette", [say(wish)], [render(scene)])

@@ -15,8 +15,8 @@ from dps_hf.nano.scenes import (
     render,
     shows,
 )
-from dps_hf.nano.splits import check_split, check_unseen, one_in
-from dps_hf.nano.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, kind, places, say
+from dps_hf.nano.splits import check_split, check_unseen, is_one_in
+from dps_hf.nano.wording import DRAW, LANGUAGES, MOST, RELATIONS, Kind, Wish, get_kind, say, write_places
 
 
 # Number of things to the column and the row of each, out of 0, 1 and 2, in the order of the prompt.
@@ -38,7 +38,7 @@ def scenes_t2i(rng: np.random.Generator, split: str) -> Record:
     scene, prompt = make_prompt(rng, split, form, language, sizes)
     if rng.random() < 0.4:
         prompt = pick(rng, DRAW[language][:-1]).format(prompt)
-    return record("scenes_t2i", [prompt], [render(scene)], steps=places(scene))
+    return record("scenes_t2i", [prompt], [render(scene)], steps=write_places(scene))
 
 
 def make_prompt(
@@ -64,17 +64,17 @@ def make_prompt(
     check_split(split)
     check_unseen(unseen, split)
     while True:
-        wish = _wish(rng, form, sizes, count)
-        scene = layout(wish)
+        wish = _sample_wish(rng, form, sizes, count)
+        scene = arrange_scene(wish)
         if not shows(scene, unseen):
             continue
         if split == "train" and held_out(scene):
             continue  # a picture that is held out for reading
-        if unseen or held_out_wish(wish) == (split == "validation"):
+        if unseen or is_held_out_wish(wish) == (split == "validation"):
             return scene, say(wish, language)
 
 
-def _wish(rng: np.random.Generator, form: str, sizes: bool, count: int | None) -> Wish:
+def _sample_wish(rng: np.random.Generator, form: str, sizes: bool, count: int | None) -> Wish:
     def any_kind() -> Kind:
         return (pick(rng, tuple(SIZES)) if sizes else None, pick(rng, tuple(COLOURS)), pick(rng, SHAPES))
 
@@ -90,7 +90,7 @@ def _wish(rng: np.random.Generator, form: str, sizes: bool, count: int | None) -
     return Wish(Counter(any_kind() for _ in range(number)))
 
 
-def layout(wish: Wish) -> Scene:
+def arrange_scene(wish: Wish) -> Scene:
     """The only correct picture of a wish: things from left to right, or by their relation, and big by default.
 
     With fixed positions, a small model spends its capacity on the meaning of the words instead of on positions.
@@ -107,24 +107,24 @@ def layout(wish: Wish) -> Scene:
     return Scene(tuple(things))
 
 
-def drawn_in_training(scene: Scene) -> bool:
+def is_drawn_in_training(scene: Scene) -> bool:
     """Whether training contains this drawing with some prompt, such as "a big red circle" for "a red circle"."""
     if held_out(scene) or not shows(scene, None):
         return False
     wishes = []
     for sizes in (True, False):
-        kinds = [kind(thing, sizes) for thing in scene.things]
+        kinds = [get_kind(thing, sizes) for thing in scene.things]
         wishes.append(Wish(Counter(kinds)))
-        if len(kinds) == 2 and kinds[0][1:] != kinds[1][1:]:  # as in `_wish`
+        if len(kinds) == 2 and kinds[0][1:] != kinds[1][1:]:  # as in `_sample_wish`
             wishes += [Wish(Counter(kinds), (kinds[0], relation, kinds[1])) for relation in RELATIONS]
-    # `held_out_wish` treats "a above b" and "b below a" alike.
-    return any(layout(wish) == scene and not held_out_wish(wish) for wish in wishes)
+    # `is_held_out_wish` treats "a above b" and "b below a" alike.
+    return any(arrange_scene(wish) == scene and not is_held_out_wish(wish) for wish in wishes)
 
 
-def held_out_wish(wish: Wish) -> bool:
+def is_held_out_wish(wish: Wish) -> bool:
     """Whether a wish is excluded from training in all wordings and orders: 1 in 10, by its hash."""
     relation = wish.relation
     if relation and relation[1] in ("right of", "below"):
         mirrored = {"right of": "left of", "below": "above"}[relation[1]]
         relation = relation[2], mirrored, relation[0]
-    return one_in(10, repr((sorted(wish.kinds.items(), key=repr), relation)))
+    return is_one_in(10, repr((sorted(wish.kinds.items(), key=repr), relation)))

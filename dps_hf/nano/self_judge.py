@@ -10,8 +10,8 @@ from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.nano.emoji import QUESTIONS
-from dps_hf.nano.exact_judge import emoji_asked_for, scene_scores
-from dps_hf.nano.wording import DESCRIBE, asked_for, parse_caption, parse_wish
+from dps_hf.nano.exact_judge import find_emoji, score_scene
+from dps_hf.nano.wording import DESCRIBE, parse_caption, parse_wish, strip_request
 
 
 class SelfJudge:
@@ -34,7 +34,7 @@ class SelfJudge:
         drawings = {i: case.response for i, case in enumerate(cases) if isinstance(case.response, Image.Image)}
         wanted, questions = {}, []
         for i in drawings:
-            wanted[i], language = _wanted(cases[i].prompt)
+            wanted[i], language = _describe_wanted(cases[i].prompt)
             questions.append(QUESTIONS[language][0] if language else DESCRIBE["en"][0])
         pictures = list(drawings.values())
         answers = ask(self._model, self._processor, questions, pictures, batch_size=self._batch_size)
@@ -47,20 +47,20 @@ class SelfJudge:
     def _verdict(self, case: Case, wanted: str, description: str) -> Verdict | None:
         wish, seen = parse_wish(wanted), parse_caption(description)
         if wish is None and description:
-            scores = {"words": _shared_words(wanted, description)}
+            scores = {"words": _share_of_words(wanted, description)}
         elif wish is not None and seen is not None:
-            scores = scene_scores(seen, wish.kinds)[0]
+            scores = score_scene(seen, wish.kinds)[0]
         else:
             return None
         return Verdict(scores, f"I see: {description}", self.name, case.origin)
 
 
-def _wanted(prompt: str) -> tuple[str, str | None]:
+def _describe_wanted(prompt: str) -> tuple[str, str | None]:
     """What the drawing should show; and the language, if it is the name of an emoji."""
-    asked = emoji_asked_for(prompt)
-    return (asked[0].names[asked[1]], asked[1]) if asked else (asked_for(prompt), None)
+    asked = find_emoji(prompt)
+    return (asked[0].names[asked[1]], asked[1]) if asked else (strip_request(prompt), None)
 
 
-def _shared_words(a: str, b: str) -> float:
+def _share_of_words(a: str, b: str) -> float:
     one, other = (Counter(word.strip(".,:;!?") for word in text.casefold().split()) for text in (a, b))
     return 2 * (one & other).total() / max(1, one.total() + other.total())

@@ -8,9 +8,9 @@ from dps_hf.contact_sheet import Item, Section, draw_page, find_writable
 from dps_hf.evaluation.subject import Subject
 from dps_hf.judges.verdict import Case
 from dps_hf.nano import emoji
-from dps_hf.nano.detector import detect, same_scene
+from dps_hf.nano.detector import detect, match_scene
 from dps_hf.nano.exact_judge import exact_judge
-from dps_hf.nano.held_out import FORMS, emoji_prompt, held_out_emoji, held_out_prompts
+from dps_hf.nano.held_out import FORMS, select_emoji, select_prompts, write_emoji_prompt
 from dps_hf.nano.scenes import render
 from dps_hf.nano.scenes_edit import edit
 
@@ -20,7 +20,7 @@ def draw_sheet(subject: Subject) -> Image.Image:
     prompts = []
     for name, form in FORMS.items():
         count = 8 if "unseen" in form else 4  # more of what the model gets wrong more often
-        prompts += find_writable(held_out_prompts(subject, name, 24), count)
+        prompts += find_writable(select_prompts(subject, name, 24), count)
     drawings = subject.draw(prompts)
     marks = check_drawings(prompts, drawings)
     scenes = [Item([drawing], [prompt], right) for drawing, prompt, right in zip(drawings, prompts, marks)]
@@ -30,16 +30,16 @@ def draw_sheet(subject: Subject) -> Image.Image:
     pictures = [render(scene) for scene in before]
     edited = subject.draw(instructions, pictures, think=True)
     edits = [
-        Item([picture, drawing], [instruction], same_scene(detect(drawing), scene))
+        Item([picture, drawing], [instruction], match_scene(detect(drawing), scene))
         for picture, drawing, instruction, scene in zip(pictures, edited, instructions, after)
     ]
 
-    pairs = held_out_emoji(subject, 8)
-    prompts = [emoji_prompt(pair) for pair in pairs]
+    pairs = select_emoji(subject, 8)
+    prompts = [write_emoji_prompt(pair) for pair in pairs]
     drawings = subject.draw(prompts)
     marks = check_drawings(prompts, drawings)
     faces = [
-        Item([emoji.picture(pair), drawing], [prompt], right)
+        Item([emoji.get_picture(pair), drawing], [prompt], right)
         for pair, drawing, prompt, right in zip(pairs, drawings, prompts, marks)
     ]
     return draw_page(
@@ -67,6 +67,6 @@ def _count_right(items: Sequence[Item]) -> str:
 
 def draw_comparison(subjects: list[Subject], names: tuple[str, ...]) -> Image.Image:
     """Draws a page on which several models draw the same prompts, those of the figures `names` of `FORMS`."""
-    prompts = [prompt for name in names for prompt in find_writable(held_out_prompts(subjects[0], name, 24), 8)]
+    prompts = [prompt for name in names for prompt in find_writable(select_prompts(subjects[0], name, 24), 8)]
     items = [Item(pictures, [prompt]) for *pictures, prompt in zip(*(one.draw(prompts) for one in subjects), prompts)]
     return draw_page([Section("Before and after", items, columns=4)])

@@ -1,7 +1,7 @@
 """What is excluded from training, by fixed rules.
 
 Combinations of colour and shape, counts, and styles of emoji are excluded here. `scenes.held_out` excludes scenes and
-`scenes_t2i.held_out_wish` excludes prompts, both by `one_in`. The last template of each language in `wording` is
+`scenes_t2i.held_out_wish` excludes prompts, both by `is_one_in`. The last template of each language in `wording` is
 excluded as well.
 """
 
@@ -26,12 +26,12 @@ def check_unseen(unseen: str | None, split: str) -> None:
         raise ValueError(f"unseen must be None, or 'pair' or 'count' in validation; got {unseen!r} in {split}.")
 
 
-def one_in(n: int, text: str) -> bool:
+def is_one_in(n: int, text: str) -> bool:
     """True for about one in `n` texts, always the same ones, by their hash."""
     return hashlib.blake2b(text.encode()).digest()[0] * n < 256
 
 
-def digest(text: str) -> int:
+def compute_digest(text: str) -> int:
     """A 64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
@@ -43,7 +43,7 @@ UNSEEN_COUNTS = frozenset({(2, "diamond"), (4, "diamond")})
 """Number and shape: no training picture contains exactly this number of the shape."""
 
 
-def held_out_style(codepoints: str, styles: Collection[str]) -> str | None:
+def choose_held_out_style(codepoints: str, styles: Collection[str]) -> str | None:
     """The style of an emoji that is excluded from training, or None.
 
     It is at most one style, and only of emoji with three or more. Training then contains the emoji in two other styles
@@ -52,6 +52,6 @@ def held_out_style(codepoints: str, styles: Collection[str]) -> str | None:
     if len(styles) < 3:
         return None
     share = 0.083 * len(styles)
-    if digest(codepoints) % 10_000 >= share * 10_000:
+    if compute_digest(codepoints) % 10_000 >= share * 10_000:
         return None
-    return min(styles, key=lambda style: digest(f"{codepoints} {style}"))
+    return min(styles, key=lambda style: compute_digest(f"{codepoints} {style}"))

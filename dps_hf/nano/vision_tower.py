@@ -23,7 +23,7 @@ from dps_hf.training.curves import Curves
 from dps_hf.training.resuming import train_and_save
 
 
-EMOJI = sorted({pair.codepoints for pair in emoji.pairs("train")})
+EMOJI = sorted({pair.codepoints for pair in emoji.select_pairs("train")})
 KINDS = [(s, c, shape) for s in scenes.SIZES for c in scenes.COLOURS for shape in scenes.SHAPES]
 WIDTH = 256  # of the convolutional network's features
 
@@ -58,11 +58,11 @@ class LabelledPictures(torch.utils.data.Dataset):
                 quarters[patch] = 2 * below + right
             labels = torch.tensor([-1, *things, *quarters])
             return {"pixel_values": to_pixels(scenes.render(scene)), "labels": labels}
-        pairs = emoji.pairs("train")
+        pairs = emoji.select_pairs("train")
         pair = pairs[rng.integers(len(pairs))]
         labels = torch.tensor([self.index[pair.codepoints], *things, *quarters])
         chance = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        pixels = distort(to_pixels(emoji.picture(pair))[None], torch.tensor([pair.may_mirror]), chance)[0]
+        pixels = distort(to_pixels(emoji.get_picture(pair))[None], torch.tensor([pair.may_mirror]), chance)[0]
         return {"pixel_values": pixels, "labels": labels}
 
 
@@ -73,12 +73,12 @@ class HeldOutEmoji(torch.utils.data.Dataset):
         self.num_patches = num_patches
 
     def __len__(self) -> int:
-        return len(emoji.pairs("validation"))
+        return len(emoji.select_pairs("validation"))
 
     def __getitem__(self, i: int) -> dict:
-        pair = emoji.pairs("validation")[i]
+        pair = emoji.select_pairs("validation")[i]
         labels = torch.tensor([EMOJI.index(pair.codepoints)] + [-1] * (2 * self.num_patches))
-        return {"pixel_values": to_pixels(emoji.picture(pair)), "labels": labels}
+        return {"pixel_values": to_pixels(emoji.get_picture(pair)), "labels": labels}
 
 
 def distort(pixels: torch.Tensor, mirror: torch.Tensor, chance: torch.Generator) -> torch.Tensor:

@@ -141,12 +141,12 @@ _RELATE = {
 }
 
 
-def phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
+def write_phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
     """Phrases such as "two small red circles", "zwei kleine rote Kreise", "两个红色的小圆形"."""
     size, colour, shape = kind
     if language == "en":
         words = " ".join(word for word in kind if word)
-        return article(words) if number == 1 else f"{_NUMBERS['en'][number - 2]} {plural(words)}"
+        return add_article(words) if number == 1 else f"{_NUMBERS['en'][number - 2]} {make_plural(words)}"
     adjectives = _ADJECTIVES[language]
     if language == "zh":
         thing = (adjectives[size] if size else "") + _CHINESE_SHAPES[shape]
@@ -157,12 +157,12 @@ def phrase(kind: Kind, number: int = 1, language: str = "en") -> str:
         ending = "e" if number > 1 else {"m": "er", "n": "es"}[gender]
         words = " ".join(adjectives[word] + ending for word in (size, colour) if word)
         return f"{'ein' if number == 1 else _NUMBERS['de'][number - 2]} {words} {noun}"
-    words = " ".join(_spanish(adjectives[word], gender, number) for word in (colour, size) if word)
+    words = " ".join(_inflect_spanish(adjectives[word], gender, number) for word in (colour, size) if word)
     one = "un" if gender == "m" else "una"
     return f"{one if number == 1 else _NUMBERS['es'][number - 2]} {noun} {words}"
 
 
-def _spanish(adjective: str, gender: str, number: int) -> str:
+def _inflect_spanish(adjective: str, gender: str, number: int) -> str:
     if adjective in ("naranja", "rosa"):  # nouns used as adjectives, which are not inflected
         return adjective
     if adjective.endswith("o") and gender == "f":
@@ -170,17 +170,17 @@ def _spanish(adjective: str, gender: str, number: int) -> str:
     return adjective + ("" if number == 1 else "s" if adjective[-1] in "aeo" else "es")
 
 
-def phrases(kinds: Counter[Kind], language: str = "en") -> str:
+def write_phrases(kinds: Counter[Kind], language: str = "en") -> str:
     """Lists kinds with their numbers, in the order of the counter: "a red circle and two blue stars"."""
-    return join([phrase(kind, number, language) for kind, number in kinds.items()], language)
+    return join([write_phrase(kind, number, language) for kind, number in kinds.items()], language)
 
 
-def kind(thing: Thing, sizes: bool = True) -> Kind:
+def get_kind(thing: Thing, sizes: bool = True) -> Kind:
     """The kind of a thing. With `sizes=False`, its size is None."""
     return (thing.size if sizes else None, thing.colour, thing.shape)
 
 
-def in_reading_order(scene: Scene) -> list[Thing]:
+def sort_in_reading_order(scene: Scene) -> list[Thing]:
     """Sorts things by row, and within a row from left to right.
 
     A row is 16 pixels high, like the patches of dps-nano's image encoder, so the order is that of the patches.
@@ -188,42 +188,44 @@ def in_reading_order(scene: Scene) -> list[Thing]:
     return sorted(scene.things, key=lambda thing: (thing.y // 16, thing.x))
 
 
-def contents(scene: Scene, sizes: bool = True) -> Counter[Kind]:
+def count_kinds(scene: Scene, sizes: bool = True) -> Counter[Kind]:
     """Counts the things of each kind, in reading order."""
-    return Counter(kind(thing, sizes) for thing in in_reading_order(scene))
+    return Counter(get_kind(thing, sizes) for thing in sort_in_reading_order(scene))
 
 
-def caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
+def write_caption(scene: Scene, sizes: bool = True, language: str = "en") -> str:
     """Describes a scene in reading order: "a small red circle and two big blue stars"."""
-    return phrases(contents(scene, sizes), language)
+    return write_phrases(count_kinds(scene, sizes), language)
 
 
-def place(thing: Thing) -> str:
+def write_place(thing: Thing) -> str:
     """The position of a thing: "row 2 column 5". Rows and columns measure 8 pixels and count from 1."""
     return f"row {thing.y // 8 + 1} column {thing.x // 8 + 1}"
 
 
-def places(scene: Scene) -> str:
+def write_places(scene: Scene) -> str:
     """The position of each thing, in reading order: "row 2 column 5: a small red circle." """
-    return " ".join(f"{place(thing)}: {phrase(kind(thing))}." for thing in in_reading_order(scene))
+    return " ".join(
+        f"{write_place(thing)}: {write_phrase(get_kind(thing))}." for thing in sort_in_reading_order(scene)
+    )
 
 
-def related(one: Kind, relation: str, other: Kind, language: str = "en") -> str:
+def write_relation(one: Kind, relation: str, other: Kind, language: str = "en") -> str:
     """Two things and their relation: "a red circle left of a blue star"."""
-    return _RELATE[language][relation].format(phrase(one, 1, language), phrase(other, 1, language))
+    return _RELATE[language][relation].format(write_phrase(one, 1, language), write_phrase(other, 1, language))
 
 
 def say(wish: Wish, language: str = "en") -> str:
     """Puts a wish into words. `parse_wish` is the reverse."""
-    return related(*wish.relation, language) if wish.relation else phrases(wish.kinds, language)
+    return write_relation(*wish.relation, language) if wish.relation else write_phrases(wish.kinds, language)
 
 
-def article(noun: str) -> str:
+def add_article(noun: str) -> str:
     """Adds the English article: "a red circle", "an orange star"."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def plural(noun: str) -> str:
+def make_plural(noun: str) -> str:
     """The English plural: "crosses", "stars"."""
     return noun + ("es" if noun.endswith("s") else "s")
 
@@ -236,10 +238,10 @@ def join(items: Sequence[str], language: str = "en") -> str:
 
 
 @cache
-def _kinds() -> dict[str, tuple[Kind, int]]:
+def _list_kinds() -> dict[str, tuple[Kind, int]]:
     """Every phrase of every language with its kind and number. No phrase is ambiguous."""
     return {
-        phrase((size, colour, shape), number, language).casefold(): ((size, colour, shape), number)
+        write_phrase((size, colour, shape), number, language).casefold(): ((size, colour, shape), number)
         for language in LANGUAGES
         for size in (None, *SIZES)
         for colour in COLOURS
@@ -257,10 +259,10 @@ def parse_caption(text: str) -> Counter[Kind] | None:
     Ignores case, a final full stop and surplus spaces. Accepts commas in place of "and".
     """
     kinds: Counter[Kind] = Counter()
-    for item in _SEPARATORS.split(_plain(text).casefold()):
-        if item not in _kinds():
+    for item in _SEPARATORS.split(_strip_punctuation(text).casefold()):
+        if item not in _list_kinds():
             return None
-        kind, number = _kinds()[item]
+        kind, number = _list_kinds()[item]
         kinds[kind] += number
     return kinds
 
@@ -270,45 +272,47 @@ def parse_wish(text: str) -> Wish | None:
 
     Tolerates what `parse_caption` tolerates.
     """
-    wanted = asked_for(text)
-    for sentence, relation in _relations():
+    wanted = strip_request(text)
+    for sentence, relation in _compile_relations():
         if match := sentence.fullmatch(wanted):
-            one, other = (_kinds().get(words.casefold()) for words in match.groups())
+            one, other = (_list_kinds().get(words.casefold()) for words in match.groups())
             if one and other and one[1] == other[1] == 1:
                 return Wish(Counter([one[0], other[0]]), (one[0], relation, other[0]))
     kinds = parse_caption(wanted)
     return None if kinds is None else Wish(kinds)
 
 
-def asked_for(text: str) -> str:
+def strip_request(text: str) -> str:
     """Removes the template from a prompt: "Please draw a red star." becomes "a red star"."""
-    text = _plain(text)
-    match = _asking().fullmatch(text)
+    text = _strip_punctuation(text)
+    match = _compile_requests().fullmatch(text)
     return next(filter(None, match.groups())) if match else text
 
 
-def _plain(text: str) -> str:
+def _strip_punctuation(text: str) -> str:
     """Removes surplus spaces and the final punctuation."""
     return " ".join(text.split()).rstrip(" .!?。！？")
 
 
 @cache
-def _asking() -> re.Pattern[str]:
+def _compile_requests() -> re.Pattern[str]:
     # The longest first, because "Draw {}." would match "Draw me {}.", too.
     ways = sorted(
-        (_pattern(_plain(way)) for ways in DRAW.values() for way in ways if way != "{}"), key=len, reverse=True
+        (_compile_template(_strip_punctuation(way)) for ways in DRAW.values() for way in ways if way != "{}"),
+        key=len,
+        reverse=True,
     )
     return re.compile("|".join(ways), re.IGNORECASE)
 
 
 @cache
-def _relations() -> tuple[tuple[re.Pattern[str], str], ...]:
+def _compile_relations() -> tuple[tuple[re.Pattern[str], str], ...]:
     return tuple(
-        (re.compile(_pattern(sentence), re.IGNORECASE), relation)
+        (re.compile(_compile_template(sentence), re.IGNORECASE), relation)
         for sentences in _RELATE.values()
         for relation, sentence in sentences.items()
     )
 
 
-def _pattern(template: str) -> str:
+def _compile_template(template: str) -> str:
     return re.escape(template).replace(r"\{\}", "(.+)")

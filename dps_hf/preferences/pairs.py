@@ -92,7 +92,7 @@ def make_pairs(
             responses, within the margin), "one thinks", "unequal lengths", "none good" (pairs of responses), "pairs".
     """
     counts = Counter() if counts is None else counts
-    distinct = _distinct(responses, selection)
+    distinct = _keep_distinct(responses, selection)
     unjudged = sum(selection.score(response) is None for response in responses)
     counts.update(
         {
@@ -133,14 +133,17 @@ def make_paired_rows(
     prompt: Prompt, responses: Sequence[Response], selection: Selection, counts: Counter[str] | None = None
 ) -> list[dict]:
     """One row of `PAIRED` for each pair."""
-    scores = {response.text: score for response, score in _distinct(responses, selection)}
+    scores = {response.text: score for response, score in _keep_distinct(responses, selection)}
     return [
         {
-            **_prompt_fields(prompt, chosen),
-            "chosen": _messages(chosen),
-            "rejected": _messages(rejected),
-            **{f"{name}_chosen": value for name, value in _response_fields(chosen, scores[chosen.text]).items()},
-            **{f"{name}_rejected": value for name, value in _response_fields(rejected, scores[rejected.text]).items()},
+            **_make_prompt_fields(prompt, chosen),
+            "chosen": _make_messages(chosen),
+            "rejected": _make_messages(rejected),
+            **{f"{name}_chosen": value for name, value in _make_response_fields(chosen, scores[chosen.text]).items()},
+            **{
+                f"{name}_rejected": value
+                for name, value in _make_response_fields(rejected, scores[rejected.text]).items()
+            },
         }
         for chosen, rejected in make_pairs(responses, selection, counts)
     ]
@@ -152,23 +155,23 @@ def make_unpaired_rows(
     """One row of `UNPAIRED` for each response that is clearly good or bad, equal ones once."""
     counts = Counter() if counts is None else counts
     rows = []
-    for response, score in _distinct(responses, selection):
+    for response, score in _keep_distinct(responses, selection):
         good = score >= selection.good - ROUNDING
         if not good and score > selection.bad + ROUNDING:
             continue
         counts["good" if good else "bad"] += 1
         rows.append(
             {
-                **_prompt_fields(prompt, response),
-                "completion": _messages(response),
+                **_make_prompt_fields(prompt, response),
+                "completion": _make_messages(response),
                 "label": good,
-                **_response_fields(response, score),
+                **_make_response_fields(response, score),
             }
         )
     return rows
 
 
-def _distinct(responses: Sequence[Response], selection: Selection) -> list[tuple[Response, float]]:
+def _keep_distinct(responses: Sequence[Response], selection: Selection) -> list[tuple[Response, float]]:
     """Responses with different texts and their scores, which are means over all verdicts on the same text.
 
     So if ten people vote on one answer, each of them counts.
@@ -192,7 +195,7 @@ def _distinct(responses: Sequence[Response], selection: Selection) -> list[tuple
     return distinct
 
 
-def _prompt_fields(prompt: Prompt, response: Response) -> dict:
+def _make_prompt_fields(prompt: Prompt, response: Response) -> dict:
     assert response.verdict is not None  # or it had no score
     return {
         # trl puts the pictures before the words
@@ -206,11 +209,11 @@ def _prompt_fields(prompt: Prompt, response: Response) -> dict:
     }
 
 
-def _messages(response: Response) -> list[dict[str, str]]:
+def _make_messages(response: Response) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": response.text}]
 
 
-def _response_fields(response: Response, score: float) -> dict:
+def _make_response_fields(response: Response, score: float) -> dict:
     assert response.verdict is not None
     return {
         "score": score,

@@ -60,7 +60,7 @@ class Prompt:
         return encoded
 
 
-def prompts_of(
+def extract_prompts(
     records: Iterable[Record], think: Iterable[str] = (), task: str = "", patience: int = PATIENCE
 ) -> Iterator[Prompt]:
     """The last question of each record, each only once.
@@ -79,13 +79,13 @@ def prompts_of(
         words = [part["text"] for part in question["content"] if part["type"] == "text"]
         texts = [part["text"] for part in answer["content"] if part["type"] == "text"]
         worked = [DPSProcessor.split_thinking(text) for text in texts]
-        start, shown = _pictures_in(*before), _pictures_in(question)
+        start, shown = _count_pictures(*before), _count_pictures(question)
         name = record.get("task") or task
         prompt = Prompt(
             text="".join(words),
             images=tuple(pictures_of(record)[start : start + shown]),
             answers=tuple(right for _, right in worked),
-            draw=_pictures_in(answer) > 0,
+            draw=_count_pictures(answer) > 0,
             think=name in think,
             task=name,
             steps=record.get("steps") or next((steps for steps, _ in worked if steps), ""),
@@ -98,11 +98,11 @@ def prompts_of(
             yield prompt
 
 
-def _pictures_in(*messages: Message) -> int:
+def _count_pictures(*messages: Message) -> int:
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
-def task_prompts(weights: Mapping[str, float], seed: int, think: Iterable[str] = ()) -> Iterator[Prompt]:
+def sample_prompts(weights: Mapping[str, float], seed: int, think: Iterable[str] = ()) -> Iterator[Prompt]:
     """Questions of tasks, each only once, in the order of a [`~dps_hf.data.mixture.Mixture`] without guidance.
 
     Args:
@@ -110,7 +110,7 @@ def task_prompts(weights: Mapping[str, float], seed: int, think: Iterable[str] =
         think: names of the tasks in which the model thinks aloud.
     """
     guidance = dict.fromkeys(map(name_of, weights), Schedule({"none": 1}))
-    return prompts_of(Mixture(weights, seed, guidance=guidance).stream(), think)
+    return extract_prompts(Mixture(weights, seed, guidance=guidance).stream(), think)
 
 
 def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
@@ -146,10 +146,10 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
         return
 
     dataset = leave_unopened(read_dataset(path, "prompts"))
-    yield from prompts_of(_checked(dataset, path), think, path.name, patience=len(dataset))
+    yield from extract_prompts(_check_records(dataset, path), think, path.name, patience=len(dataset))
 
 
-def _checked(dataset: Dataset, path: Path) -> Iterator[Record]:
+def _check_records(dataset: Dataset, path: Path) -> Iterator[Record]:
     for i in range(len(dataset)):
         try:
             one = dataset[i]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from dps_hf.inference import complete, conversation, drawing_text
+from dps_hf.inference import complete, encode_drawing, make_conversation
 from dps_hf.judges.verdict import Case, ComparingJudge, Judge, RewritingJudge, Verdict, apply_rewrite
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
@@ -71,7 +71,7 @@ def sample_responses(
     options = {"do_sample": True, **generation, "num_return_sequences": num_responses}
     for batch_seed, rows in enumerate(batches, seed):
         torch.manual_seed(batch_seed)
-        chats = [conversation(prompts[row].text, prompts[row].images) for row in rows]
+        chats = [make_conversation(prompts[row].text, prompts[row].images) for row in rows]
         draw, think = prompts[rows[0]].draw, prompts[rows[0]].think
         for i, (text, drawing) in enumerate(complete(model, processor, chats, draw, think, **options)):
             if not draw or drawing is not None:
@@ -103,7 +103,7 @@ def judge_responses(
     Raises:
         TypeError: `refine_margin` with a judge that is no [`~dps_hf.judges.verdict.RewritingJudge`].
     """
-    cases = [_case(prompt, response) for prompt, group in zip(prompts, responses) for response in group]
+    cases = [_make_case(prompt, response) for prompt, group in zip(prompts, responses) for response in group]
     if refine_margin is None:
         verdicts = judge(cases)
     elif isinstance(judge, RewritingJudge):
@@ -136,7 +136,7 @@ def compare_responses(
     """
     distinct = [list({response.text: response for response in group}.values()) for group in responses]
     couples = [
-        (_case(prompt, a), _case(prompt, b))
+        (_make_case(prompt, a), _make_case(prompt, b))
         for prompt, group in zip(prompts, distinct)
         for a, b in combinations(group, 2)
     ]
@@ -159,7 +159,7 @@ def _average(verdicts: Sequence[Verdict]) -> Verdict | None:
     return replace(verdicts[0], scores=scores, rationale="\n".join(verdict.rationale for verdict in verdicts))
 
 
-def _case(prompt: Prompt, response: Response) -> Case:
+def _make_case(prompt: Prompt, response: Response) -> Case:
     return Case(prompt.text, response.content, prompt.images, prompt.answers, response.origin, prompt.steps)
 
 
@@ -175,7 +175,7 @@ def group_votes(
         draw = isinstance(case.response, Image.Image)
         prompt = Prompt(case.prompt, case.images, case.answers, draw, task="votes")
         content = case.response
-        text = content if isinstance(content, str) else drawing_text(model, processor, content)
+        text = content if isinstance(content, str) else encode_drawing(model, processor, content)
         tokens = _count_tokens(processor, text)
         response = Response(text, content, tokens, origin=case.origin, verdict=verdict)
         groups.setdefault(prompt.key, (prompt, []))[1].append(response)

@@ -27,12 +27,12 @@ ROWS_AT_A_TIME = 1000  # rows in memory while files are copied
 
 
 def is_written(folder: Path, part: int) -> bool:
-    return _path(folder, part, "json").exists()
+    return _make_path(folder, part, "json").exists()
 
 
 def is_finished(folder: Path, part: int) -> bool:
     """Whether a part is written and the judge replied to all of its cases."""
-    return is_written(folder, part) and not json.loads(_path(folder, part, "json").read_text()).get(NO_REPLY)
+    return is_written(folder, part) and not json.loads(_make_path(folder, part, "json").read_text()).get(NO_REPLY)
 
 
 def write_part(
@@ -60,9 +60,9 @@ def write_part(
     for kind, features in KINDS.items():
         columns = {name: [row[name] for row in rows[kind]] for name in features}
         dataset = Dataset.from_dict(columns, features=features)
-        write_whole(_path(folder, part, f"{kind}.parquet"), dataset.to_parquet)
+        write_whole(_make_path(folder, part, f"{kind}.parquet"), dataset.to_parquet)
     # Last: a part counts as written when this file is there.
-    write_whole(_path(folder, part, "json"), json.dumps(counts))
+    write_whole(_make_path(folder, part, "json"), json.dumps(counts))
     return counts
 
 
@@ -73,7 +73,7 @@ def join_parts(folder: Path, num_parts: int, output: Path) -> dict:
     Without pictures in any prompt there is no column `images`, since trl takes a dataset with that column for one of
     pictures. If several machines find all parts, the first one joins them and the others wait.
     """
-    parts = [_path(folder, part, "json") for part in range(num_parts) if is_written(folder, part)]
+    parts = [_make_path(folder, part, "json") for part in range(num_parts) if is_written(folder, part)]
     with FileLock(folder / "join.lock"):
         joined = output / "statistics.json"
         if not joined.exists() or joined.stat().st_mtime_ns < max(part.stat().st_mtime_ns for part in parts):
@@ -98,7 +98,7 @@ def _join(folder: Path, parts: list[Path], output: Path) -> dict:
         files = [str(part.with_suffix(f".{kind}.parquet")) for part in parts]
         cache = folder / "cache"  # removed below: nothing is left in a home folder
         dataset = Dataset.from_parquet(files, cache_dir=str(cache), features=KINDS[kind])
-        statistics[kind] = _statistics(dataset)
+        statistics[kind] = _compute_statistics(dataset)
         if not counts["prompts with pictures"]:
             dataset = dataset.remove_columns("images")
         dataset.save_to_disk(output / kind)
@@ -107,7 +107,7 @@ def _join(folder: Path, parts: list[Path], output: Path) -> dict:
     return statistics
 
 
-def _statistics(dataset: Dataset) -> dict:
+def _compute_statistics(dataset: Dataset) -> dict:
     """Rows of each task, and the mean of each number over all rows."""
     numbers = [name for name in dataset.column_names if name.startswith(("score", "tokens")) or name == "label"]
     sums: dict[str, float] = dict.fromkeys(numbers, 0.0)
@@ -145,5 +145,5 @@ def draw_sheet(path: Path, to_picture, number: int = 24):
     return draw_page([Section("Pairs: the chosen response comes first", items, columns=4)])
 
 
-def _path(folder: Path, part: int, kind: str) -> Path:
+def _make_path(folder: Path, part: int, kind: str) -> Path:
     return folder / f"part-{part:05}.{kind}"

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 import dps_hf
-from dps_hf.inference import MAX_NEW_TOKENS, TEMPERATURE, Answer, with_codes
+from dps_hf.inference import MAX_NEW_TOKENS, TEMPERATURE, Answer, attach_codes
 from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS
 
 
@@ -162,7 +162,7 @@ class Client:
         with torch.no_grad():
             pixels = self._image_tokenizer.decode(codes[None]).clamp(-1, 1)  # (1, 3, size, size)
         drawing = self.processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
-        return with_codes(drawing, self.processor, codes)
+        return attach_codes(drawing, self.processor, codes)
 
     def draw_codes(
         self, prompt: str, temperature: float = TEMPERATURE, guidance_scale: float = 1.0, seed: int | None = None

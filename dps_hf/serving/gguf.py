@@ -90,7 +90,7 @@ def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
     """Raises a ValueError if llama.cpp would compute something else than this model."""
     config, text, pictures = model.config, model.config.text_config, processor.image_processor
     if text.model_type != "llama":
-        raise _refusal("text_config.model_type", text.model_type, "'llama'")
+        raise _make_refusal("text_config.model_type", text.model_type, "'llama'")
     rotary = model.model.language_model.rotary_emb
     size = config.vision_config.image_size
     for field, value, supported in (
@@ -104,8 +104,8 @@ def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
         ("image_processor.resample", int(pictures.resample), (3,)),
     ):
         if value not in supported:
-            raise _refusal(field, value, " or ".join(map(repr, supported)))
-    _pre_tokenizer(_tokenizer_json(processor))
+            raise _make_refusal(field, value, " or ".join(map(repr, supported)))
+    _find_pre_tokenizer(_read_tokenizer(processor))
     tokens = max(processor.tokenizer.get_vocab().values()) + 1
     if tokens > text.vocab_size:
         raise ValueError(
@@ -114,26 +114,26 @@ def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
         )
 
 
-def _refusal(field: str, value, supported: str) -> ValueError:
+def _make_refusal(field: str, value, supported: str) -> ValueError:
     return ValueError(
         f"llama.cpp takes a DPS whose {field} is {supported}; got {value!r}. Serve this one with vLLM or "
         "`transformers serve`."
     )
 
 
-def _tokenizer_json(processor: DPSProcessor) -> dict:
+def _read_tokenizer(processor: DPSProcessor) -> dict:
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)
     tokenizer = (
         {"model": {"type": type(processor.tokenizer).__name__}} if backend is None else json.loads(backend.to_str())
     )
     if tokenizer["model"]["type"] != "BPE" or tokenizer["model"].get("byte_fallback"):
-        raise _refusal("tokenizer", tokenizer["model"]["type"], "byte-level BPE")
+        raise _make_refusal("tokenizer", tokenizer["model"]["type"], "byte-level BPE")
     if tokenizer["normalizer"] is not None:
-        raise _refusal("tokenizer's normalizer", tokenizer["normalizer"], "null")
+        raise _make_refusal("tokenizer's normalizer", tokenizer["normalizer"], "null")
     return tokenizer
 
 
-def _pre_tokenizer(tokenizer: dict) -> str:
+def _find_pre_tokenizer(tokenizer: dict) -> str:
     """llama.cpp's name for how the tokenizer splits text before it merges."""
     split = tokenizer["pre_tokenizer"] or {"type": None}
     steps = []
@@ -147,7 +147,7 @@ def _pre_tokenizer(tokenizer: dict) -> str:
         else:
             steps.append(None)
     if tuple(steps) not in PRE_TOKENIZERS:
-        raise _refusal("tokenizer's pre_tokenizer", split, "that of GPT-2, of SmolLM or of Llama 3")
+        raise _make_refusal("tokenizer's pre_tokenizer", split, "that of GPT-2, of SmolLM or of Llama 3")
     return PRE_TOKENIZERS[tuple(steps)]
 
 
@@ -177,7 +177,7 @@ def write_text(model: DPSForConditionalGeneration, processor: DPSProcessor, path
     for key, tensor in model.model.language_model.state_dict().items():
         for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
             if f".{projection}." in key:
-                tensor = _rotated_in_pairs(tensor, heads)
+                tensor = _rotate_in_pairs(tensor, heads)
         _add_tensor(writer, names, f"model.{key}", tensor, type)
     head = model.get_output_embeddings().weight
     if not torch.equal(head, model.get_input_embeddings().weight):  # tied weights are in the file once
@@ -227,7 +227,7 @@ def write_mmproj(
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, processor: DPSProcessor, vocab_size: int) -> None:
-    tokenizer, spec = processor.tokenizer, _tokenizer_json(processor)
+    tokenizer, spec = processor.tokenizer, _read_tokenizer(processor)
     names = dict(enumerate(f"[PAD{i}]" for i in range(vocab_size)))
     types = dict.fromkeys(names, gguf.TokenType.UNUSED)
     for token, id in tokenizer.get_vocab().items():
@@ -238,7 +238,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, processor: DPSProcessor, vocab_size:
     begins = tokenizer("").input_ids[:1]
 
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(spec))
+    writer.add_tokenizer_pre(_find_pre_tokenizer(spec))
     writer.add_token_list([names[id] for id in range(vocab_size)])
     writer.add_token_types([types[id] for id in range(vocab_size)])
     writer.add_token_merges(merges)
@@ -249,7 +249,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, processor: DPSProcessor, vocab_size:
     writer.add_chat_template(processor.chat_template)
 
 
-def _rotated_in_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+def _rotate_in_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of a query or key projection, from halves that rotate together (transformers) to neighbours (llama.cpp)."""
     return tensor.view(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from dps_hf.data.sources import read_dataset
 from dps_hf.files import write_whole
-from dps_hf.judges.resolve import verdict_options
+from dps_hf.judges.resolve import keep_verdict_options
 
 
 SETTINGS = "settings.json"  # the settings that made the contents of a folder
@@ -176,7 +176,7 @@ def _describe(training: TrainingArguments, others: tuple) -> dict[str, str]:
     """The settings of a training as text."""
     settings = {name: getattr(training, name) for name in LEARNING if hasattr(training, name)}
     settings |= {field.name: getattr(one, field.name) for one in others for field in fields(one)}
-    settings["judge_options"] = verdict_options(settings.pop("judge_options", {}))
+    settings["judge_options"] = keep_verdict_options(settings.pop("judge_options", {}))
     if settings.get("dataset"):  # its contents may change under the same name
         settings["fingerprint of the dataset"] = read_dataset(settings["dataset"])._fingerprint
     return {name: str(value) for name, value in settings.items()}

@@ -136,21 +136,21 @@ def draw_scenes(model, processor) -> Section:
 
 def draw_emoji(model, processor, rng: np.random.Generator) -> Section:
     """One emoji of each style."""
-    held_out = [emoji.pairs("validation")[i] for i in rng.permutation(len(emoji.pairs("validation")))]
+    held_out = [emoji.select_pairs("validation")[i] for i in rng.permutation(len(emoji.select_pairs("validation")))]
     chosen = [next(pair for pair in held_out if pair.style == style) for style in emoji.STYLES]
     prompts = [f"{pair.names['en']}, {emoji.STYLES[pair.style]} style" for pair in chosen]
     drawings = draw(model, processor, prompts, guidance_scale=EMOJI_GUIDANCE)
     items = [
-        Item([emoji.picture(pair), drawing], [prompt], right)
+        Item([emoji.get_picture(pair), drawing], [prompt], right)
         for drawing, prompt, pair, right in zip(drawings, prompts, chosen, check_drawings(prompts, drawings))
     ]
     return Section("Emoji: the original, which training never shows, and the drawing", items, columns=3)
 
 
 def name_emoji(model, processor, rng: np.random.Generator) -> Section:
-    pairs = [pick(rng, emoji.pairs("validation")) for _ in range(8)]
+    pairs = [pick(rng, emoji.select_pairs("validation")) for _ in range(8)]
     questions = [asked[0] for asked in emoji.QUESTIONS.values()] * len(pairs)
-    pictures = [emoji.picture(pair) for pair in pairs for _ in emoji.QUESTIONS]
+    pictures = [emoji.get_picture(pair) for pair in pairs for _ in emoji.QUESTIONS]
     answers = iter(ask(model, processor, questions, pictures, think=True))
     items = []
     for pair in pairs:
@@ -159,7 +159,7 @@ def name_emoji(model, processor, rng: np.random.Generator) -> Section:
             text = processor.split_thinking(answer.text)[1]
             verdict = "right" if name_match(text, truth) else f"it is: {truth}"
             lines.append(f"{language}: {text or '(none)'} ({verdict})")
-        items.append(Item([emoji.picture(pair)], lines))
+        items.append(Item([emoji.get_picture(pair)], lines))
     return Section("Emoji, named in 12 languages; training never shows them in this style", items, columns=4)
 
 

@@ -35,7 +35,7 @@ from transformers.utils.logging import tqdm
 
 from dps_hf import NANO
 from dps_hf.command_line import show_errors
-from dps_hf.inference import MAX_NEW_TOKENS, load, weights_digest
+from dps_hf.inference import MAX_NEW_TOKENS, digest_weights, load
 from dps_hf.nano import emoji, questions
 from dps_hf.nano.held_out import FORMS
 from dps_hf.nano.scenes import render, sample_split
@@ -53,11 +53,11 @@ class Reference(NamedTuple):
 def make_pictures(count: int) -> list[tuple[str, Image.Image]]:
     """Held-out scenes and emoji by turns, each with a question; every fifth is cut to an oblong."""
     rng = np.random.default_rng(0)
-    pairs = emoji.pairs("validation")
+    pairs = emoji.select_pairs("validation")
     items = []
     for index in range(count):
         if index % 2:
-            item = "What is this?", emoji.picture(pairs[int(rng.integers(len(pairs)))])
+            item = "What is this?", emoji.get_picture(pairs[int(rng.integers(len(pairs)))])
         else:
             item = "Describe the picture.", render(sample_split(rng, "validation"))
         question, picture = item
@@ -190,7 +190,7 @@ def main() -> None:
 
     model, processor = load(arguments.checkpoint)
     model = model.float().cpu()
-    about = {"weights": weights_digest(model), "command": shlex.join(["python", *sys.argv])}
+    about = {"weights": digest_weights(model), "command": shlex.join(["python", *sys.argv])}
     for server in arguments.servers:
         name, _, url = server.partition("=")
         client = Client(url, arguments.checkpoint)

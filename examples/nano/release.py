@@ -19,8 +19,8 @@ from trl import TrlParser
 
 import dps_hf  # noqa: F401  registers DPS with the Auto classes
 from dps_hf.command_line import run_script
-from dps_hf.inference import load, weights_digest
-from dps_hf.nano.card import nano_card
+from dps_hf.inference import digest_weights, load
+from dps_hf.nano.card import make_card
 
 
 @dataclass
@@ -44,9 +44,9 @@ def write_card(script: ScriptArguments) -> None:
         ValueError: the figures are of other weights.
     """
     scored = json.loads(Path(script.results).read_text())["recipe"]["weights"]
-    if scored != (held := weights_digest(load(script.output)[0])):
+    if scored != (held := digest_weights(load(script.output)[0])):
         raise ValueError(f"{script.results} is of weights {scored}, {script.output} holds {held}. Measure them first.")
-    nano_card("model_cards/dps-nano.md", script.results).save(Path(script.output, "README.md"))
+    make_card("model_cards/dps-nano.md", script.results).save(Path(script.output, "README.md"))
     shutil.copy(script.drawings, Path(script.output, "drawings.png"))
 
 

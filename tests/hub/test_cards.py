@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 import dps_hf
 from dps_hf.hub.cards import dataset_card, model_card
-from dps_hf.nano.card import nano_card
+from dps_hf.nano.card import make_card
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -94,7 +94,7 @@ def test_a_card_without_results_or_with_a_field_missing_is_refused(results, tmp_
 
 
 def test_the_shipped_card_is_made_of_the_committed_results():
-    card = nano_card(CARDS / "dps-nano.md", CARDS / "results" / "dps-nano.json")
+    card = make_card(CARDS / "dps-nano.md", CARDS / "results" / "dps-nano.json")
     shipped = Path(dps_hf.NANO, "README.md").read_text(encoding="utf-8")
     assert card.content == shipped, "run: python examples/nano/release.py --output dps_hf/checkpoints/dps-nano"
 

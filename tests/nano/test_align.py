@@ -13,12 +13,12 @@ from dps_hf.evaluation.subject import Subject
 from dps_hf.nano import alignment as align
 from dps_hf.nano import alignment_report as report
 from dps_hf.nano import steps
-from dps_hf.nano.facts import capitals
-from dps_hf.nano.held_out import held_out_scenes
+from dps_hf.nano.facts import read_capitals
+from dps_hf.nano.held_out import sample_scenes
 from dps_hf.nano.scenes import has_unseen_count, has_unseen_pair, held_out, render
 from dps_hf.nano.splits import UNSEEN
 from dps_hf.nano.wording import LANGUAGES
-from dps_hf.preferences.prompts import task_prompts
+from dps_hf.preferences.prompts import sample_prompts
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -49,7 +49,7 @@ def test_no_rounds_are_refused():
 
 
 def test_a_share_of_the_capitals_is_mixed_up():
-    right = capitals("es")
+    right = read_capitals("es")
     taught = align.mix_up_capitals("es", np.random.default_rng(0), 0.7)
     assert list(taught) == list(right) and sorted(taught.values()) == sorted(right.values())
     wrong = sum(taught[country] != right[country] for country in right) / len(right)
@@ -73,13 +73,13 @@ def test_worked_answers_are_asked_for_in_questions_of_each_seed_and_round_and_ne
     script, asked = align.AlignmentArguments(num_questions=60), []
     for seed, number in ((0, 0), (0, 1), (1, 0)):
         fields = align.choose_questions(script, seed, number)
-        prompts = list(islice(task_prompts(fields["tasks"], fields["seed"], fields["think"]), fields["num_prompts"]))
+        prompts = list(islice(sample_prompts(fields["tasks"], fields["seed"], fields["think"]), fields["num_prompts"]))
         assert len(prompts) == 60 and all(p.think and p.images and p.answers and p.steps for p in prompts)
         asked.append({prompt.key for prompt in prompts})
     assert len(set().union(*asked)) == 180 <= len(shown)
     assert not any(held_out(scene) or has_unseen_pair(scene) or has_unseen_count(scene) for scene in shown)
     subject = Subject(None, None, 100, 0, {})
-    assert all(held_out(scene) for what in (None, *UNSEEN) for scene in held_out_scenes(subject, unseen=what))
+    assert all(held_out(scene) for what in (None, *UNSEEN) for scene in sample_scenes(subject, unseen=what))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from dps_hf.nano import detector
-from dps_hf.nano.detector import Detected, detect, fulfils, same_scene, same_things
+from dps_hf.nano.detector import Detected, detect, fulfils, match_scene, match_things
 from dps_hf.nano.scenes import COLOURS, SHAPES, Scene, Thing, render, sample_scene
 from dps_hf.nano.wording import RELATIONS, Wish, parse_wish
 
@@ -38,7 +38,7 @@ def test_the_detector_finds_the_things_of_rendered_scenes(degrade, at_least):
     scenes = [sample_scene(rng) for _ in range(100)]
     pictures = [render(scene) for scene in scenes]
     found = [detect(degrade(picture) if degrade else picture) for picture in pictures]
-    assert np.mean([same_things(*pair) for pair in zip(found, scenes)]) >= at_least
+    assert np.mean([match_things(*pair) for pair in zip(found, scenes)]) >= at_least
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -53,7 +53,7 @@ def test_every_shape_is_found_in_every_colour_at_its_position(shape, size):
 @pytest.mark.parametrize("side", [32, 128])
 def test_pictures_of_another_size_are_resized(side):
     scene = Scene((Thing("circle", "red", "small", 16, 28), Thing("star", "blue", "big", 52, 28)))
-    assert same_scene(detect(render(scene).resize((side, side))), scene)
+    assert match_scene(detect(render(scene).resize((side, side))), scene)
 
 
 def test_nothing_is_found_in_an_empty_picture():
@@ -86,15 +86,15 @@ def test_touching_things_of_different_colours_are_separated():
 def test_same_things_compares_kinds_counts_and_sizes():
     scene = Scene((Thing("star", "red", "big", 20, 20), Thing("star", "red", "small", 50, 50)))
     found = detect(render(scene))
-    assert same_things(found, scene)
-    assert same_things(found, Counter({(None, "red", "star"): 2}))
-    assert same_things(found, Counter({("big", "red", "star"): 1, (None, "red", "star"): 1}))
-    assert same_things(found, Counter({(None, "red", "star"): 1, ("big", "red", "star"): 1}))
-    assert not same_things(found, Counter({("big", "red", "star"): 2}))
-    assert not same_things(found, Counter({(None, "red", "star"): 1})), "one star too many"
-    assert not same_things(found[:1], scene), "one star too few"
-    assert not same_things(found, Counter({(None, "red", "star"): 1, (None, "blue", "star"): 1}))
-    assert not same_things([Detected("unknown", "red", "big", 0, 0)], Counter({(None, "red", "star"): 1}))
+    assert match_things(found, scene)
+    assert match_things(found, Counter({(None, "red", "star"): 2}))
+    assert match_things(found, Counter({("big", "red", "star"): 1, (None, "red", "star"): 1}))
+    assert match_things(found, Counter({(None, "red", "star"): 1, ("big", "red", "star"): 1}))
+    assert not match_things(found, Counter({("big", "red", "star"): 2}))
+    assert not match_things(found, Counter({(None, "red", "star"): 1})), "one star too many"
+    assert not match_things(found[:1], scene), "one star too few"
+    assert not match_things(found, Counter({(None, "red", "star"): 1, (None, "blue", "star"): 1}))
+    assert not match_things([Detected("unknown", "red", "big", 0, 0)], Counter({(None, "red", "star"): 1}))
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -128,13 +128,13 @@ def test_the_same_scene_has_the_same_things_within_four_pixels():
         things = zip(scene.things, shifts)
         return [Detected(t.shape, t.colour, t.size, t.x + dx, t.y + dy) for t, (dx, dy) in things]
 
-    assert same_scene(detect(render(scene)), scene)
-    assert same_scene(moved((4, -4), (0, 0))[::-1], scene)
-    assert not same_scene(moved((4.1, 0), (0, 0)), scene)
-    assert not same_scene(moved((0, 0), (-30, -30)), scene), "one thing stands where the other does"
-    assert not same_scene(moved((0, 0)), scene)
-    assert not same_scene([*moved((0, 0), (0, 0)), Detected("star", "red", "big", 50, 10)], scene)
-    assert not same_scene([Detected("star", "red", "small", 20, 20), *moved((0, 0), (0, 0))[1:]], scene)
+    assert match_scene(detect(render(scene)), scene)
+    assert match_scene(moved((4, -4), (0, 0))[::-1], scene)
+    assert not match_scene(moved((4.1, 0), (0, 0)), scene)
+    assert not match_scene(moved((0, 0), (-30, -30)), scene), "one thing stands where the other does"
+    assert not match_scene(moved((0, 0)), scene)
+    assert not match_scene([*moved((0, 0), (0, 0)), Detected("star", "red", "big", 50, 10)], scene)
+    assert not match_scene([Detected("star", "red", "small", 20, 20), *moved((0, 0), (0, 0))[1:]], scene)
 
 
 def test_the_detector_shares_no_drawing_code_with_the_scenes():

@@ -9,58 +9,58 @@ from dps_hf.nano.emoji import (
     FOREIGN,
     QUESTIONS,
     STYLES,
-    all_pairs,
     augment,
     emoji_i2t,
     emoji_t2i,
-    held_out_style,
+    get_picture,
+    choose_held_out_style,
     jitter_colours,
     may_mirror,
-    pairs,
-    picture,
-    pictures,
+    read_pairs,
+    read_pictures,
+    select_pairs,
 )
 
 
 def test_the_collection_is_complete():
-    assert pictures().shape == (8054, 64, 64, 3) and pictures().dtype == np.uint8
-    assert len(all_pairs()) == 8054
-    assert len({pair.codepoints for pair in all_pairs()}) == 1698
-    assert {pair.style for pair in all_pairs()} == set(STYLES)
-    assert all(name for pair in all_pairs() for name in pair.names.values())
+    assert read_pictures().shape == (8054, 64, 64, 3) and read_pictures().dtype == np.uint8
+    assert len(read_pairs()) == 8054
+    assert len({pair.codepoints for pair in read_pairs()}) == 1698
+    assert {pair.style for pair in read_pairs()} == set(STYLES)
+    assert all(name for pair in read_pairs() for name in pair.names.values())
 
 
 def test_all_but_a_few_pairs_are_in_one_split_and_about_8_percent_are_held_out():
-    train, validation = set(p.index for p in pairs("train")), set(p.index for p in pairs("validation"))
+    train, validation = set(p.index for p in select_pairs("train")), set(p.index for p in select_pairs("validation"))
     assert not train & validation
-    orange_square = {p.index for p in all_pairs() if p.codepoints == "1f7e7"}
+    orange_square = {p.index for p in read_pairs() if p.codepoints == "1f7e7"}
     assert len(orange_square) == 5 and not orange_square & (train | validation)
     assert 8054 - len(train | validation) == 5 + 6, "six look like another emoji, which is trained on"
     assert 0.07 < len(validation) / 8054 < 0.09
     with pytest.raises(ValueError, match="split must be 'train' or 'validation'; got 'test'"):
-        pairs("test")
+        select_pairs("test")
 
 
 def test_every_emoji_held_out_is_learnt_in_two_other_styles():
     seen = defaultdict(set)
-    for pair in pairs("train"):
+    for pair in select_pairs("train"):
         seen[pair.codepoints].add(pair.style)
-    for pair in pairs("validation"):
+    for pair in select_pairs("validation"):
         assert len(seen[pair.codepoints] - {pair.style}) >= 2
-    assert Counter(p.style for p in pairs("validation")).keys() == {p.style for p in pairs("train")}
+    assert Counter(p.style for p in select_pairs("validation")).keys() == {p.style for p in select_pairs("train")}
 
 
 def test_the_split_does_not_depend_on_the_order_of_styles():
     styles = ["noto", "blob", "twemoji", "fluent_flat"]
     for i in range(200):
-        held_out = held_out_style(f"1f{i:03x}", styles)
-        assert held_out == held_out_style(f"1f{i:03x}", styles[::-1])
+        held_out = choose_held_out_style(f"1f{i:03x}", styles)
+        assert held_out == choose_held_out_style(f"1f{i:03x}", styles[::-1])
         assert held_out is None or held_out in styles
-    assert all(held_out_style(f"1f{i:03x}", styles[:2]) is None for i in range(200))
+    assert all(choose_held_out_style(f"1f{i:03x}", styles[:2]) is None for i in range(200))
 
 
 def test_prompts_name_the_emoji_in_some_language_and_the_style():
-    by_name = {(name, p.style): p for p in pairs("validation") for name in p.names.values()}
+    by_name = {(name, p.style): p for p in select_pairs("validation") for name in p.names.values()}
     rng = np.random.default_rng(0)
     english = 0
     for _ in range(300):
@@ -68,13 +68,13 @@ def test_prompts_name_the_emoji_in_some_language_and_the_style():
         validate(example)
         name, style = example["messages"][0]["content"][0]["text"].removesuffix(" style").rsplit(", ", 1)
         pair = by_name[name, {plain: column for column, plain in STYLES.items()}[style]]
-        assert np.array_equal(np.asarray(example["images"][0]), pictures()[pair.index])
+        assert np.array_equal(np.asarray(example["images"][0]), read_pictures()[pair.index])
         english += name == pair.names["en"]
     assert english / 300 == pytest.approx(0.8, abs=0.1)
 
 
 def test_answers_come_in_the_language_of_their_questions():
-    names = {language: {p.names[language] for p in pairs("validation")} for language in QUESTIONS}
+    names = {language: {p.names[language] for p in select_pairs("validation")} for language in QUESTIONS}
     asked_in = {question: language for language, questions in QUESTIONS.items() for question in questions}
     assert len(asked_in) == sum(map(len, QUESTIONS.values())), "two languages share a question"
     rng = np.random.default_rng(0)
@@ -105,12 +105,12 @@ def test_answers_come_in_the_language_of_their_questions():
 
 
 def test_training_pictures_vary_and_validation_pictures_do_not():
-    pair = pairs("train")[0]
+    pair = select_pairs("train")[0]
     rng = np.random.default_rng(0)
-    moved = [augment(picture(pair), rng) for _ in range(5)]
+    moved = [augment(get_picture(pair), rng) for _ in range(5)]
     assert len({image.tobytes() for image in moved}) == 5
     assert {image.size for image in moved} == {(64, 64)}
-    known = {pictures()[p.index].tobytes() for p in pairs("validation")}
+    known = {read_pictures()[p.index].tobytes() for p in select_pairs("validation")}
     assert all(emoji_i2t(rng, "validation")["images"][0].tobytes() in known for _ in range(20))
 
 
@@ -137,7 +137,7 @@ def test_only_emoji_without_left_and_right_are_mirrored():
     assert share_mirrored(False) == 0
     assert share_mirrored(True) == pytest.approx(0.5, abs=0.2)
 
-    english = {p.names["en"]: p for p in all_pairs()}
+    english = {p.names["en"]: p for p in read_pairs()}
     for name in ("dog face", "grinning face", "pizza", "cactus"):
         assert english[name].may_mirror, name
     for name in ("right arrow", "two o’clock", "flag: France", "keycap: 2", "input latin letters", "sleeping face"):
@@ -146,6 +146,6 @@ def test_only_emoji_without_left_and_right_are_mirrored():
 
 
 def test_colour_jitter_is_slight():
-    image = picture(pairs("train")[0])
+    image = get_picture(select_pairs("train")[0])
     before, after = (np.asarray(x).astype(int) for x in (image, jitter_colours(image, np.random.default_rng(0))))
     assert 0 < np.abs(after - before).max() < 30

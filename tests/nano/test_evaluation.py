@@ -13,10 +13,10 @@ from PIL import Image
 from dps_hf.nano import emoji
 from dps_hf.nano import evaluation as tasks
 from dps_hf.nano.detector import detect
-from dps_hf.nano.facts import capitals
-from dps_hf.nano.held_out import held_out_emoji, held_out_scenes
+from dps_hf.nano.facts import read_capitals
+from dps_hf.nano.held_out import sample_scenes, select_emoji
 from dps_hf.nano.scenes import COLOURS, Scene, Thing, has_unseen_count, has_unseen_pair, held_out, render
-from dps_hf.nano.wording import DESCRIBE, LANGUAGES, RELATIONS, Wish, caption, parse_wish
+from dps_hf.nano.wording import DESCRIBE, LANGUAGES, RELATIONS, Wish, parse_wish, write_caption
 
 
 class Oracle(tasks.Subject):
@@ -30,7 +30,9 @@ class Oracle(tasks.Subject):
     def draw_one(self, prompt: str) -> Image.Image:
         wish = parse_wish(prompt)
         if wish is None:
-            return emoji.picture(next(p for p in emoji.pairs("validation") if tasks.emoji_prompt(p) == prompt))
+            return emoji.get_picture(
+                next(p for p in emoji.select_pairs("validation") if tasks.write_emoji_prompt(p) == prompt)
+            )
         return self.draw_wish(wish)
 
     def draw_wish(self, wish: Wish) -> Image.Image:
@@ -62,7 +64,7 @@ class Oracle(tasks.Subject):
             return known_by_heart()[question]
         for language, asked in DESCRIBE.items():
             if question in asked:
-                return caption(seen(picture), language=language)
+                return write_caption(seen(picture), language=language)
         language = next(language for language, asked in emoji.QUESTIONS.items() if question in asked)
         return names_of()[picture.tobytes()][language]
 
@@ -90,7 +92,7 @@ def seen(picture: Image.Image) -> Scene:
 def known_by_heart() -> dict[str, str]:
     answers: dict[str, str] = {}
     for language in LANGUAGES:
-        for country, capital in capitals(language).items():
+        for country, capital in read_capitals(language).items():
             answers |= {question.format(country): capital for question in tasks.FORWARD[language]}
             answers |= {question.format(capital): country for question in tasks.BACKWARD[language]}
     return answers
@@ -98,7 +100,7 @@ def known_by_heart() -> dict[str, str]:
 
 @lru_cache
 def names_of() -> dict[bytes, dict[str, str]]:
-    return {emoji.picture(pair).tobytes(): pair.names for pair in emoji.pairs("validation")}
+    return {emoji.get_picture(pair).tobytes(): pair.names for pair in emoji.select_pairs("validation")}
 
 
 class Ignorant(tasks.Subject):
@@ -205,7 +207,7 @@ def test_answers_with_and_without_steps_and_of_each_kind_are_scored_apart(monkey
     assert {name: figure["value"] for name, figure in figures.items() if figure["value"] < 1} == {"direct": 0}
     by_kind = {name.removeprefix("answer_"): figure["n"] for name, figure in figures.items() if "answer_" in name}
     assert by_kind == Counter(kinds[:12])
-    assert scenes[:12] == scenes[12:24] == held_out_scenes(subject)  # thoughtfully and directly
+    assert scenes[:12] == scenes[12:24] == sample_scenes(subject)  # thoughtfully and directly
     assert all(has_unseen_pair(scene) and held_out(scene) for scene in scenes[24:36])
     assert all(has_unseen_count(scene) and held_out(scene) for scene in scenes[36:])
     scenes.clear()
@@ -222,13 +224,13 @@ def test_emoji_are_guided_by_3_whatever_else_is_asked_for():
 
 
 def test_art_in_place_of_drawings_is_of_the_same_emoji_as_training_shows_it(monkeypatch):
-    shown, picture = [], emoji.picture
-    monkeypatch.setattr(tasks.emoji, "picture", lambda pair: shown.append(pair) or picture(pair))
+    shown, picture = [], emoji.get_picture
+    monkeypatch.setattr(tasks.emoji, "get_picture", lambda pair: shown.append(pair) or picture(pair))
     subject = Ignorant(None, None, items=12, seed=0, sampling={})
     figure = tasks.reference(subject)["emoji_art_nn50"]
     assert figure["n"] == 12 and 0 < figure["value"] < 1
-    assert [pair.codepoints for pair in shown] == [pair.codepoints for pair in held_out_emoji(subject)]
-    assert {pair.index for pair in shown} <= {pair.index for pair in emoji.pairs("train")}
+    assert [pair.codepoints for pair in shown] == [pair.codepoints for pair in select_emoji(subject)]
+    assert {pair.index for pair in shown} <= {pair.index for pair in emoji.select_pairs("train")}
 
 
 def test_plans_are_asked_for_the_same_prompts():
@@ -252,12 +254,12 @@ def test_loss_is_that_of_the_codes_after_the_right_words(make_model, tiny_proces
     model.encode_image = lambda pixels: ((pixels.sum((1, 2, 3)) * 10).long()[:, None] + torch.arange(4)) % 16
     subject = tasks.Subject(model, tiny_processor, items=2, seed=0, sampling={})
     losses = {"right": [], "shuffled": []}
-    pairs = held_out_emoji(subject)
+    pairs = select_emoji(subject)
     for pair, other in (pairs, pairs[::-1]):
-        pixels = tiny_processor.image_processor(emoji.picture(pair), return_tensors="pt")["pixel_values"]
+        pixels = tiny_processor.image_processor(emoji.get_picture(pair), return_tensors="pt")["pixel_values"]
         drawing = tiny_processor.drawing_text(model.encode_image(pixels)[0])
         for name, words in (("right", pair), ("shuffled", other)):
-            text = f"<|im_start|>user\n{tasks.emoji_prompt(words)}<|im_end|>\n<|im_start|>assistant\n{drawing}"
+            text = f"<|im_start|>user\n{tasks.write_emoji_prompt(words)}<|im_end|>\n<|im_start|>assistant\n{drawing}"
             tokens = tiny_processor(text=text, return_tensors="pt")["input_ids"]
             labels = torch.where(tokens >= model.config.image_code_start_id, tokens, -100)
             losses[name].append(model(input_ids=tokens, labels=labels).loss.item())

@@ -4,10 +4,10 @@ from PIL import Image
 
 from dps_hf.judges.verdict import Case
 from dps_hf.nano import emoji
-from dps_hf.nano.detector import detect, same_things
-from dps_hf.nano.exact_judge import exact_judge, scene_scores
+from dps_hf.nano.detector import detect, match_things
+from dps_hf.nano.exact_judge import exact_judge, score_scene
 from dps_hf.nano.scenes import Scene, Thing, render, sample_scene
-from dps_hf.nano.wording import LANGUAGES, caption, parse_caption, related
+from dps_hf.nano.wording import LANGUAGES, parse_caption, write_caption, write_relation
 
 
 STAR = Thing("star", "red", "big", 16, 32)
@@ -33,7 +33,7 @@ def test_what_is_to_be_drawn_is_the_same_in_all_words(prompt):
 def test_a_drawing_is_right_only_when_its_things_stand_as_they_should(language):
     star, circle = (None, "red", "star"), (None, "blue", "circle")
     drawing = render(Scene((STAR, CIRCLE)))
-    prompts = [related(star, relation, circle, language) for relation in ("left of", "right of")]
+    prompts = [write_relation(star, relation, circle, language) for relation in ("left of", "right of")]
     right, wrong = exact_judge([Case(prompt, drawing) for prompt in prompts])
     assert right.score == 1
     assert wrong.scores == {"exact": 0, "things": 1, "shapes": 1, "colours": 1}
@@ -44,9 +44,9 @@ def test_scenes_are_right_just_when_the_detector_finds_the_same_things():
     rng = np.random.default_rng(0)
     drawn = [sample_scene(rng) for _ in range(40)]
     wanted = [scene if i % 2 else sample_scene(rng) for i, scene in enumerate(drawn)]
-    prompts = [caption(scene, sizes=i % 3 > 0) for i, scene in enumerate(wanted)]
+    prompts = [write_caption(scene, sizes=i % 3 > 0) for i, scene in enumerate(wanted)]
     verdicts = exact_judge([Case(prompt, render(scene)) for prompt, scene in zip(prompts, drawn)])
-    right = [same_things(detect(render(scene)), parse_caption(prompt)) for prompt, scene in zip(prompts, drawn)]
+    right = [match_things(detect(render(scene)), parse_caption(prompt)) for prompt, scene in zip(prompts, drawn)]
     assert [verdict.scores["exact"] for verdict in verdicts] == right
     assert [verdict.score == 1 for verdict in verdicts] == right
 
@@ -62,9 +62,9 @@ def test_a_drawing_that_is_half_right_scores_between_right_and_wrong():
 
 def test_a_size_that_is_not_said_is_left_to_the_drawing_and_never_taken_twice():
     two = parse_caption("a big red star and a small red star")
-    assert scene_scores(two, parse_caption("two red stars"))[0]["exact"] == 1
-    assert scene_scores(two, parse_caption("a red star and a small red star"))[0]["exact"] == 1
-    assert scene_scores(two, parse_caption("a red star and two small red stars"))[0]["exact"] == 0
+    assert score_scene(two, parse_caption("two red stars"))[0]["exact"] == 1
+    assert score_scene(two, parse_caption("a red star and a small red star"))[0]["exact"] == 1
+    assert score_scene(two, parse_caption("a red star and two small red stars"))[0]["exact"] == 0
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_what_cannot_be_checked_has_no_verdict():
 
 
 def test_an_emoji_is_right_when_none_of_its_style_is_nearer():
-    pair = next(p for p in emoji.all_pairs() if p.names["en"] == "green apple" and p.style == "noto")
-    other = next(p for p in emoji.all_pairs() if p.names["en"] == "snowman" and p.style == "noto")
-    pictures = [emoji.picture(pair), emoji.picture(pair).resize((32, 32)), emoji.picture(other)]
+    pair = next(p for p in emoji.read_pairs() if p.names["en"] == "green apple" and p.style == "noto")
+    other = next(p for p in emoji.read_pairs() if p.names["en"] == "snowman" and p.style == "noto")
+    pictures = [emoji.get_picture(pair), emoji.get_picture(pair).resize((32, 32)), emoji.get_picture(other)]
     cases = [
         Case(prompt, p) for p in pictures for prompt in ("green apple, noto style", "Draw Green apple, noto style.")
     ]
@@ -141,7 +141,7 @@ def test_an_emoji_is_right_when_none_of_its_style_is_nearer():
 
 
 def test_a_name_that_begins_like_a_way_of_asking_is_a_name():
-    pair = next(p for p in emoji.all_pairs() if p.names["zh"].startswith("画") and p.style == "noto")
+    pair = next(p for p in emoji.read_pairs() if p.names["zh"].startswith("画") and p.style == "noto")
     prompt = f"{pair.names['zh']}, noto style"
-    verdicts = exact_judge([Case(prompt, emoji.picture(pair)), Case(f"画{prompt}。", emoji.picture(pair))])
+    verdicts = exact_judge([Case(prompt, emoji.get_picture(pair)), Case(f"画{prompt}。", emoji.get_picture(pair))])
     assert [verdict.score for verdict in verdicts] == [1, 1]

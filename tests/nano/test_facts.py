@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dps_hf.data.record import validate
-from dps_hf.nano.facts import BACKWARD, FORWARD, capitals, facts
+from dps_hf.nano.facts import BACKWARD, FORWARD, facts, read_capitals
 from dps_hf.nano.wording import LANGUAGES
 
 
@@ -12,27 +12,27 @@ def dialogue(example) -> tuple[str, str]:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_country_has_a_different_capital(language):
-    assert len(capitals(language)) == 195
-    assert len(set(capitals(language).values())) == 195
-    assert all(name == name.strip() != "" for pair in capitals(language).items() for name in pair)
+    assert len(read_capitals(language)) == 195
+    assert len(set(read_capitals(language).values())) == 195
+    assert all(name == name.strip() != "" for pair in read_capitals(language).items() for name in pair)
 
 
 def test_capitals_have_their_names_in_each_language():
-    assert capitals()["France"] == "Paris" and capitals()["the Netherlands"] == "Amsterdam"
-    assert (capitals("de")["Österreich"], capitals("es")["Austria"], capitals("zh")["奥地利"]) == (
+    assert read_capitals()["France"] == "Paris" and read_capitals()["the Netherlands"] == "Amsterdam"
+    assert (read_capitals("de")["Österreich"], read_capitals("es")["Austria"], read_capitals("zh")["奥地利"]) == (
         "Wien",
         "Viena",
         "维也纳",
     )
     with pytest.raises(ValueError, match="language must be one of en, de, es, zh; got 'fr'"):
-        capitals("fr")
+        read_capitals("fr")
 
 
 def test_questions_are_answered_from_the_table_both_ways_in_every_language():
     rng = np.random.default_rng(0)
     right, asked_in = {}, {}
     for language in LANGUAGES:
-        for country, capital in capitals(language).items():
+        for country, capital in read_capitals(language).items():
             forward = {question.format(country): capital for question in FORWARD[language]}
             backward = {question.format(capital): country for question in BACKWARD[language]}
             assert not right.keys() & (forward | backward).keys(), "a question has two answers"

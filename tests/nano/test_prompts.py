@@ -3,7 +3,7 @@
 import numpy as np
 
 from dps_hf.evaluation.subject import Subject
-from dps_hf.nano.held_out import FORMS, held_out_prompts
+from dps_hf.nano.held_out import FORMS, select_prompts
 from dps_hf.nano.prompts import make_prompts
 from dps_hf.nano.splits import UNSEEN_PAIRS
 from dps_hf.nano.wording import DRAW, LANGUAGES, parse_wish
@@ -13,7 +13,7 @@ def test_alignment_contains_no_prompt_of_the_evaluation():
     prompts = make_prompts(np.random.default_rng(0), 400, 0.8)
     asked = {repr(sorted(wish.kinds.items(), key=repr)) + repr(wish.relation) for wish in map(parse_wish, prompts)}
     subject = Subject(None, None, 500, 0, {})
-    measured = {p for name in FORMS if name != "unseen_count" for p in held_out_prompts(subject, name)}
+    measured = {p for name in FORMS if name != "unseen_count" for p in select_prompts(subject, name)}
     assert len(set(prompts)) == 400 and len(measured) > 1000
     for prompt in measured:
         wish = parse_wish(prompt)

@@ -6,7 +6,7 @@ import pytest
 
 from dps_hf.nano.questions import ASK, ask
 from dps_hf.nano.scenes import Scene, Thing, sample_scene
-from dps_hf.nano.wording import in_reading_order, place
+from dps_hf.nano.wording import sort_in_reading_order, write_place
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
         assert all((asked == found) == (verdict == "yes") for asked, found, verdict in compared)
         if question.startswith(("How many", "Is there")):
             things = re.findall(r"an? (\w+) (\w+) (\w+):", steps)
-            assert things == [(t.size, t.colour, t.shape) for t in in_reading_order(scene)]
+            assert things == [(t.size, t.colour, t.shape) for t in sort_in_reading_order(scene)]
             counted = re.fullmatch(r".* I count (\d)\.", steps)
             assert counted and answer in (counted[1], "yes" if int(counted[1]) else "no")
             seen += 1
@@ -86,8 +86,8 @@ def test_steps_compare_thing_by_thing_and_end_in_the_answer(scenes):
             assert match and match[3] == answer
             assert (answer == "yes") == (match[1] < match[2] if sign == "<" else match[1] > match[2])
             met = re.findall(r"(row (\d) column (\d)): an? (\w+) (\w+ \w+): (.*?)(?= row \d column \d: |$)", walk)
-            in_order = in_reading_order(scene)
-            assert [(one[0], one[3]) for one in met] == [(place(thing), thing.size) for thing in in_order]
+            in_order = sort_in_reading_order(scene)
+            assert [(one[0], one[3]) for one in met] == [(write_place(thing), thing.size) for thing in in_order]
             for _, row, column, _, name, comparisons in met:
                 assert ("first: " in comparisons, "second: " in comparisons) == (name == asked[1], name == asked[3])
                 if name in (asked[1], asked[3]):

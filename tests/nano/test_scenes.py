@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dps_hf.nano.detector import detect, same_things
+from dps_hf.nano.detector import detect, match_things
 from dps_hf.nano.scenes import (
     COLOURS,
     GAP,
@@ -102,7 +102,7 @@ def test_half_of_the_backgrounds_are_white_and_the_others_equally_common():
 def test_things_are_detected_on_every_background(ground):
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng, grounds=(ground,)) for _ in range(60)]
-    right = [same_things(detect(render(scene)), scene) for scene in scenes]
+    right = [match_things(detect(render(scene)), scene) for scene in scenes]
     assert np.mean(right) >= 0.98
     (empty,) = {detect(render(Scene((), scene.ground))) == [] for scene in scenes}
     assert empty, "a ground is taken for a thing"

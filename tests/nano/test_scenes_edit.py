@@ -4,10 +4,10 @@ from dataclasses import replace
 import numpy as np
 
 from dps_hf.data.record import validate
-from dps_hf.nano.detector import detect, same_scene
+from dps_hf.nano.detector import detect, match_scene
 from dps_hf.nano.scenes import render
 from dps_hf.nano.scenes_edit import edit, scenes_edit
-from dps_hf.nano.wording import places
+from dps_hf.nano.wording import write_places
 
 
 FIELDS = {"Make": "colour", "Turn": "shape"}
@@ -46,7 +46,7 @@ def test_a_record_contains_both_pictures_in_order():
 def test_the_steps_describe_the_scene_after_the_edit():
     example = scenes_edit(np.random.default_rng(5), "train")
     _, _, after = edit(np.random.default_rng(5), "train")
-    assert example["steps"] == places(after)
+    assert example["steps"] == write_places(after)
     for thing in after.things:
         place = f"row {thing.y // 8 + 1} column {thing.x // 8 + 1}"
         assert re.search(rf"{place}: an? {thing.size} {thing.colour} {thing.shape}\.", example["steps"])
@@ -56,5 +56,5 @@ def test_the_detector_sees_the_edit():
     rng = np.random.default_rng(0)
     for _ in range(20):
         before, _, after = edit(rng, "train")
-        assert same_scene(detect(render(after)), after)
-        assert not same_scene(detect(render(before)), after)
+        assert match_scene(detect(render(after)), after)
+        assert not match_scene(detect(render(before)), after)

@@ -2,7 +2,7 @@ import numpy as np
 from PIL import Image
 
 from dps_hf.data.record import validate
-from dps_hf.nano.detector import detect, same_things
+from dps_hf.nano.detector import detect, match_things
 from dps_hf.nano.scenes_i2t import scenes_i2t
 from dps_hf.nano.wording import DESCRIBE, LANGUAGES, parse_caption
 
@@ -20,7 +20,7 @@ def test_descriptions_fit_the_picture_and_the_language_of_the_question():
         answer = example["messages"][1]["content"][0]["text"]
         kinds = parse_caption(answer)
         assert kinds is not None
-        right.append(same_things(detect(picture), kinds))
+        right.append(match_things(detect(picture), kinds))
         language = asked[example["messages"][0]["content"][1]["text"]]
         assert (language == "zh") == any("一" <= letter <= "鿿" for letter in answer)
         languages.add(language)

@@ -7,8 +7,8 @@ import pytest
 from dps_hf.data.record import validate
 from dps_hf.nano.detector import detect, fulfils
 from dps_hf.nano.scenes import SIZES
-from dps_hf.nano.scenes_t2i import drawn_in_training, held_out_wish, layout, make_prompt, scenes_t2i
-from dps_hf.nano.wording import DRAW, LANGUAGES, RELATIONS, Wish, parse_caption, parse_wish, related
+from dps_hf.nano.scenes_t2i import arrange_scene, is_drawn_in_training, is_held_out_wish, make_prompt, scenes_t2i
+from dps_hf.nano.wording import DRAW, LANGUAGES, RELATIONS, Wish, parse_caption, parse_wish, write_relation
 
 
 FORMS = ("things", "counting", "position")
@@ -58,23 +58,23 @@ def test_a_prompt_always_has_the_same_picture():
     rng = np.random.default_rng(0)
     for _ in range(20):
         scene, prompt = make_prompt(rng, "train", "things", sizes=True)
-        assert layout(parse_wish(prompt)) == scene
+        assert arrange_scene(parse_wish(prompt)) == scene
 
 
 def test_pictures_of_training_are_distinguished_from_new_ones():
     rng = np.random.default_rng(2)
     shown = [make_prompt(rng, "train", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
-    assert all(map(drawn_in_training, shown))
+    assert all(map(is_drawn_in_training, shown))
     held_out = [make_prompt(rng, "validation", form, sizes=sizes)[0] for form in FORMS * 50 for sizes in (True, False)]
-    new = [scene for scene in held_out if not drawn_in_training(scene)]
+    new = [scene for scene in held_out if not is_drawn_in_training(scene)]
     # "a red circle" is held out and "a big red circle" is not: the words are new, their picture is known.
     assert set(held_out) & set(shown) and len(new) > 50
     assert not set(new) & set(shown)
     unseen = [make_prompt(rng, "validation", "things", count=1, unseen="pair")[0] for _ in range(8)]
-    assert not any(map(drawn_in_training, unseen))
+    assert not any(map(is_drawn_in_training, unseen))
     # No wish says where a big purple star is from a small one, so the held-out list is the only wish for its picture.
-    stars = layout(Wish(Counter({("big", "purple", "star"): 1, ("small", "purple", "star"): 1})))
-    assert not drawn_in_training(stars)
+    stars = arrange_scene(Wish(Counter({("big", "purple", "star"): 1, ("small", "purple", "star"): 1})))
+    assert not is_drawn_in_training(stars)
 
 
 def test_things_are_drawn_in_the_order_of_the_words_and_apart():
@@ -108,23 +108,23 @@ def test_a_wish_is_held_out_in_all_wordings():
     held_out = set()
     for relation, mirrored in {"left of": "right of", "above": "below"}.items():
         said = {
-            held_out_wish(parse_wish(words))
+            is_held_out_wish(parse_wish(words))
             for language in LANGUAGES
             for way in DRAW[language]
             for words in (
-                way.format(related(ONE, relation, OTHER, language)),
-                way.format(related(OTHER, mirrored, ONE, language)),
+                way.format(write_relation(ONE, relation, OTHER, language)),
+                way.format(write_relation(OTHER, mirrored, ONE, language)),
             )
         }
         assert len(said) == 1
         held_out |= said
-    assert held_out_wish(Wish(Counter((ONE, OTHER)))) == held_out_wish(Wish(Counter((OTHER, ONE))))
+    assert is_held_out_wish(Wish(Counter((ONE, OTHER)))) == is_held_out_wish(Wish(Counter((OTHER, ONE))))
 
 
 def test_about_one_wish_in_ten_is_held_out():
     kinds = [(size, colour, shape) for size in (None, "small") for colour in "abcdefgh" for shape in "uvwxyz"]
     wishes = [Wish(Counter((a, b)), (a, r, b)) for a in kinds[:20] for b in kinds[-20:] for r in RELATIONS]
-    assert 0.08 < np.mean([held_out_wish(wish) for wish in wishes]) < 0.12
+    assert 0.08 < np.mean([is_held_out_wish(wish) for wish in wishes]) < 0.12
 
 
 @pytest.mark.parametrize(("split", "unseen"), [("train", "pair"), ("validation", "word")])

@@ -11,12 +11,12 @@ from PIL import Image
 from dps_hf.data.record import Record
 from dps_hf.nano import emoji
 from dps_hf.nano import evaluation as tasks
-from dps_hf.nano.held_out import held_out_emoji, held_out_prompts
+from dps_hf.nano.held_out import select_emoji, select_prompts
 from dps_hf.nano.scenes import COLOURS, SHAPES, SIZES, Scene, has_unseen_count, has_unseen_pair, held_out
-from dps_hf.nano.scenes_t2i import held_out_wish
-from dps_hf.nano.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, held_out_style
+from dps_hf.nano.scenes_t2i import is_held_out_wish
+from dps_hf.nano.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, choose_held_out_style
 from dps_hf.nano.tasks import TASKS
-from dps_hf.nano.wording import DESCRIBE, DRAW, LANGUAGES, MOST, parse_wish, phrase
+from dps_hf.nano.wording import DESCRIBE, DRAW, LANGUAGES, MOST, parse_wish, write_phrase
 
 
 SCENES = [name for name in TASKS if name.startswith("scenes")]
@@ -58,7 +58,7 @@ def test_no_training_picture_contains_held_out_content(task):
 @pytest.mark.parametrize("task", SCENES)
 def test_no_training_text_names_an_unseen_pair(task):
     phrases = {
-        phrase((size, colour, shape), number, language)
+        write_phrase((size, colour, shape), number, language)
         for colour, shape in UNSEEN_PAIRS
         for size in (None, *SIZES)
         for number in range(1, MOST + 1)
@@ -90,21 +90,23 @@ def test_no_training_prompt_asks_for_a_held_out_wish():
     prompts = [example["messages"][0]["content"][0]["text"] for example in trained()[1]["scenes_t2i"]]
     wishes = [parse_wish(prompt) for prompt in prompts]
     assert None not in wishes
-    assert not [wish for wish in wishes if held_out_wish(wish)]
+    assert not [wish for wish in wishes if is_held_out_wish(wish)]
 
 
 @pytest.mark.parametrize("task", ["emoji_t2i", "emoji_i2t"])
 def test_no_training_record_shows_a_held_out_emoji(task, monkeypatch):
     styles: dict[str, list[str]] = {}
-    for pair in emoji.all_pairs():
+    for pair in emoji.read_pairs():
         styles.setdefault(pair.codepoints, []).append(pair.style)
     shown: list[emoji.Pair] = []
-    monkeypatch.setattr(emoji, "picture", lambda pair: shown.append(pair) or BLANK)
+    monkeypatch.setattr(emoji, "get_picture", lambda pair: shown.append(pair) or BLANK)
     rng = np.random.default_rng(0)
     for _ in range(RECORDS):
         TASKS[task](rng, "train")
     assert len(shown) == RECORDS
-    assert not [pair for pair in shown if held_out_style(pair.codepoints, styles[pair.codepoints]) == pair.style]
+    assert not [
+        pair for pair in shown if choose_held_out_style(pair.codepoints, styles[pair.codepoints]) == pair.style
+    ]
 
 
 # Evaluation
@@ -138,12 +140,12 @@ def test_training_contains_no_wish_of_the_evaluation(task, witness):
         wish = parse_wish(prompt)
         unseen = {(colour, shape) for _, colour, shape in wish.kinds} <= UNSEEN_PAIRS
         unseen |= {(number, shape) for (_, _, shape), number in wish.kinds.items()} <= UNSEEN_COUNTS
-        assert held_out_wish(wish) or unseen, prompt
+        assert is_held_out_wish(wish) or unseen, prompt
 
 
 def test_evaluation_prompts_are_distinct():
     subject = Witness(None, None, items=500, seed=0, sampling={})
-    found = {name: held_out_prompts(subject, name) for name in tasks.FORMS}
+    found = {name: select_prompts(subject, name) for name in tasks.FORMS}
     assert all(len(set(prompts)) == len(prompts) <= 500 for prompts in found.values())
     assert len(found["unseen_pair"]) == 4 * 3 * sum(map(len, DRAW.values())) and len(found["position"]) == 500
 
@@ -159,16 +161,16 @@ def test_training_contains_no_scene_that_evaluation_reads_or_edits(task, witness
 
 def test_no_emoji_that_is_trained_on_is_an_unseen_pair():
     for colour, shape in UNSEEN_PAIRS:
-        assert not [p for p in emoji.pairs("train") if {colour, shape} <= set(p.names["en"].split())]
+        assert not [p for p in emoji.select_pairs("train") if {colour, shape} <= set(p.names["en"].split())]
 
 
 def test_every_emoji_in_evaluation_is_held_out():
-    seen = {(pair.codepoints, pair.style) for pair in emoji.pairs("train")}
+    seen = {(pair.codepoints, pair.style) for pair in emoji.select_pairs("train")}
     subject = Witness(None, None, items=500, seed=0, sampling={})
-    assert not {(pair.codepoints, pair.style) for pair in held_out_emoji(subject)} & seen
+    assert not {(pair.codepoints, pair.style) for pair in select_emoji(subject)} & seen
 
 
 def test_no_held_out_picture_is_in_training_under_another_name():
-    art = emoji.pictures()
-    trained = {art[pair.index].tobytes() for pair in emoji.pairs("train")}
-    assert not {art[pair.index].tobytes() for pair in emoji.pairs("validation")} & trained
+    art = emoji.read_pictures()
+    trained = {art[pair.index].tobytes() for pair in emoji.select_pairs("train")}
+    assert not {art[pair.index].tobytes() for pair in emoji.select_pairs("validation")} & trained

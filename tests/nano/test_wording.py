@@ -11,14 +11,14 @@ from dps_hf.nano.wording import (
     MOST,
     RELATIONS,
     Wish,
-    asked_for,
-    caption,
-    contents,
+    count_kinds,
     parse_caption,
     parse_wish,
-    phrase,
-    related,
     say,
+    strip_request,
+    write_caption,
+    write_phrase,
+    write_relation,
 )
 
 
@@ -42,12 +42,12 @@ def scenes() -> list[Scene]:
 )
 def test_phrases_follow_the_grammar_of_their_language(language, words):
     kinds = (("small", "red", "circle"), 1), (("small", "orange", "cross"), 2), ((None, "orange", "star"), 1)
-    assert tuple(phrase(kind, number, language) for kind, number in kinds) == words
+    assert tuple(write_phrase(kind, number, language) for kind, number in kinds) == words
 
 
 def test_no_phrase_is_ambiguous_in_any_language():
     phrases = Counter(
-        phrase(kind, number, language).casefold()
+        write_phrase(kind, number, language).casefold()
         for language in LANGUAGES
         for kind in KINDS
         for number in range(1, MOST + 1)
@@ -58,24 +58,24 @@ def test_no_phrase_is_ambiguous_in_any_language():
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_phrase_parses_back(language):
     for kind, number in product(KINDS, range(1, MOST + 1)):
-        assert parse_wish(phrase(kind, number, language)) == Wish(Counter({kind: number}))
+        assert parse_wish(write_phrase(kind, number, language)) == Wish(Counter({kind: number}))
 
 
 def test_captions_go_row_by_row_and_group_equal_things():
     upper_left, upper_right = Thing("circle", "red", "small", 10, 14), Thing("star", "orange", "big", 45, 12)
     lower = Thing("circle", "red", "small", 30, 50)
     scene = Scene((lower, upper_right, upper_left))
-    assert caption(scene) == "two small red circles and a big orange star"
-    assert caption(scene, sizes=False) == "two red circles and an orange star"
-    assert caption(Scene((lower, upper_right))) == "a big orange star and a small red circle"
+    assert write_caption(scene) == "two small red circles and a big orange star"
+    assert write_caption(scene, sizes=False) == "two red circles and an orange star"
+    assert write_caption(Scene((lower, upper_right))) == "a big orange star and a small red circle"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_captions_parse_back_to_what_is_in_the_scene(language, scenes):
     for scene, sizes in product(scenes, (True, False)):
-        kinds = contents(scene, sizes)
-        assert parse_caption(caption(scene, sizes, language)) == kinds
-        assert parse_wish(caption(scene, sizes, language)) == Wish(kinds)
+        kinds = count_kinds(scene, sizes)
+        assert parse_caption(write_caption(scene, sizes, language)) == kinds
+        assert parse_wish(write_caption(scene, sizes, language)) == Wish(kinds)
 
 
 def test_parsing_ignores_case_and_spaces_and_rejects_other_texts():
@@ -94,7 +94,7 @@ def test_all_templates_are_parsed_including_held_out_ones(language):
         asked = way.format(say(wish, language))
         assert parse_wish(asked) == wish, asked
         assert parse_wish(asked.upper().rstrip(".。")) == wish, asked
-        assert asked_for(asked) == say(wish, language)
+        assert strip_request(asked) == say(wish, language)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -102,10 +102,10 @@ def test_relations_are_parsed_without_ambiguity(language):
     rng = np.random.default_rng(0)
     for relation in RELATIONS:
         for i, j in rng.integers(len(KINDS), size=(50, 2)):
-            sentence = related(KINDS[i], relation, KINDS[j], language)
+            sentence = write_relation(KINDS[i], relation, KINDS[j], language)
             assert parse_wish(sentence) == Wish(Counter((KINDS[i], KINDS[j])), (KINDS[i], relation, KINDS[j]))
     one, other = KINDS[0], KINDS[-1]
-    sentences = {related(a, r, b, language) for a, b in permutations((one, other)) for r in RELATIONS}
+    sentences = {write_relation(a, r, b, language) for a, b in permutations((one, other)) for r in RELATIONS}
     assert len(sentences) == 2 * len(RELATIONS)
 
 

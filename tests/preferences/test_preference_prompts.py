@@ -8,7 +8,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dps_hf.data.record import record
-from dps_hf.preferences.prompts import Prompt, prompts_of, read_prompts
+from dps_hf.preferences.prompts import Prompt, extract_prompts, read_prompts
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -19,7 +19,7 @@ def test_prompts_are_asked_once_and_know_their_answers():
         record("t2i", ["a star"], [RED]), record("i2t", [RED, "What?"], ["red"]),
         record("t2i", ["a star"], [BLUE]), record("i2t", [BLUE, "What?"], ["blue"]),
     ]  # fmt: skip
-    star, red, blue = prompts_of(records, think=["i2t"])
+    star, red, blue = extract_prompts(records, think=["i2t"])
     assert star == Prompt("a star", draw=True, task="t2i")
     assert red == Prompt("What?", (RED,), ("red",), think=True, task="i2t")
     assert blue.images == (BLUE,)
@@ -27,7 +27,7 @@ def test_prompts_are_asked_once_and_know_their_answers():
 
 def test_prompts_end_where_nothing_new_comes():
     endless = iter(lambda: record("t", ["again"], ["and again"]), None)
-    assert len(list(prompts_of(endless))) == 1
+    assert len(list(extract_prompts(endless))) == 1
 
 
 def test_a_file_of_prompts_asks_for_each_line_once(tmp_path):
@@ -128,7 +128,7 @@ def test_a_question_whose_answer_nobody_knows_is_asked_too(tmp_path):
 def test_the_last_question_of_a_conversation_has_its_own_pictures(tmp_path):
     first, last = record("t", [RED, "What?"], ["red"]), record("t", [BLUE, "And this?"], ["blue"])
     both = {"messages": first["messages"] + last["messages"], "images": first["images"] + last["images"], "task": "t"}
-    assert list(prompts_of([both])) == [Prompt("And this?", (BLUE,), ("blue",), task="t")]
+    assert list(extract_prompts([both])) == [Prompt("And this?", (BLUE,), ("blue",), task="t")]
 
 
 def test_a_wrong_record_in_a_folder_is_named_by_its_number(tmp_path):
