@@ -40,7 +40,7 @@ $(VENV)/.extra-%: setup.cfg pyproject.toml $(VENV)/.torch
 	touch $@
 
 .PHONY: demo
-demo: $(VENV)/.extra-data ## dps-nano reads IMAGE="cat.png" and answers, or draws, PROMPT="..."
+demo: $(VENV)/.extra-data ## dps-nano describes IMAGE="picture.png", draws PROMPT="...", or answers PROMPT about IMAGE
 	@set --; \
 	if [ -n "$$IMAGE" ]; then set -- "$$@" "--image=$$IMAGE"; fi; \
 	if [ -n "$$PROMPT" ]; then set -- "$$@" "--prompt=$$PROMPT"; fi; \

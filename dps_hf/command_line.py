@@ -54,8 +54,10 @@ def _is_for_user(error: Exception) -> bool:
         return True
     place = error.__traceback__
     assert place is not None
+    loading = False
     while place.tb_next is not None:
         place = place.tb_next
+        loading |= place.tb_frame.f_code.co_name == "from_pretrained"
     code = place.tb_frame.f_code.co_code
     on_purpose = code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # and not a call of something written in C
     module = place.tb_frame.f_globals.get("__name__", "").split(".")[0]
@@ -63,7 +65,7 @@ def _is_for_user(error: Exception) -> bool:
     if module in ("__main__", "dps_hf"):
         kinds = (ValueError, ImportError, OSError, RuntimeError)
     elif module in LIBRARIES:
-        kinds = (ImportError, OSError)
+        kinds = (ImportError, OSError, ValueError) if loading else (ImportError, OSError)
     return on_purpose and isinstance(error, kinds)
 
 
