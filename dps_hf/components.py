@@ -23,10 +23,37 @@ from dps_hf.model.configuration_dps import GEOMETRIES, TEXT_TOKEN_IDS, DPSConfig
 from dps_hf.model.image_processing_dps import DPSImageProcessor
 from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS, DPSImageTokenizer, FiniteScalarQuantizer
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.model.processing_dps import CHAT_TEMPLATE, DPSProcessor, name_tokens
+from dps_hf.model.processing_dps import DPSProcessor, name_tokens
 
 
 Component: TypeAlias = "str | os.PathLike | PreTrainedModel | PreTrainedConfig"
+
+# Renders the text of each message, and a placeholder for each picture in it. A content may be a plain string.
+# `enable_thinking=True` begins the answer with <think>. There is no newline after the last answer, because generation
+# stops before it, and trainers would train on it.
+CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+{%- if content is string -%}{{ content }}
+{%- elif content -%}
+{%- for part in content -%}
+{%- if part.type == "text" -%}{{ part.text }}{%- elif part.type in ("image", "image_url") -%}<image>
+{%- else -%}{{ raise_exception("A part of a message must be of type text or image; got " + part.type) }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+{{- "<|im_start|>" + message.role + "\\n" -}}
+{%- if message.role == "assistant" -%}
+{%- generation -%}{{- render(message.content) + "<|im_end|>" -}}{%- endgeneration -%}
+{%- else -%}
+{{- render(message.content) + "<|im_end|>" -}}
+{%- endif -%}
+{%- if add_generation_prompt or not (loop.last and message.role == "assistant") -%}{{- "\\n" -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- "<|im_start|>assistant\\n" + ("<think>" if enable_thinking else "") -}}
+{%- endif -%}
+"""
 
 # The ids of a config, and the tokens that they belong to.
 TOKEN_OF_ID = {

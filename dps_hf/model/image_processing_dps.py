@@ -29,11 +29,7 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
     Raises:
         ValueError: the picture is corrupt, truncated, too large or missing, or a URL while `fetch_urls` is off.
     """
-    name = (
-        "of bytes"
-        if isinstance(source, bytes)
-        else repr(str(source) if len(str(source)) < 200 else f"{str(source)[:60]}...")
-    )
+    name = "of bytes" if isinstance(source, bytes) else repr(str(source)[:200])
     try:
         if isinstance(source, str):
             source = _read(source, fetch_urls)
@@ -117,7 +113,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     try:
         if getattr(image, "is_animated", False):
             image.seek(0)
-        packing = _packing(image)
+        tiles = getattr(image, "tile", None)
+        packing = tiles[0][3] if tiles else None  # as PIL's decoders name it: "L;2" for grey of 2 bits
         image.load()
     except Exception as error:  # a decoder may raise anything
         raise ValueError(f"The picture is corrupt or truncated: {error}. Save it again.") from None
@@ -136,12 +133,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _packing(image: Image.Image) -> str | tuple | None:
-    """How a file that is not loaded yet holds its pixels, as PIL's decoders name it: "L;2" for grey of 2 bits."""
-    tiles = getattr(image, "tile", None)
-    return tiles[0][3] if tiles else None
 
 
 def _upright(image: Image.Image) -> Image.Image:
