@@ -4,16 +4,9 @@ import math
 from dataclasses import field
 from typing import NamedTuple
 
-from .library_dps import (
-    ACT2FN,
-    CACHE_NAMES,
-    CONFIG_MAPPING,
-    AutoConfig,
-    PreTrainedConfig,
-    SiglipVisionConfig,
-    modeling_auto,
-    strict,
-)
+import transformers
+
+from .library_dps import ACT2FN, CACHE_NAMES, modeling_auto, strict
 
 
 _FOR_GENERATION = "modeling_dps.DPSForConditionalGeneration"
@@ -53,7 +46,7 @@ def _near(value: int, unit: int) -> int:
 
 
 @strict
-class DPSImageTokenizerConfig(PreTrainedConfig):
+class DPSImageTokenizerConfig(transformers.PreTrainedConfig):
     r"""
     Geometry and size of [`DPSImageTokenizer`].
 
@@ -121,11 +114,6 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
         return [self.levels] if self.colour_levels is None else [self.levels, self.colour_levels]
 
     @property
-    def num_codes(self) -> int:
-        """Codes of a picture."""
-        return self.grid_size**2 * len(self.codebooks)
-
-    @property
     def codebook_size(self) -> int:
         return sum(math.prod(levels) for levels in self.codebooks)
 
@@ -133,17 +121,27 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
 class ImageTokenizerGeometry(NamedTuple):
     """The properties of an image tokenizer that DPS needs, the same for each kind.
 
-    image_size: side of the square pictures, in pixels.
+    drawing_size: side of the square pictures, in pixels.
     grid_size: patches along one side of a picture.
     codebook_sizes: how many codes each codebook has; each patch has one code of each codebook.
     levels: for each codebook, the levels of each latent channel. Codes that differ by one level are neighbours. `None`
         where codes have no neighbours.
     """
 
-    image_size: int
+    drawing_size: int
     grid_size: int
     codebook_sizes: list[int]
     levels: list[list[int] | tuple[int, ...]] | None
+
+    @property
+    def codebook_size(self) -> int:
+        """Image codes in the vocabulary, those of all codebooks together."""
+        return sum(self.codebook_sizes)
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of a drawing, row by row: those of the first codebook for all patches, then those of the next."""
+        return self.grid_size**2 * len(self.codebook_sizes)
 
 
 def _dps_geometry(config: DPSImageTokenizerConfig) -> ImageTokenizerGeometry:
@@ -151,7 +149,7 @@ def _dps_geometry(config: DPSImageTokenizerConfig) -> ImageTokenizerGeometry:
     return ImageTokenizerGeometry(config.image_size, config.grid_size, sizes, config.codebooks)
 
 
-def _janus_geometry(config: PreTrainedConfig) -> ImageTokenizerGeometry:
+def _janus_geometry(config: transformers.PreTrainedConfig) -> ImageTokenizerGeometry:
     image_size = config.num_patches * 2 ** (len(config.channel_multiplier) - 1)
     return ImageTokenizerGeometry(image_size, config.num_patches, [config.num_embeddings], None)
 
@@ -161,7 +159,7 @@ GEOMETRIES = {DPSImageTokenizerConfig.model_type: _dps_geometry, "janus_vqgan": 
 
 
 @strict
-class DPSConfig(PreTrainedConfig):
+class DPSConfig(transformers.PreTrainedConfig):
     r"""
     Configuration of [`DPSModel`] and [`DPSForConditionalGeneration`].
 
@@ -177,24 +175,25 @@ class DPSConfig(PreTrainedConfig):
     image_code_start_id (`int`): id of the token of code 0; code `i` is token `image_code_start_id + i`.
     tie_word_embeddings (`bool`, defaults to `True`): whether `lm_head` shares the embeddings' weight.
 
+    `drawing_size`, `grid_size`, `codebook_size` and `num_codes` are those of [`ImageTokenizerGeometry`].
+
     Raises:
         ValueError: a geometry or an id that cannot work.
     """
 
     model_type = "dps"
     sub_configs = {
-        "text_config": AutoConfig,
-        "vision_config": SiglipVisionConfig,
+        "text_config": transformers.AutoConfig,
+        "vision_config": transformers.SiglipVisionConfig,
         "image_tokenizer_config": DPSImageTokenizerConfig,
     }
     # All outputs but loss and logits, so that the Trainer gives only these to `compute_metrics`.
-    keys_to_ignore_at_inference = [
-        *("last_hidden_state", *CACHE_NAMES, "hidden_states", "attentions", "image_hidden_states", "image_outputs")
-    ]
+    keys_to_ignore_at_inference = ["last_hidden_state", "hidden_states", "attentions", *CACHE_NAMES]
+    keys_to_ignore_at_inference += ["image_hidden_states", "image_outputs"]
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    image_tokenizer_config: dict | PreTrainedConfig | None = None
+    text_config: dict | transformers.PreTrainedConfig | None = None
+    vision_config: dict | transformers.PreTrainedConfig | None = None
+    image_tokenizer_config: dict | transformers.PreTrainedConfig | None = None
     projector_hidden_act: str = "gelu_pytorch_tanh"
     image_token_id: int | None = None
     boi_token_id: int | None = None
@@ -238,26 +237,6 @@ class DPSConfig(PreTrainedConfig):
     @property
     def image_tokenizer_geometry(self) -> ImageTokenizerGeometry:
         return GEOMETRIES[self.image_tokenizer_config.model_type](self.image_tokenizer_config)
-
-    @property
-    def codebook_size(self) -> int:
-        """Image codes in the vocabulary, those of all codebooks together."""
-        return sum(self.image_tokenizer_geometry.codebook_sizes)
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of a drawing."""
-        return self.image_tokenizer_geometry.grid_size
-
-    @property
-    def num_codes(self) -> int:
-        """Codes of a drawing, row by row: one for each patch, or two, the second ones after all of the first."""
-        return self.grid_size**2 * len(self.image_tokenizer_geometry.codebook_sizes)
-
-    @property
-    def drawing_size(self) -> int:
-        """Side of a drawing, in pixels."""
-        return self.image_tokenizer_geometry.image_size
 
     # The library calls methods whose names begin with `validate_` before it saves.
 
@@ -336,34 +315,31 @@ class DPSConfig(PreTrainedConfig):
                     taken[value] = name
 
 
-def _of_text(name: str) -> property:
-    def read(self):
-        return getattr(self.text_config, name, None)
-
+def _part_of(part: str, name: str) -> property:
     def write(self, value):
-        setattr(self.text_config, name, value)
+        setattr(getattr(self, part), name, value)
 
-    return property(read, write)
+    return property(lambda self: getattr(getattr(self, part), name, None), write)
 
 
 # The library, peft and trl read these of the decoder's fields at the top level.
 for _name in ("vocab_size", "hidden_size", *TEXT_TOKEN_IDS):
-    setattr(DPSConfig, _name, _of_text(_name))
+    setattr(DPSConfig, _name, _part_of("text_config", _name))
+for _name in ("drawing_size", "grid_size", "codebook_size", "num_codes"):
+    setattr(DPSConfig, _name, _part_of("image_tokenizer_geometry", _name))
 
 
-def _sub_config(value: dict | PreTrainedConfig | None, default_model_type: str) -> PreTrainedConfig:
-    if isinstance(value, PreTrainedConfig):
+def _sub_config(value, default_model_type: str) -> transformers.PreTrainedConfig:
+    if isinstance(value, transformers.PreTrainedConfig):
         return value
     value = dict(value or {})
     model_type = value.pop("model_type", default_model_type)
     if model_type == DPSImageTokenizerConfig.model_type:
         return DPSImageTokenizerConfig(**value)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"model_type of a nested config must be one that transformers knows; got {model_type!r}. "
-            f"Set it to {default_model_type!r}, say."
-        )
-    return CONFIG_MAPPING[model_type](**value)
+    if model_type not in transformers.CONFIG_MAPPING:
+        rule = "model_type of a nested config must be one that transformers knows"
+        raise ValueError(f"{rule}; got {model_type!r}. Set it to {default_model_type!r}, say.")
+    return transformers.CONFIG_MAPPING[model_type](**value)
 
 
 __all__ = ["DPSConfig", "DPSImageTokenizerConfig"]

@@ -3,26 +3,21 @@
 from functools import partial
 
 import torch
+import transformers
 from torch.nn import functional as F
 
 from .configuration_dps import DPSConfig
-from .library_dps import (
-    CACHE,
-    GenerateDecoderOnlyOutput,
-    GenerationMixin,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    take_cache,
-)
+from .library_dps import CACHE, GenerateDecoderOnlyOutput, take_cache
 
 
 GENERATION_MODES = ("text", "image", "interleaved")
 # Logits processors that do not ask which token a score belongs to, so that they also work on the codes' scores alone.
-WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+WARPERS = (
+    transformers.TemperatureLogitsWarper,
+    transformers.TopKLogitsWarper,
+    transformers.TopPLogitsWarper,
+    transformers.MinPLogitsWarper,
+)
 
 
 class DrawingState:
@@ -51,11 +46,10 @@ class DrawingState:
         return torch.where((last_begin >= 0) & (position <= self.num_codes) & whole, position, -1)
 
 
-class DrawingLogitsProcessor(LogitsProcessor):
+class DrawingLogitsProcessor(transformers.LogitsProcessor):
     """Allows only tokens that may follow: text outside a drawing; inside it, its codes and then end-of-image.
 
     Args:
-        config ([`DPSConfig`]): supplies the special ids and the length of a drawing.
         may_draw: whether begin-of-image is allowed in text.
         max_length: begin-of-image is allowed only where the complete drawing fits within this length.
     """
@@ -65,24 +59,17 @@ class DrawingLogitsProcessor(LogitsProcessor):
         self.image_token_id = config.image_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        drawing, length = self.drawing, input_ids.shape[1]
-        not_text = scores.new_zeros(scores.shape[-1], dtype=torch.bool)
-        not_text[drawing.codes] = True
-        not_text[[self.image_token_id, drawing.end]] = True
-        fits = self.max_length is None or length + 1 + drawing.num_codes + 1 <= self.max_length
-        not_text[drawing.begin] = not (self.may_draw and fits)
+        drawing, ids = self.drawing, torch.arange(scores.shape[-1], device=scores.device)
+        is_code = (ids >= drawing.codes.start) & (ids < drawing.codes.stop)
+        fits = self.max_length is None or input_ids.shape[1] + 1 + drawing.num_codes + 1 <= self.max_length
+        not_text = is_code | (ids == self.image_token_id) | (ids == drawing.end)
+        if not (self.may_draw and fits):
+            not_text |= ids == drawing.begin
         if not self.may_draw:
             return scores.masked_fill(not_text, float("-inf"))
-
-        def all_but(allowed) -> torch.Tensor:
-            banned = torch.ones_like(not_text)
-            banned[allowed] = False
-            return banned
-
         position = drawing.position(input_ids)[:, None]
-        banned = torch.where(position < 0, not_text, all_but(drawing.codes))
         whole = position == drawing.num_codes
-        banned = torch.where(whole, all_but(drawing.end), banned)
+        banned = torch.where(position < 0, not_text, torch.where(whole, ids != drawing.end, ~is_code))
         scores = scores.masked_fill(banned, float("-inf"))
         # End-of-image is the only choice here, even if another processor, as for no_repeat_ngram_size, bans it.
         return torch.where(whole & ~banned & scores.isneginf(), 0.0, scores)
@@ -133,17 +120,11 @@ def drawing_sample(
 
     attention_mask = model_kwargs.pop("attention_mask", None)
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    cache, pixel_values = model_kwargs.get(CACHE), model_kwargs.get("pixel_values")
-
-    def doubled(ids):
-        # The unguided half gets no pictures: it sees nothing before its drawing.
-        unseen = ids == model.config.image_token_id
-        return torch.cat([ids, torch.where(unseen, drawing.begin, ids)]) if guided else ids
-
-    next_ids = doubled(input_ids)
+    cache, pixel_values, next_ids = model_kwargs.get(CACHE), model_kwargs.get("pixel_values"), input_ids
     # Among codes alone there is nothing to mask.
-    warpers = LogitsProcessorList(p for p in logits_processor if not isinstance(p, DrawingLogitsProcessor))
+    warpers = [one for one in logits_processor if not isinstance(one, DrawingLogitsProcessor)]
     may_skip_text = not collect and all(isinstance(processor, WARPERS) for processor in warpers)
+    warpers = transformers.LogitsProcessorList(warpers)
 
     while True:
         position = drawing.position(input_ids)
@@ -152,6 +133,9 @@ def drawing_sample(
         if guided:
             columns = torch.arange(input_ids.shape[1], device=input_ids.device)
             mask = torch.cat([mask, mask * (columns >= drawing.last_begin(input_ids)[:, None])])
+            # The unguided half gets no pictures: it sees nothing before its drawing.
+            unseen = next_ids == model.config.image_token_id
+            next_ids = torch.cat([next_ids, torch.where(unseen, drawing.begin, next_ids)])
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
         outputs = model(
             input_ids=next_ids,
@@ -190,10 +174,8 @@ def drawing_sample(
         unfinished = unfinished & ~stopping_criteria(input_ids, collected["scores"])
         if unfinished.max() == 0:
             break
-        if cache is None:  # all tokens and pictures are computed again
-            next_ids = doubled(input_ids)
-        else:
-            next_ids, pixel_values = tokens.repeat(2 if guided else 1)[:, None], None
+        # Without a cache, all tokens and pictures are computed again.
+        next_ids, pixel_values = (input_ids, pixel_values) if cache is None else (tokens[:, None], None)
 
     if streamer is not None:
         streamer.end()
@@ -203,7 +185,7 @@ def drawing_sample(
     return GenerateDecoderOnlyOutput(sequences=input_ids, **asked, **{CACHE: cache})
 
 
-class DPSGenerationMixin(GenerationMixin):
+class DPSGenerationMixin(transformers.GenerationMixin):
     """`generate` in three modes."""
 
     config: DPSConfig
@@ -213,7 +195,7 @@ class DPSGenerationMixin(GenerationMixin):
         self,
         inputs: torch.Tensor | None = None,
         generation_config=None,
-        logits_processor: LogitsProcessorList | None = None,
+        logits_processor: transformers.LogitsProcessorList | None = None,
         generation_mode: str | None = None,
         guidance_scale: float | None = None,
         **kwargs,
@@ -238,7 +220,6 @@ class DPSGenerationMixin(GenerationMixin):
         Raises:
             ValueError: an unknown mode, an empty prompt, `max_time` or `stop_strings` in mode `"image"`, or guidance
                 with a decoding method other than greedy decoding and sampling.
-            TypeError: a cache under a name that no version of the library uses.
         """
         # The library's own `generate` knows only one of the names.
         cache = take_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None), kwargs)
@@ -290,7 +271,7 @@ class DPSGenerationMixin(GenerationMixin):
                     f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; "
                     f"got {max_length - length}. Set it higher."
                 )
-        logits_processor = LogitsProcessorList(logits_processor or [])
+        logits_processor = transformers.LogitsProcessorList(logits_processor or [])
         logits_processor.append(DrawingLogitsProcessor(self.config, mode != "text", max_length))
 
         guidance = 1.0 if mode == "text" or guidance_scale is None else guidance_scale
@@ -342,7 +323,8 @@ class DPSGenerationMixin(GenerationMixin):
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """As in the library, but repeats the pictures of each row together with the row."""
-        pixel_values, rows = model_kwargs.get("pixel_values"), ()
+        pixel_values = model_kwargs.get("pixel_values")
+        rows: tuple[torch.Tensor, ...] = ()
         if expand_size > 1 and pixel_values is not None and input_ids is not None:
             ids = input_ids if input_ids.shape[1] else None  # no columns where inputs_embeds are the prompt
             placeholders = self.model.find_placeholders(ids, model_kwargs.get("inputs_embeds"))

@@ -1,7 +1,7 @@
-"""All that DPS imports from transformers, in every version that it runs on.
+"""What DPS needs of transformers, in every version that it runs on.
 
-The code of a checkpoint cannot pin the library that loads it. So names that a version may lack are imported here,
-where one error tells which versions work, and names that changed between versions are looked up.
+The code of a checkpoint cannot pin the library that loads it. So names outside of the library's public interface,
+which a version may lack, are looked up here, where one error tells which versions work.
 """
 
 import inspect
@@ -17,32 +17,13 @@ if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 19):
     raise ImportError(_SENTENCE)
 try:
     from huggingface_hub.dataclasses import strict
-    from transformers import (
-        CONFIG_MAPPING,
-        AutoConfig,
-        AutoModel,
-        BatchFeature,
-        GenerationMixin,
-        JanusImageProcessorPil,
-        JanusVQVAE,
-        LogitsProcessor,
-        LogitsProcessorList,
-        MinPLogitsWarper,
-        PreTrainedConfig,
-        PreTrainedModel,
-        SiglipVisionConfig,
-        SiglipVisionModel,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
     from transformers.activations import ACT2FN
     from transformers.cache_utils import Cache
     from transformers.generation import GenerateDecoderOnlyOutput
     from transformers.image_utils import infer_channel_dimension_format, is_valid_image
     from transformers.modeling_outputs import BaseModelOutputWithPooling
     from transformers.models.auto import modeling_auto
-    from transformers.processing_utils import MultiModalData, ProcessorMixin
+    from transformers.processing_utils import ImagesKwargs, MultiModalData
     from transformers.quantizers import AutoQuantizationConfig
     from transformers.utils import ModelOutput, can_return_tuple, torch_compilable_check
 except ImportError as error:
@@ -58,7 +39,7 @@ def find_cache_name(function) -> str | None:
     return next((name for name in CACHE_NAMES if name in parameters), None)
 
 
-CACHE: str = find_cache_name(GenerationMixin.prepare_inputs_for_generation) or ""
+CACHE: str = find_cache_name(transformers.GenerationMixin.prepare_inputs_for_generation) or ""
 if not CACHE:
     raise ImportError(_SENTENCE)
 

@@ -5,10 +5,12 @@ import sys
 from dataclasses import dataclass
 
 import torch
+
+# Unused here, so that a saved model brings the files of its processors, which its `auto_map` names.
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
-# A saved model brings the files of its processors, too: its `auto_map` names them.
 from .configuration_dps import DPSConfig
 from .generation_dps import DPSGenerationMixin
 from .image_processing_dps import DPSImageProcessor  # noqa: F401
@@ -17,13 +19,10 @@ from .library_dps import (
     ACT2FN,
     CACHE,
     CACHE_NAMES,
-    AutoModel,
     AutoQuantizationConfig,
     BaseModelOutputWithPooling,
     Cache,
     ModelOutput,
-    PreTrainedModel,
-    SiglipVisionModel,
     can_return_tuple,
     find_cache_name,
     take_cache,
@@ -97,7 +96,7 @@ class DPSConnector(nn.Module):
         return self.linear_2(self.act(self.linear_1(features)))
 
 
-class DPSPreTrainedModel(PreTrainedModel):
+class DPSPreTrainedModel(transformers.PreTrainedModel):
     config_class = DPSConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
@@ -114,10 +113,7 @@ class DPSPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in the library, but the image tokenizer is frozen, and `quantization_config` quantises only the decoder.
-
-        `quantization_config` may be an object or a dict. It is copied, not changed.
-        """
+        """As in the library, but freezes the image tokenizer, and `quantization_config` quantises only the decoder."""
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _quantise_only_the_decoder(kwargs["quantization_config"])
         # The library makes every loaded weight trainable.
@@ -132,10 +128,10 @@ class DPSPreTrainedModel(PreTrainedModel):
         FSDP2 replaces a model's class with one that it makes at run time, which no other process could load.
         """
         made = type(self)
-        classes = [one for one in made.__mro__ if issubclass(one, DPSPreTrainedModel)]
-        self.__class__ = next(
-            one for one in classes if getattr(sys.modules[one.__module__], one.__name__, None) is one
-        )
+        for cls in made.__mro__:
+            if issubclass(cls, DPSPreTrainedModel) and getattr(sys.modules[cls.__module__], cls.__name__, None) is cls:
+                self.__class__ = cls
+                break
         try:
             return super().save_pretrained(*args, **kwargs)
         finally:
@@ -218,15 +214,14 @@ class DPSPreTrainedModel(PreTrainedModel):
         count, start = self.config.num_codes, self.config.image_code_start_id
         is_code = (row >= start) & (row < start + self.config.codebook_size)
         after = (row == self.config.boi_token_id).cumsum(0)  # how many begin-of-image there are up to each token
-        bare, *begun = [row[is_code & (after == i)] for i in range(int(after[-1]) + 1)]
-        drawings = [codes[:count] for codes in begun if len(codes) >= count]
-        if not drawings and len(bare) >= count:  # a drawing whose begin-of-image was cut off
-            drawings = [bare[: len(bare) // count * count][-count:]]
+        # Codes before the first one count only where it was cut off together with the prompt.
+        found = [row[is_code & (after == i)] for i in range(int(after[-1]) + 1)]
+        drawings = [codes[:count] for codes in found if len(codes) >= count]
         if not drawings:
             raise ValueError(
                 f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds "
-                f'{max(map(len, [bare, *begun]))}. Call generate(generation_mode="image") without your own stopping '
-                "criteria, which may have cut it off."
+                f"{max(map(len, found))}. Call generate(generation_mode='image') without your own stopping criteria, "
+                "which may have cut it off."
             )
         return drawings[-1]
 
@@ -247,7 +242,7 @@ def _quantise_only_the_decoder(quantization_config):
     return quantization_config
 
 
-def _check_decoder(decoder: PreTrainedModel) -> str:
+def _check_decoder(decoder: transformers.PreTrainedModel) -> str:
     """Returns the argument by which the decoder takes its cache.
 
     Raises:
@@ -276,9 +271,9 @@ class DPSModel(DPSPreTrainedModel):
 
     def __init__(self, config: DPSConfig):
         super().__init__(config)
-        self.vision_tower = SiglipVisionModel._from_config(config.vision_config)
+        self.vision_tower = transformers.SiglipVisionModel._from_config(config.vision_config)
         self.connector = DPSConnector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = transformers.AutoModel.from_config(config.text_config)
         self.decoder_cache = _check_decoder(self.language_model)
         tokenizer_class = IMAGE_TOKENIZERS[config.image_tokenizer_config.model_type]
         # float32 whatever the rest is in: half precision would round to other codes.
@@ -289,19 +284,13 @@ class DPSModel(DPSPreTrainedModel):
 
     def _apply(self, fn, recurse=True):
         """As in torch, but `.to(torch.bfloat16)` and the like leave the image tokenizer in float32."""
-        image_tokenizer = self._modules["image_tokenizer"]
-        self._modules["image_tokenizer"] = None
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            self._modules["image_tokenizer"] = image_tokenizer
+        kept = {id(tensor) for tensor in (*self.image_tokenizer.parameters(), *self.image_tokenizer.buffers())}
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+            return tensor.to(moved.device) if id(tensor) in kept and moved.dtype != tensor.dtype else moved
 
-        image_tokenizer._apply(move, recurse)
-        return self
+        return super()._apply(move, recurse)
 
     def _all_processes_need_pictures(self) -> bool:
         """Whether the tower and the connector must run in every process, even on a batch without pictures.
@@ -335,14 +324,13 @@ class DPSModel(DPSPreTrainedModel):
         Raises:
             ValueError: their number differs from that of the feature vectors.
         """
-        mask = self.find_placeholders(input_ids, inputs_embeds)
-        mask = mask.unsqueeze(-1).expand_as(inputs_embeds)
+        mask = self.find_placeholders(input_ids, inputs_embeds).unsqueeze(-1).expand_as(inputs_embeds)
+        given, width = image_features.numel(), image_features.shape[-1]
         torch_compilable_check(
-            mask.sum() == image_features.numel(),
+            mask.sum() == given,
             lambda: (
-                f"pixel_values give {image_features.numel() // image_features.shape[-1]} feature vectors, input_ids "
-                f"hold {mask[..., 0].sum()} placeholders; truncation may have cut some. Let the processor make both, "
-                "without max_length."
+                f"pixel_values give {given // width} features, input_ids hold {mask[..., 0].sum()} placeholders; "
+                "truncation may have cut some. Let the processor make both, without max_length."
             ),
         )
         return mask
@@ -362,8 +350,7 @@ class DPSModel(DPSPreTrainedModel):
     ) -> tuple | DPSOutputWithPast:
         """
         input_ids: `(batch, sequence)`. pixel_values: `(images, 3, image_size, image_size)`, in the order of their
-        placeholders. attention_mask: `(batch, sequence)` of zeros and ones. cache: called `past_key_values` up to
-        transformers 5.23; either name works.
+        placeholders. cache: called `past_key_values` up to transformers 5.23; either name works.
         """
         cache = take_cache(cache, past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
@@ -462,15 +449,8 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels[:, kept], vocab_size=self.config.vocab_size, **kwargs
             )
-        return DPSOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-            image_outputs=outputs.image_outputs,
-            **{CACHE: outputs.get(CACHE)},
-        )
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return DPSOutputWithPast(loss=loss, logits=logits, **others)
 
     def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         head, start = self.lm_head, self.config.image_code_start_id

@@ -5,17 +5,17 @@ from itertools import count, zip_longest
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 
 from .configuration_dps import AUTO_MAP
-from .library_dps import MultiModalData, ProcessorMixin
+from .library_dps import MultiModalData
 
 
-class DPSProcessor(ProcessorMixin):
+class DPSProcessor(transformers.ProcessorMixin):
     """Joins a tokenizer and [`DPSImageProcessor`].
 
     Args:
-        image_processor ([`DPSImageProcessor`])
         tokenizer: has the tokens `<image>`, `<begin_of_image>`, `<end_of_image>` and one for each code.
         chat_template (`str`, *optional*): by default the tokenizer's.
         num_image_tokens (`int`): placeholders that one picture in the prompt takes.
@@ -178,25 +178,20 @@ class DPSProcessor(ProcessorMixin):
         images = list(pixels.detach().float().cpu())
         return self.image_processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
 
-    def _split_drawings(self, row: torch.Tensor, skip_special_tokens: bool, decode_image_tokens) -> list:
-        """Splits one row of token ids into strings and pictures."""
-        row = torch.as_tensor(row)
+    def _split_drawings(self, row, skip_special_tokens: bool, decode_image_tokens) -> list:
+        """Splits one row of token ids into strings and pictures; incomplete drawings are left out."""
         boi, eoi = self.tokenizer.convert_tokens_to_ids([self.boi_token, self.eoi_token])
-        parts: list = []
-        if len(row) and int(row[0]) in self.code_ids:  # begin-of-image was cut off with the prompt
-            row = torch.cat([row.new_full((1,), boi), row])
-        while len(row):
-            start = (row == boi).nonzero().flatten()
-            end = (row == eoi).nonzero().flatten()
-            begin = int(start[0]) if len(start) else len(row)
-            text = self.tokenizer.decode(row[:begin], skip_special_tokens=skip_special_tokens)
+        parts, ids = [], torch.as_tensor(row).tolist()
+        if ids and ids[0] in self.code_ids:  # begin-of-image was cut off with the prompt
+            ids = [boi, *ids]
+        while ids:
+            begin = ids.index(boi) if boi in ids else len(ids)
+            end = ids.index(eoi, begin) if eoi in ids[begin:] else len(ids)
+            text = self.tokenizer.decode(ids[:begin], skip_special_tokens=skip_special_tokens)
             parts += [text] if text.strip() else []
-            stop = int(end[end > begin][0]) if (end > begin).any() else len(row)
-            drawing = row[begin:stop]
-            is_code = (drawing >= self.code_ids.start) & (drawing < self.code_ids.stop)
-            if is_code.sum() == self.num_codes:  # incomplete drawings are left out
-                parts += self._to_pictures(decode_image_tokens(drawing[None]))
-            row = row[stop + 1 :]
+            if sum(token in self.code_ids for token in ids[begin:end]) == self.num_codes:
+                parts += self._to_pictures(decode_image_tokens(torch.tensor([ids[begin:end]])))
+            ids = ids[end + 1 :]
         return parts
 
 
@@ -259,13 +254,11 @@ def name_tokens(tokenizer) -> None:
 
     Ids and encodings stay as they are. `save_pretrained` saves the names.
     """
-    for name in ("image_token", "boi_token", "eoi_token"):
-        token = getattr(DPSProcessor, name)
-        if token in tokenizer.get_vocab():
-            if name not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
-                # A list of its own: that of the class belongs to all tokenizers.
-                tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, name]
-            setattr(tokenizer, name, token)
+    names = ("image_token", "boi_token", "eoi_token")
+    # A list of its own: that of the class belongs to all tokenizers.
+    tokenizer.SPECIAL_TOKENS_ATTRIBUTES = list(dict.fromkeys((*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, *names)))
+    for name in names:
+        setattr(tokenizer, name, getattr(DPSProcessor, name))
 
 
 __all__ = ["DPSProcessor"]
