@@ -13,11 +13,12 @@ import torch
 import transformers
 from PIL import ExifTags, Image
 
-from .library_dps import infer_channel_dimension_format, is_valid_image
+from .library_dps import ImagesKwargs, infer_channel_dimension_format, is_valid_image
 
 
 MAX_MEGAPIXELS = 100
 URL_TIMEOUT_SECONDS = 30
+FITS = ("crop", "stretch", "pad-grey", "pad-white", "pad-edge")
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # those that pixels depend on
@@ -190,23 +191,69 @@ def array_to_picture(array: np.ndarray | torch.Tensor, input_data_format=None) -
     return Image.fromarray(to_8_bit(array.squeeze(-1) if array.shape[-1] == 1 else np.ascontiguousarray(array)))
 
 
+def to_square(image: Image.Image, fit: str, side: int, resample: int | None = None) -> Image.Image:
+    """Makes an RGB picture square, as [`DPSImageProcessor`] describes; bars are added to a picture of `side` pixels.
+
+    Raises:
+        ValueError: an unknown `fit`.
+    """
+    if fit not in FITS:
+        raise ValueError(f"fit and drawing_fit must be one of {', '.join(FITS)}; got {fit!r}. Try 'crop'.")
+    width, height = image.size
+    if width == height or fit == "pad-grey":  # Janus adds grey bars itself
+        return image
+    if fit == "crop":
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        return image.crop((left, top, left + short, top + short))
+    if fit == "stretch":
+        return image.resize((side, side), resample)
+    colour: str | tuple[int, ...] = "white"
+    if fit == "pad-edge":
+        pixels = np.asarray(image)
+        edges = pixels[[0, -1]] if width > height else pixels[:, [0, -1]]
+        colour = tuple(np.median(edges.reshape(-1, 3), axis=0).astype(int).tolist())
+    wide, high = (max(round(length * side / max(width, height)), 1) for length in image.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image.resize((wide, high), resample), ((side - wide) // 2, (side - high) // 2))
+    return square
+
+
+class DPSImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    min_size: int
+    fit: str
+    drawing_fit: str
+
+
 class DPSImageProcessor(transformers.JanusImageProcessorPil):
-    """[`~transformers.JanusImageProcessorPil`] for any picture; those that are not square get grey bars.
+    """[`~transformers.JanusImageProcessorPil`] for any picture, and for other ways to make it square.
 
     It has one backend, so that a picture gives the same pixels with and without torchvision. Every picture is first
     converted to 8-bit RGB, so floats in [0, 1] need no `do_rescale=False`.
 
     Args:
+        fit (`str`, defaults to `"pad-grey"`): how a picture becomes a square. `"crop"` keeps its centre, `"stretch"`
+            scales each side by itself, `"pad-grey"`, `"pad-white"` and `"pad-edge"` add bars. The colour of
+            `"pad-edge"` is the median of the pixels along the two sides that get bars.
+        drawing_fit (`str`, defaults to `"crop"`): the same for pictures that become codes. `"pad-grey"` in checkpoints
+            that do not name it.
         fetch_urls (`bool`, defaults to `False`): whether pictures that are given as URLs are fetched.
     """
 
     _auto_class = "AutoImageProcessor"
+    valid_kwargs = DPSImageProcessorKwargs
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
     size = {"height": 64, "width": 64}
     min_size = 1
     do_convert_rgb = True
+    fit = "pad-grey"
+    drawing_fit = "crop"
     fetch_urls = False
+
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        return super().from_dict({"drawing_fit": "pad-grey", **image_processor_dict}, **kwargs)
 
     def fetch_images(self, image_url_or_urls):
         """Opens pictures in nested lists: paths, URLs, base64, bytes, or dicts of `bytes` or `path` (`datasets`)."""
@@ -229,7 +276,10 @@ class DPSImageProcessor(transformers.JanusImageProcessorPil):
             if kwargs.get("do_rescale") is False and "float" in str(image.dtype):
                 raise ValueError("Floats in [0, 1] are recognised. Leave do_rescale=False out.")
             image = array_to_picture(image, input_data_format)
-        return super().process_image(to_rgb(image), do_convert_rgb=True, **kwargs)
+        image, resizes = to_rgb(image), kwargs.get("do_resize", True)
+        side = kwargs.get("size", self.size)["height"] if resizes else max(image.size)
+        image = to_square(image, kwargs.get("fit", self.fit), side, kwargs.get("resample", self.resample))
+        return super().process_image(image, do_convert_rgb=True, **kwargs)
 
     def postprocess(self, images, return_tensors: str | None = None, **kwargs):
         """Converts pixels `(3, height, width)` in [-1, 1] to 8 bits, or to pictures with `"PIL.Image.Image"`."""

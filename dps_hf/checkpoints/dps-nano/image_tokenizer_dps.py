@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
 from .configuration_dps import DPSImageTokenizerConfig
-from .library_dps import JanusVQVAE, ModelOutput, PreTrainedModel
+from .library_dps import ModelOutput
 
 
 @dataclass
@@ -37,6 +38,7 @@ class FiniteScalarQuantizer(nn.Module):
     def __init__(self, levels: list[int] | tuple[int, ...]):
         super().__init__()
         self.levels = tuple(levels)
+        self.radix = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
         self.num_codes = math.prod(self.levels)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,17 +49,16 @@ class FiniteScalarQuantizer(nn.Module):
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels has no middle one
         bounded = torch.tanh(latents + torch.atanh(offset / half_width)) * half_width - offset
         rounded = bounded + (bounded.round() - bounded).detach()  # straight-through gradient
-        codes = ((rounded.detach().round().long() + levels // 2) * self._radix(latents.device)).sum(-1)
+        codes = (
+            (rounded.detach().round().long() + levels // 2) * torch.tensor(self.radix, device=latents.device)
+        ).sum(-1)
         return (rounded / (levels // 2)).to(dtype), codes
 
     def dequantize(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes `(...)` to the quantised latents `(..., len(levels))` in [-1, 1], float32."""
         levels = torch.tensor(self.levels, device=codes.device)
-        digits = codes.unsqueeze(-1) // self._radix(codes.device) % levels
+        digits = codes.unsqueeze(-1) // torch.tensor(self.radix, device=codes.device) % levels
         return (digits - levels // 2) / (levels // 2)
-
-    def _radix(self, device: torch.device) -> torch.Tensor:
-        return torch.cumprod(torch.tensor((1, *self.levels[:-1]), device=device), dim=0)
 
 
 class PatchBlock(nn.Module):
@@ -120,19 +121,15 @@ def split_colours(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return patterns, torch.cat([dark, light, off], dim=1).flatten(1)
 
 
-class DPSImageTokenizer(PreTrainedModel):
+class DPSImageTokenizer(transformers.PreTrainedModel):
     """Turns pixels into codes and back.
 
-    The encoder sees one patch at a time, so that equal patches have equal codes. An encoder that sees further rebuilds
-    pictures slightly better, but gives plain white hundreds of codes, which are hard for a language model to predict.
+    The encoder sees one patch at a time, so that equal patches have equal codes, which a language model can predict.
     The convolutional decoder sees neighbouring patches.
 
     With `colour_levels` each patch has two codes, one for its pattern and one for its colours. A model that has drawn
     stars, and green things, has then seen all the codes of a green star. The patterns of all patches come before their
     colours, so that shapes do not depend on colours.
-
-    Args:
-        config ([`DPSImageTokenizerConfig`]): supplies geometry, widths and levels, one per latent channel.
     """
 
     config_class = DPSImageTokenizerConfig
@@ -218,6 +215,6 @@ class DPSImageTokenizer(PreTrainedModel):
 
 
 # The class of each kind of image tokenizer; both have `encode` and `decode`.
-IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": JanusVQVAE}
+IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": transformers.JanusVQVAE}
 
 __all__ = ["IMAGE_TOKENIZERS", "DPSImageTokenizer", "DPSImageTokenizerOutput"]
