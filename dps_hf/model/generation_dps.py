@@ -28,6 +28,7 @@ class DrawingState:
 
     def __init__(self, config: DPSConfig):
         self.begin, self.end, self.num_codes = config.boi_token_id, config.eoi_token_id, config.num_codes
+        self.placeholder = config.image_token_id
         self.codes = slice(config.image_code_start_id, config.image_code_start_id + config.codebook_size)
 
     def last_begin(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -56,13 +57,12 @@ class DrawingLogitsProcessor(transformers.LogitsProcessor):
 
     def __init__(self, config: DPSConfig, may_draw: bool, max_length: int | None = None):
         self.drawing, self.may_draw, self.max_length = DrawingState(config), may_draw, max_length
-        self.image_token_id = config.image_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         drawing, ids = self.drawing, torch.arange(scores.shape[-1], device=scores.device)
         is_code = (ids >= drawing.codes.start) & (ids < drawing.codes.stop)
         fits = self.max_length is None or input_ids.shape[1] + 1 + drawing.num_codes + 1 <= self.max_length
-        not_text = is_code | (ids == self.image_token_id) | (ids == drawing.end)
+        not_text = is_code | (ids == drawing.placeholder) | (ids == drawing.end)
         if not (self.may_draw and fits):
             not_text |= ids == drawing.begin
         if not self.may_draw:
@@ -80,9 +80,6 @@ def sample_tokens(probabilities: torch.Tensor) -> torch.Tensor:
 
     It looks one random number up in the cumulative sum. `torch.multinomial` makes a random number for each choice,
     which takes a quarter of the time of a drawing on two CPU cores.
-
-    Raises:
-        RuntimeError: a probability is not a number, because logits overflowed.
     """
     sums = probabilities.to(torch.float32 if probabilities.device.type == "mps" else torch.float64).cumsum(-1)
     if not sums[:, -1].isfinite().all():
@@ -134,8 +131,8 @@ def drawing_sample(
             columns = torch.arange(input_ids.shape[1], device=input_ids.device)
             mask = torch.cat([mask, mask * (columns >= drawing.last_begin(input_ids)[:, None])])
             # The unguided half gets no pictures: it sees nothing before its drawing.
-            unseen = next_ids == model.config.image_token_id
-            next_ids = torch.cat([next_ids, torch.where(unseen, drawing.begin, next_ids)])
+            unguided_ids = torch.where(next_ids == drawing.placeholder, drawing.begin, next_ids)
+            next_ids = torch.cat([next_ids, unguided_ids])
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
         outputs = model(
             input_ids=next_ids,
@@ -187,8 +184,6 @@ def drawing_sample(
 
 class DPSGenerationMixin(transformers.GenerationMixin):
     """`generate` in three modes."""
-
-    config: DPSConfig
 
     @torch.no_grad()
     def generate(
@@ -248,15 +243,11 @@ class DPSGenerationMixin(transformers.GenerationMixin):
             input_ids = self._begin_drawing(input_ids, kwargs, setting)
         has_tokens = input_ids is not None and input_ids.shape[1] > 0
         if input_ids is not None and not has_tokens and kwargs.get("inputs_embeds") is None:
-            raise ValueError(
-                "input_ids are empty. Give a prompt, or apply the chat template to a message without text."
-            )
+            raise ValueError("input_ids are empty. Give a prompt, or the chat template of an empty message.")
         # Picture features may also come as embeddings or in a cache.
         unseen = all(setting(name) is None for name in ("pixel_values", "inputs_embeds", CACHE))
         if unseen and has_tokens and (input_ids == self.config.image_token_id).any():
-            raise ValueError(
-                "input_ids hold placeholders of pictures, but pixel_values are None. Pass both from the processor."
-            )
+            raise ValueError("input_ids hold placeholders of pictures, but pixel_values are None. Pass both.")
         max_length = None
         if mode == "interleaved" and has_tokens:
             if setting("max_new_tokens") is None and setting("max_length") is None:
@@ -300,9 +291,7 @@ class DPSGenerationMixin(transformers.GenerationMixin):
     def _begin_drawing(self, input_ids: torch.Tensor | None, kwargs: dict, setting) -> torch.Tensor:
         """Returns the prompt with begin-of-image at its end, and sets what belongs to one drawing in `kwargs`."""
         if input_ids is None:
-            raise ValueError(
-                "generation_mode='image' needs input_ids. A drawing cannot be continued from inputs_embeds."
-            )
+            raise ValueError("generation_mode='image' needs input_ids; got None. Give them, not inputs_embeds.")
         input_ids, mask, pad = input_ids.long(), kwargs.get("attention_mask"), setting("pad_token_id")
         if mask is None:  # as in the library: padding is found by its token, unless that token also ends texts
             ends = setting("eos_token_id")
@@ -329,18 +318,11 @@ class DPSGenerationMixin(transformers.GenerationMixin):
             ids = input_ids if input_ids.shape[1] else None  # no columns where inputs_embeds are the prompt
             placeholders = self.model.find_placeholders(ids, model_kwargs.get("inputs_embeds"))
             counts = placeholders.sum(1) // self.config.num_image_tokens
-            if counts.sum() != len(pixel_values):
-                raise ValueError(
-                    f"input_ids have placeholders for {int(counts.sum())} pictures, pixel_values hold "
-                    f"{len(pixel_values)}. Let the processor make both."
-                )
-            rows, model_kwargs["pixel_values"] = pixel_values.split(counts.tolist()), None
+            if counts.sum() == len(pixel_values):  # else the forward pass says what is wrong
+                rows, model_kwargs["pixel_values"] = pixel_values.split(counts.tolist()), None
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         if rows:
             model_kwargs["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
         return input_ids, model_kwargs
-
-
-__all__ = ["DPSGenerationMixin", "DrawingLogitsProcessor", "drawing_sample"]

@@ -125,8 +125,6 @@ class DPSImageTokenizer(transformers.PreTrainedModel):
     """Turns pixels into codes and back.
 
     The encoder sees one patch at a time, so that equal patches have equal codes, which a language model can predict.
-    The convolutional decoder sees neighbouring patches.
-
     With `colour_levels` each patch has two codes, one for its pattern and one for its colours. A model that has drawn
     stars, and green things, has then seen all the codes of a green star. The patterns of all patches come before their
     colours, so that shapes do not depend on colours.
@@ -216,5 +214,3 @@ class DPSImageTokenizer(transformers.PreTrainedModel):
 
 # The class of each kind of image tokenizer; both have `encode` and `decode`.
 IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": transformers.JanusVQVAE}
-
-__all__ = ["IMAGE_TOKENIZERS", "DPSImageTokenizer", "DPSImageTokenizerOutput"]

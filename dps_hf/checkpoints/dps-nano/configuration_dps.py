@@ -30,8 +30,6 @@ for _names in (
 
 # Ids that belong to the decoder's config.
 TEXT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Fields of a Janus image tokenizer that its geometry depends on.
-JANUS_SIZES = ("num_patches", "num_embeddings", "channel_multiplier")
 
 
 def _require(holds: bool, message: str) -> None:
@@ -207,8 +205,7 @@ class DPSConfig(transformers.PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, "llama")
         self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
         self.image_tokenizer_config = _sub_config(self.image_tokenizer_config, DPSImageTokenizerConfig.model_type)
-        if self.auto_map is None:
-            self.auto_map = AUTO_MAP.copy()
+        self.auto_map = self.auto_map or AUTO_MAP.copy()
         self.validate_geometry()
         first_id = self.text_config.vocab_size - self.codebook_size
         if self.image_code_start_id is None:
@@ -261,15 +258,14 @@ class DPSConfig(transformers.PreTrainedConfig):
             f"image_tokenizer_config.model_type must be {' or '.join(map(repr, GEOMETRIES))}; "
             f"got {codes.model_type!r}. Set one of the two.",
         )
-        for name in JANUS_SIZES:
+        for name in ("num_patches", "num_embeddings", "channel_multiplier"):  # of Janus
             size, rule = getattr(codes, name, 1), f"image_tokenizer_config.{name} must be positive"
             _require(size > 0 if isinstance(size, int) else len(size) > 0, f"{rule}; got {size}. Take Janus-Pro's.")
         for part, config in (("vision_config", vision), ("image_tokenizer_config", codes)):
             for name in ("num_channels", "in_channels", "out_channels"):
                 channels, rule = getattr(config, name, 3), f"{part}.{name} must be 3 (pictures are RGB)"
                 _require(channels == 3, f"{rule}; got {channels}. Set it to 3.")
-        rule = "projector_hidden_act must be an activation that transformers knows"
-        act = self.projector_hidden_act
+        act, rule = self.projector_hidden_act, "projector_hidden_act must be an activation that transformers knows"
         _require(act in ACT2FN, f"{rule}; got {act!r}. Set it to 'gelu_pytorch_tanh'.")
         may_encode = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
         encoder = text.is_encoder_decoder or (may_encode and not getattr(text, "is_decoder", False))
@@ -340,6 +336,3 @@ def _sub_config(value, default_model_type: str) -> transformers.PreTrainedConfig
         rule = "model_type of a nested config must be one that transformers knows"
         raise ValueError(f"{rule}; got {model_type!r}. Set it to {default_model_type!r}, say.")
     return transformers.CONFIG_MAPPING[model_type](**value)
-
-
-__all__ = ["DPSConfig", "DPSImageTokenizerConfig"]

@@ -155,11 +155,7 @@ def _transparent_value(image: Image.Image, packing: str | tuple | None):
 
 
 def to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Converts numbers to `uint8`: fractions in [0, 1], 8-bit values, or 16-bit values.
-
-    Raises:
-        ValueError: values that are not numbers, not finite, negative or above 65535.
-    """
+    """Converts fractions in [0, 1], 8-bit values or 16-bit values to `uint8`; a ValueError refuses all others."""
     if values.dtype.kind not in "buif":
         raise ValueError(f"A picture must be made of numbers; got an array of {values.dtype}. Convert it first.")
     if values.dtype == np.uint8:
@@ -178,8 +174,7 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
 def array_to_picture(array: np.ndarray | torch.Tensor, input_data_format=None) -> Image.Image:
     """Converts an array `(height, width, channels)` or `(channels, height, width)` of 1, 3 or 4 channels to a picture.
 
-    Raises:
-        ValueError: no pixels, another shape, or values out of range.
+    A ValueError refuses other shapes, and values that [`to_8_bit`] does not take.
     """
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
@@ -192,11 +187,7 @@ def array_to_picture(array: np.ndarray | torch.Tensor, input_data_format=None) -
 
 
 def to_square(image: Image.Image, fit: str, side: int, resample: int | None = None) -> Image.Image:
-    """Makes an RGB picture square, as [`DPSImageProcessor`] describes; bars are added to a picture of `side` pixels.
-
-    Raises:
-        ValueError: an unknown `fit`.
-    """
+    """Makes an RGB picture square, as [`DPSImageProcessor`] describes; with bars it has `side` pixels."""
     if fit not in FITS:
         raise ValueError(f"fit and drawing_fit must be one of {', '.join(FITS)}; got {fit!r}. Try 'crop'.")
     width, height = image.size
@@ -208,18 +199,17 @@ def to_square(image: Image.Image, fit: str, side: int, resample: int | None = No
         return image.crop((left, top, left + short, top + short))
     if fit == "stretch":
         return image.resize((side, side), resample)
-    colour: str | tuple[int, ...] = "white"
-    if fit == "pad-edge":
-        pixels = np.asarray(image)
-        edges = pixels[[0, -1]] if width > height else pixels[:, [0, -1]]
-        colour = tuple(np.median(edges.reshape(-1, 3), axis=0).astype(int).tolist())
+    pixels = np.asarray(image)
+    edges = pixels[[0, -1]] if width > height else pixels[:, [0, -1]]
+    median = np.median(edges.reshape(-1, 3), axis=0).astype(int).tolist()
+    colour = "white" if fit == "pad-white" else tuple(median)
     wide, high = (max(round(length * side / max(width, height)), 1) for length in image.size)
     square = Image.new("RGB", (side, side), colour)
     square.paste(image.resize((wide, high), resample), ((side - wide) // 2, (side - high) // 2))
     return square
 
 
-class DPSImageProcessorKwargs(ImagesKwargs, total=False):
+class DPSImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     min_size: int
     fit: str
     drawing_fit: str
@@ -289,9 +279,5 @@ class DPSImageProcessor(transformers.JanusImageProcessorPil):
         # The library truncates, which would make half of all pixels darker by one.
         pixels = [np.rint(image.clip(0, 1) * 255).astype(np.uint8) for image in outputs["pixel_values"]]
         if return_tensors == "PIL.Image.Image":
-            pictures = [Image.fromarray(np.moveaxis(image, 0, -1)) for image in pixels]
-            return transformers.BatchFeature({"pixel_values": pictures})
+            pixels, return_tensors = [Image.fromarray(np.moveaxis(image, 0, -1)) for image in pixels], None
         return transformers.BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
-
-
-__all__ = ["DPSImageProcessor", "array_to_picture", "open_picture", "to_rgb"]

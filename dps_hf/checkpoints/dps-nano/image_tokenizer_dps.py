@@ -38,7 +38,6 @@ class FiniteScalarQuantizer(nn.Module):
     def __init__(self, levels: list[int] | tuple[int, ...]):
         super().__init__()
         self.levels = tuple(levels)
-        self.radix = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
         self.num_codes = math.prod(self.levels)
 
     def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,16 +48,17 @@ class FiniteScalarQuantizer(nn.Module):
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)  # an even number of levels has no middle one
         bounded = torch.tanh(latents + torch.atanh(offset / half_width)) * half_width - offset
         rounded = bounded + (bounded.round() - bounded).detach()  # straight-through gradient
-        codes = (
-            (rounded.detach().round().long() + levels // 2) * torch.tensor(self.radix, device=latents.device)
-        ).sum(-1)
+        codes = ((rounded.detach().round().long() + levels // 2) * self._radix(latents.device)).sum(-1)
         return (rounded / (levels // 2)).to(dtype), codes
 
     def dequantize(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes `(...)` to the quantised latents `(..., len(levels))` in [-1, 1], float32."""
         levels = torch.tensor(self.levels, device=codes.device)
-        digits = codes.unsqueeze(-1) // torch.tensor(self.radix, device=codes.device) % levels
+        digits = codes.unsqueeze(-1) // self._radix(codes.device) % levels
         return (digits - levels // 2) / (levels // 2)
+
+    def _radix(self, device: torch.device) -> torch.Tensor:
+        return torch.cumprod(torch.tensor((1, *self.levels[:-1]), device=device), dim=0)
 
 
 class PatchBlock(nn.Module):
@@ -125,8 +125,6 @@ class DPSImageTokenizer(transformers.PreTrainedModel):
     """Turns pixels into codes and back.
 
     The encoder sees one patch at a time, so that equal patches have equal codes, which a language model can predict.
-    The convolutional decoder sees neighbouring patches.
-
     With `colour_levels` each patch has two codes, one for its pattern and one for its colours. A model that has drawn
     stars, and green things, has then seen all the codes of a green star. The patterns of all patches come before their
     colours, so that shapes do not depend on colours.
@@ -216,5 +214,3 @@ class DPSImageTokenizer(transformers.PreTrainedModel):
 
 # The class of each kind of image tokenizer; both have `encode` and `decode`.
 IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": transformers.JanusVQVAE}
-
-__all__ = ["IMAGE_TOKENIZERS", "DPSImageTokenizer", "DPSImageTokenizerOutput"]

@@ -45,11 +45,7 @@ if not CACHE:
 
 
 def take_cache(cache: Cache | None, past_key_values: Cache | None, kwargs: dict) -> Cache | None:
-    """The cache that was given by either of its names.
-
-    Raises:
-        TypeError: both names are given, or `kwargs` hold a cache by another name, which the decoder would ignore.
-    """
+    """The cache that was given by either name; a TypeError if by both, or by one that decoders would ignore."""
     for name, value in kwargs.items():
         if isinstance(value, Cache) or name.startswith("past") or name in ("cache_params", "kv_cache"):
             raise TypeError(f"forward() takes a cache as {' or '.join(CACHE_NAMES)}; got {name}. Rename it.")

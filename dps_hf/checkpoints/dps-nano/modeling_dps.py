@@ -201,9 +201,8 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
         if len(shape) != 2:
             raise ValueError(f"image_tokens must be (batch, sequence); got the shape {shape}. Try image_tokens[None].")
         if bool((image_tokens < 0).any()):
-            raise ValueError(
-                f"image_tokens must be 0 or more; got {int(image_tokens.min())}. Remove label padding such as -100."
-            )
+            low = int(image_tokens.min())
+            raise ValueError(f"image_tokens must be 0 or more; got {low}. Remove label padding such as -100.")
         # Where numbers may be either codes or token ids, as in a small vocabulary, they count as codes.
         if shape[1] != config.num_codes or bool((image_tokens >= config.codebook_size).any()):
             image_tokens = torch.stack([self._last_drawing(row) for row in image_tokens]) - config.image_code_start_id
@@ -238,30 +237,8 @@ def _quantise_only_the_decoder(quantization_config):
     for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
         if hasattr(quantization_config, field):
             given = getattr(quantization_config, field) or []
-            setattr(quantization_config, field, [*given, *(name for name in whole if name not in given)])
+            setattr(quantization_config, field, list(dict.fromkeys([*given, *whole])))
     return quantization_config
-
-
-def _check_decoder(decoder: transformers.PreTrainedModel) -> str:
-    """Returns the argument by which the decoder takes its cache.
-
-    Raises:
-        ValueError: the decoder caches no keys and values, or its embeddings are not as wide as its layers.
-    """
-    kind, cache_name = decoder.config.model_type, find_cache_name(decoder.forward)
-    # A decoder without attention may have a cache of recurrent states.
-    if cache_name is None or not hasattr(decoder.config, "num_attention_heads"):
-        raise ValueError(
-            "text_config.model_type must be that of a decoder which caches keys and values; "
-            f"got {kind!r}. Take another, such as 'llama'."
-        )
-    width = decoder.get_input_embeddings().embedding_dim  # its weight may be sharded already
-    if width != decoder.config.hidden_size:
-        raise ValueError(
-            f"text_config.hidden_size must be the width of the embeddings, too; got {decoder.config.hidden_size}, and "
-            f"those of {kind!r} have {width}. Take a decoder without a projection between the two."
-        )
-    return cache_name
 
 
 class DPSModel(DPSPreTrainedModel):
@@ -274,7 +251,7 @@ class DPSModel(DPSPreTrainedModel):
         self.vision_tower = transformers.SiglipVisionModel._from_config(config.vision_config)
         self.connector = DPSConnector(config)
         self.language_model = transformers.AutoModel.from_config(config.text_config)
-        self.decoder_cache = _check_decoder(self.language_model)
+        self.decoder_cache = find_cache_name(self.language_model.forward) or CACHE
         tokenizer_class = IMAGE_TOKENIZERS[config.image_tokenizer_config.model_type]
         # float32 whatever the rest is in: half precision would round to other codes.
         self.image_tokenizer = tokenizer_class._from_config(config.image_tokenizer_config, dtype=torch.float32)
@@ -319,11 +296,7 @@ class DPSModel(DPSPreTrainedModel):
         return input_ids == self.config.image_token_id
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features) -> torch.Tensor:
-        """A mask of the placeholders, `(batch, sequence, hidden_size)`.
-
-        Raises:
-            ValueError: their number differs from that of the feature vectors.
-        """
+        """A mask of the placeholders, `(batch, sequence, hidden_size)`; there must be one for each feature vector."""
         mask = self.find_placeholders(input_ids, inputs_embeds).unsqueeze(-1).expand_as(inputs_embeds)
         given, width = image_features.numel(), image_features.shape[-1]
         torch_compilable_check(
@@ -357,11 +330,9 @@ class DPSModel(DPSPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None and not len(pixel_values):  # trl splits batches, and a part may have no pictures
-            pixel_values = None
 
         image_outputs = image_features = None
-        if pixel_values is not None:
+        if pixel_values is not None and len(pixel_values):  # trl splits batches, and a part may have no pictures
             recorded = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
             image_outputs = self.get_image_features(pixel_values, return_dict=True, **recorded)
             image_features = image_outputs.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -459,6 +430,3 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         if type(head) is nn.Linear and type(head.weight) is nn.Parameter and not hooked:
             return F.linear(hidden_states, head.weight[codes])
         return head(hidden_states)[..., codes]  # a head that is quantised, adapted, sharded or offloaded
-
-
-__all__ = ["DPSForConditionalGeneration", "DPSModel", "DPSPreTrainedModel"]

@@ -16,8 +16,8 @@ class DPSProcessor(transformers.ProcessorMixin):
     """Joins a tokenizer and [`DPSImageProcessor`].
 
     Args:
-        tokenizer: has the tokens `<image>`, `<begin_of_image>`, `<end_of_image>` and one for each code.
-        chat_template (`str`, *optional*): by default the tokenizer's.
+        tokenizer: has the tokens `<image>`, `<begin_of_image>`, `<end_of_image>` and one for each code. Its chat
+            template is the default.
         num_image_tokens (`int`): placeholders that one picture in the prompt takes.
         grid_size (`int`): patches along one side of a drawing.
         num_codes (`int`, *optional*): codes in a drawing; by default one for each patch.
@@ -94,14 +94,14 @@ class DPSProcessor(transformers.ProcessorMixin):
 
         In lists of pictures beside the chats, `None` stands for a chat without pictures.
         """
-        if not isinstance(conversation, (list, tuple)) or not conversation:
-            return super().apply_chat_template(conversation, *args, **kwargs)
-        batched = isinstance(conversation[0], (list, tuple))
-        chats = [_without_empty_keys(chat) for chat in (conversation if batched else [conversation])]
+        chats = 1
+        if isinstance(conversation, (list, tuple)) and conversation:
+            chats = len(conversation) if isinstance(conversation[0], (list, tuple)) else 1
+            conversation = _without_empty_keys(conversation)
         options = kwargs.get("processor_kwargs") or {}
         if "images" in options:
-            kwargs["processor_kwargs"] = {**options, "images": group_pictures(options["images"], len(chats))}
-        return super().apply_chat_template(chats if batched else chats[0], *args, **kwargs)
+            kwargs["processor_kwargs"] = {**options, "images": group_pictures(options["images"], chats)}
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """Returns as many placeholders as the tower gives vectors for a picture."""
@@ -114,11 +114,7 @@ class DPSProcessor(transformers.ProcessorMixin):
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * pictures, num_image_patches=[1] * pictures)
 
     def drawing_text(self, codes: torch.Tensor | Sequence[int]) -> str:
-        """Writes codes `(num_codes,)` as text, from `<begin_of_image>` to `<end_of_image>`.
-
-        Raises:
-            ValueError: another number of codes.
-        """
+        """Writes codes `(num_codes,)`, no more and no fewer, as text from `<begin_of_image>` to `<end_of_image>`."""
         if len(codes) != self.num_codes:
             raise ValueError(f"codes must be {self.num_codes} for a grid of {self.grid_size}; got {len(codes)}.")
         return self.boi_token + "".join(self.code_token.format(int(code)) for code in codes) + self.eoi_token
@@ -198,14 +194,8 @@ class DPSProcessor(transformers.ProcessorMixin):
 def group_pictures(images, num_texts: int | None):
     """Groups pictures into a list for each text, where lists or `None` (a text without pictures) tell them apart.
 
-    One picture, or one list for all texts, is returned as it is. Where there are no pictures, `None` is returned.
-
-    Args:
-        images: the argument `images` of a processor; arrays of objects count as lists.
-        num_texts: `None` without texts.
-
-    Raises:
-        ValueError: `None` among the pictures of one text.
+    One picture, or one list for all texts, is returned as it is, and `None` where there are no pictures. Arrays of
+    objects count as lists. A ValueError refuses `None` among the pictures of one text.
     """
     images = _to_list(images)
     if not isinstance(images, list):
@@ -236,17 +226,11 @@ def _to_list(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _without_empty_keys(messages: Sequence) -> list:
-    """Copies messages without the keys of their parts that are `None`."""
-
-    def cleaned(part):
-        return {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
-
-    parts = [message.get("content") if isinstance(message, Mapping) else None for message in messages]
-    return [
-        {**message, "content": [cleaned(part) for part in content]} if isinstance(content, (list, tuple)) else message
-        for message, content in zip(messages, parts)
-    ]
+def _without_empty_keys(value):
+    """A copy of nested lists and dicts without the keys whose value is `None`."""
+    if isinstance(value, Mapping):
+        return {key: _without_empty_keys(one) for key, one in value.items() if one is not None}
+    return [_without_empty_keys(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def name_tokens(tokenizer) -> None:
@@ -259,6 +243,3 @@ def name_tokens(tokenizer) -> None:
     tokenizer.SPECIAL_TOKENS_ATTRIBUTES = list(dict.fromkeys((*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, *names)))
     for name in names:
         setattr(tokenizer, name, getattr(DPSProcessor, name))
-
-
-__all__ = ["DPSProcessor"]
