@@ -200,7 +200,7 @@ def to_square(image: Image.Image, fit: str, side: int, resample: int | None = No
     if fit == "stretch":
         return image.resize((side, side), resample)
     pixels = np.asarray(image)
-    edges = pixels[[0, -1]] if width > height else pixels[:, [0, -1]]
+    edges = pixels[[0, -1]] if width > height else pixels[:, [0, -1]]  # the two sides that get bars
     median = np.median(edges.reshape(-1, 3), axis=0).astype(int).tolist()
     colour = "white" if fit == "pad-white" else tuple(median)
     wide, high = (max(round(length * side / max(width, height)), 1) for length in image.size)

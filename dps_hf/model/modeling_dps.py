@@ -298,11 +298,11 @@ class DPSModel(DPSPreTrainedModel):
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features) -> torch.Tensor:
         """A mask of the placeholders, `(batch, sequence, hidden_size)`; there must be one for each feature vector."""
         mask = self.find_placeholders(input_ids, inputs_embeds).unsqueeze(-1).expand_as(inputs_embeds)
-        given, width = image_features.numel(), image_features.shape[-1]
+        given = image_features.numel() // image_features.shape[-1]
         torch_compilable_check(
-            mask.sum() == given,
+            mask.sum() == image_features.numel(),
             lambda: (
-                f"pixel_values give {given // width} features, input_ids hold {mask[..., 0].sum()} placeholders; "
+                f"pixel_values give {given} feature vectors, input_ids hold {mask[..., 0].sum()} placeholders; "
                 "truncation may have cut some. Let the processor make both, without max_length."
             ),
         )
