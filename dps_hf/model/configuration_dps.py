@@ -81,13 +81,10 @@ class DPSImageTokenizerConfig(transformers.PreTrainedConfig):
             _require(value >= least, f"{name} must be at least {least}; got {value}. Set it to {least} or more.")
         _require(bool(self.hidden_sizes), "hidden_sizes must hold at least one width; got none. Try (96, 160).")
         for width in self.hidden_sizes:
-            _require(
-                width > 0 and width % 8 == 0,
-                f"hidden_sizes must be positive multiples of 8 (group norm); got {width}. Try {_near(width, 8)}.",
-            )
+            fits, near = width > 0 and width % 8 == 0, _near(width, 8)
+            _require(fits, f"hidden_sizes must be positive multiples of 8 (group norm); got {width}. Try {near}.")
         unit, side = self.downsample_factor, self.image_size
-        rule = "patch_size * 2^(stages - 1) must be positive"
-        _require(unit > 0, f"{rule}; got {unit}. Set patch_size to a divisor of image_size.")
+        _require(unit > 0, f"patch_size * 2^(stages - 1) must be positive; got {unit}. Set patch_size to 1 or more.")
         rule = "image_size must be a positive multiple of patch_size * 2^(stages - 1)"
         _require(side > 0 and side % unit == 0, f"{rule}; got {side} and {unit}. Try {_near(side, unit)}.")
         for name, levels in zip(("levels", "colour_levels"), self.codebooks, strict=False):

@@ -5,7 +5,9 @@ which a version may lack, are looked up here, where one error tells which versio
 """
 
 import inspect
+import warnings
 
+import torch
 import transformers
 
 
@@ -53,4 +55,6 @@ def take_cache(cache: Cache | None, past_key_values: Cache | None, kwargs: dict)
         raise TypeError(f"forward() takes one cache; got {' and '.join(CACHE_NAMES)}. Leave one of them out.")
     if CACHE != "cache" and not isinstance(cache, Cache | None):  # continuous batching up to 5.23 has another `cache`
         kwargs["cache"], cache = cache, None
+    if past_key_values is not None and CACHE == "cache" and not torch.compiler.is_compiling():
+        warnings.warn("`past_key_values` is deprecated: transformers calls it `cache` now.", FutureWarning, 2)
     return cache if past_key_values is None else past_key_values

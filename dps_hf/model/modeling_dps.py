@@ -40,8 +40,8 @@ class DPSImageFeatures(BaseModelOutputWithPooling):
     last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output.
     pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): replaces the placeholders.
     hidden_states, attentions: those of the tower, if asked for.
-    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): a vector for each picture, for retrieval. It is the
-        mean of the vectors in `pooler_output`, each scaled to length 1.
+    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): for retrieval, the mean of the vectors in
+        `pooler_output`, each scaled to length 1.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -56,8 +56,7 @@ class DPSOutputWithPast(ModelOutput):
     """
     loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100.
     logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes.
-    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`): the decoder's output, of [`DPSModel`]
-        only, which has no loss and no logits.
+    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`): of [`DPSModel`] only.
     cache (`Cache`): `past_key_values` up to transformers 5.23.
     hidden_states, attentions: those of the decoder, if asked for.
     image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output.
