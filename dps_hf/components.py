@@ -22,11 +22,39 @@ from transformers.utils import has_file
 from dps_hf.model.configuration_dps import GEOMETRIES, TEXT_TOKEN_IDS, DPSConfig
 from dps_hf.model.image_processing_dps import DPSImageProcessor
 from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS, DPSImageTokenizer, FiniteScalarQuantizer
+from dps_hf.model.library_dps import find_cache_name
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.model.processing_dps import CHAT_TEMPLATE, DPSProcessor, name_tokens
+from dps_hf.model.processing_dps import DPSProcessor, name_tokens
 
 
 Component: TypeAlias = "str | os.PathLike | PreTrainedModel | PreTrainedConfig"
+
+# Renders the text of each message, and a placeholder for each picture in it. A content may be a plain string.
+# `enable_thinking=True` begins the answer with <think>. There is no newline after the last answer, because generation
+# stops before it, and trainers would train on it.
+CHAT_TEMPLATE = """\
+{%- macro render(content) -%}
+{%- if content is string -%}{{ content }}
+{%- elif content -%}
+{%- for part in content -%}
+{%- if part.type == "text" -%}{{ part.text }}{%- elif part.type in ("image", "image_url") -%}<image>
+{%- else -%}{{ raise_exception("A part of a message must be of type text or image; got " + part.type) }}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+{{- "<|im_start|>" + message.role + "\\n" -}}
+{%- if message.role == "assistant" -%}
+{%- generation -%}{{- render(message.content) + "<|im_end|>" -}}{%- endgeneration -%}
+{%- else -%}
+{{- render(message.content) + "<|im_end|>" -}}
+{%- endif -%}
+{%- if add_generation_prompt or not (loop.last and message.role == "assistant") -%}{{- "\\n" -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- "<|im_start|>assistant\\n" + ("<think>" if enable_thinking else "") -}}
+{%- endif -%}
+"""
 
 # The ids of a config, and the tokens that they belong to.
 TOKEN_OF_ID = {
@@ -87,6 +115,7 @@ def assemble_model(
         raise ValueError(f"text must have a head without bias; {type(text).__name__} has one. Choose another decoder.")
 
     text_config = decoder.config
+    _check_decoder(decoder)
     geometry = GEOMETRIES[image_tokenizer.config.model_type](image_tokenizer.config)
     codebook_size = sum(geometry.codebook_sizes)
     if tokenizer is None and not isinstance(text_source, PreTrainedConfig):
@@ -144,6 +173,23 @@ def assemble_model(
             liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
     model.tie_weights()
     return model.eval()
+
+
+def _check_decoder(decoder: PreTrainedModel) -> None:
+    """Raises a ValueError if a decoder caches no keys and values, or its embeddings are not as wide as its layers."""
+    config = decoder.config
+    # A decoder without attention may have a cache of recurrent states.
+    if find_cache_name(decoder.forward) is None or not hasattr(config, "num_attention_heads"):
+        raise ValueError(
+            "text_config.model_type must be that of a decoder which caches keys and values; "
+            f"got {config.model_type!r}. Take another, such as 'llama'."
+        )
+    width = decoder.get_input_embeddings().embedding_dim
+    if width != config.hidden_size:
+        raise ValueError(
+            f"text_config.hidden_size must be the width of the embeddings, too; got {config.hidden_size}, and those "
+            f"of {config.model_type!r} have {width}. Take a decoder without a projection between the two."
+        )
 
 
 def make_processor(tokenizer, config: DPSConfig) -> DPSProcessor:

@@ -208,9 +208,10 @@ def make_conversation(text: str, pictures: Sequence[Image.Image] = ()) -> list[d
 def encode(
     model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor, pictures: Sequence[Image.Image]
 ) -> torch.Tensor:
-    """The codes of pictures, `(pictures, num_codes)`. Pictures are letterboxed to the size of the model's drawings."""
+    """The codes of pictures, `(pictures, num_codes)`; `drawing_fit` of the image processor makes them square."""
     size = {"height": model.config.drawing_size, "width": model.config.drawing_size}
-    pixels = processor.image_processor(list(pictures), size=size, return_tensors="pt")["pixel_values"]
+    images, fit = processor.image_processor, processor.image_processor.drawing_fit
+    pixels = images(list(pictures), size=size, fit=fit, return_tensors="pt")["pixel_values"]
     return model.encode_image(pixels.to(model.device))
 
 

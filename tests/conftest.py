@@ -16,6 +16,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from dps_hf.components import CHAT_TEMPLATE
 from dps_hf.model.configuration_dps import DPSConfig, DPSImageTokenizerConfig
 from dps_hf.model.image_processing_dps import DPSImageProcessor
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
@@ -163,6 +164,7 @@ def tiny_processor(tiny_tokenizer, tiny_config) -> DPSProcessor:
     return DPSProcessor(
         DPSImageProcessor(size={"height": 16, "width": 16}),
         tiny_tokenizer,
+        chat_template=CHAT_TEMPLATE,
         num_image_tokens=tiny_config.num_image_tokens,
         grid_size=tiny_config.grid_size,
     )

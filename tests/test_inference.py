@@ -1,5 +1,8 @@
 """Drawing and answering in batches."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +20,7 @@ from dps_hf.inference import (
     make_conversation,
     save_drawing,
 )
-from dps_hf.model.image_processing_dps import open_picture
+from dps_hf.model.image_processing_dps import open_picture, to_square
 
 
 @pytest.fixture
@@ -202,6 +205,18 @@ def test_codes_that_do_not_give_the_picture_are_not_believed(tiny_model, tiny_pr
     for nonsense in ("", "<|im_end|>" + tiny_processor.drawing_text([0, 1, 2, 3]), "<img_1>", 7):
         shown.info[CODES] = nonsense
         assert encode_drawing(tiny_model, tiny_processor, shown) == by_tokenizer
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad-edge"])
+def test_pictures_become_codes_as_the_squares_that_are_set_for_drawings(tiny_model, tiny_processor, fit, monkeypatch):
+    processor = copy.copy(tiny_processor)
+    processor.image_processor = copy.deepcopy(tiny_processor.image_processor)
+    processor.image_processor.fit, processor.image_processor.drawing_fit = "pad-white", fit
+    monkeypatch.setattr(tiny_model, "encode_image", lambda pixels: pixels)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
+    square = to_square(picture, fit, tiny_model.config.drawing_size)
+    expected = processor.image_processor([square], return_tensors="pt")["pixel_values"]
+    assert encode(tiny_model, processor, [picture]).equal(expected)
 
 
 def test_completions_have_the_drawing_as_text_and_as_a_picture(tiny_model, tiny_processor):

@@ -4,15 +4,9 @@ import math
 from dataclasses import field
 from typing import NamedTuple
 
-from .library_dps import (
-    ACT2FN,
-    CONFIG_MAPPING,
-    AutoConfig,
-    PreTrainedConfig,
-    SiglipVisionConfig,
-    modeling_auto,
-    strict,
-)
+import transformers
+
+from .library_dps import ACT2FN, CACHE_NAMES, modeling_auto, strict
 
 
 _FOR_GENERATION = "modeling_dps.DPSForConditionalGeneration"
@@ -34,20 +28,23 @@ for _names in (
 ):
     _names.setdefault("dps", "DPSForConditionalGeneration")
 
-# Ids that belong to the decoder's config, and that peft and trl read at the top level.
+# Ids that belong to the decoder's config.
 TEXT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Fields of a Janus image tokenizer that its geometry depends on.
-JANUS_SIZES = ("num_patches", "num_embeddings", "channel_multiplier")
 
 
-def _require(holds: bool, field: str, rule: str, value, remedy: str) -> None:
+def _require(holds: bool, message: str) -> None:
     """Raises a ValueError where a rule does not hold; the message gives the field, its value and the remedy."""
     if not holds:
-        raise ValueError(f"{field} must {rule}; got {value}. {remedy}")
+        raise ValueError(message)
+
+
+def _near(value: int, unit: int) -> int:
+    """The multiple of a unit that is nearest to a value, at least the unit itself."""
+    return max(1, round(value / unit)) * unit
 
 
 @strict
-class DPSImageTokenizerConfig(PreTrainedConfig):
+class DPSImageTokenizerConfig(transformers.PreTrainedConfig):
     r"""
     Geometry and size of [`DPSImageTokenizer`].
 
@@ -81,23 +78,20 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         for name, least in (("num_encoder_blocks", 0), ("num_res_blocks", 0), ("num_channels", 1)):
             value = getattr(self, name)
-            _require(value >= least, name, f"be at least {least}", value, f"Set it to {least} or more.")
-        _require(bool(self.hidden_sizes), "hidden_sizes", "hold at least one width", "none", "Try (96, 160).")
+            _require(value >= least, f"{name} must be at least {least}; got {value}. Set it to {least} or more.")
+        _require(bool(self.hidden_sizes), "hidden_sizes must hold at least one width; got none. Try (96, 160).")
         for width in self.hidden_sizes:
-            remedy = f"Try {max(width, 0) // 8 * 8 + 8}."
-            _require(
-                width > 0 and width % 8 == 0, "hidden_sizes", "be positive multiples of 8 (group norm)", width, remedy
-            )
-        unit, unit_name = self.downsample_factor, "patch_size * 2^(stages - 1)"
-        _require(unit > 0, unit_name, "be positive", unit, "Set patch_size to a divisor of image_size.")
-        remedy = f"Try {max(unit, round(self.image_size / unit) * unit)}."
-        fits, given = self.image_size > 0 and self.image_size % unit == 0, f"{self.image_size} and {unit}"
-        _require(fits, "image_size", f"be a positive multiple of {unit_name}", given, remedy)
+            fits, near = width > 0 and width % 8 == 0, _near(width, 8)
+            _require(fits, f"hidden_sizes must be positive multiples of 8 (group norm); got {width}. Try {near}.")
+        unit, side = self.downsample_factor, self.image_size
+        _require(unit > 0, f"patch_size * 2^(stages - 1) must be positive; got {unit}. Set patch_size to 1 or more.")
+        rule = "image_size must be a positive multiple of patch_size * 2^(stages - 1)"
+        _require(side > 0 and side % unit == 0, f"{rule}; got {side} and {unit}. Try {_near(side, unit)}.")
         for name, levels in zip(("levels", "colour_levels"), self.codebooks, strict=False):
             enough = bool(levels) and min(levels) >= 2
-            _require(enough, name, "hold numbers of at least 2", levels, "Try (8, 8, 8, 8).")
-        if self.colour_levels is not None and self.num_channels != 3:
-            raise ValueError(f"colour_levels needs num_channels of 3 (RGB); got {self.num_channels}. Leave it out.")
+            _require(enough, f"{name} must hold numbers of at least 2; got {levels}. Try (8, 8, 8, 8).")
+        given, rgb = self.num_channels, self.colour_levels is None or self.num_channels == 3
+        _require(rgb, f"colour_levels needs num_channels of 3 (RGB); got {given}. Leave it out.")
 
     @property
     def downsample_factor(self) -> int:
@@ -115,11 +109,6 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
         return [self.levels] if self.colour_levels is None else [self.levels, self.colour_levels]
 
     @property
-    def num_codes(self) -> int:
-        """Codes of a picture."""
-        return self.grid_size**2 * len(self.codebooks)
-
-    @property
     def codebook_size(self) -> int:
         return sum(math.prod(levels) for levels in self.codebooks)
 
@@ -127,17 +116,27 @@ class DPSImageTokenizerConfig(PreTrainedConfig):
 class ImageTokenizerGeometry(NamedTuple):
     """The properties of an image tokenizer that DPS needs, the same for each kind.
 
-    image_size: side of the square pictures, in pixels.
+    drawing_size: side of the square pictures, in pixels.
     grid_size: patches along one side of a picture.
     codebook_sizes: how many codes each codebook has; each patch has one code of each codebook.
     levels: for each codebook, the levels of each latent channel. Codes that differ by one level are neighbours. `None`
         where codes have no neighbours.
     """
 
-    image_size: int
+    drawing_size: int
     grid_size: int
     codebook_sizes: list[int]
     levels: list[list[int] | tuple[int, ...]] | None
+
+    @property
+    def codebook_size(self) -> int:
+        """Image codes in the vocabulary, those of all codebooks together."""
+        return sum(self.codebook_sizes)
+
+    @property
+    def num_codes(self) -> int:
+        """Codes of a drawing, row by row: those of the first codebook for all patches, then those of the next."""
+        return self.grid_size**2 * len(self.codebook_sizes)
 
 
 def _dps_geometry(config: DPSImageTokenizerConfig) -> ImageTokenizerGeometry:
@@ -145,7 +144,7 @@ def _dps_geometry(config: DPSImageTokenizerConfig) -> ImageTokenizerGeometry:
     return ImageTokenizerGeometry(config.image_size, config.grid_size, sizes, config.codebooks)
 
 
-def _janus_geometry(config: PreTrainedConfig) -> ImageTokenizerGeometry:
+def _janus_geometry(config: transformers.PreTrainedConfig) -> ImageTokenizerGeometry:
     image_size = config.num_patches * 2 ** (len(config.channel_multiplier) - 1)
     return ImageTokenizerGeometry(image_size, config.num_patches, [config.num_embeddings], None)
 
@@ -155,7 +154,7 @@ GEOMETRIES = {DPSImageTokenizerConfig.model_type: _dps_geometry, "janus_vqgan": 
 
 
 @strict
-class DPSConfig(PreTrainedConfig):
+class DPSConfig(transformers.PreTrainedConfig):
     r"""
     Configuration of [`DPSModel`] and [`DPSForConditionalGeneration`].
 
@@ -171,29 +170,25 @@ class DPSConfig(PreTrainedConfig):
     image_code_start_id (`int`): id of the token of code 0; code `i` is token `image_code_start_id + i`.
     tie_word_embeddings (`bool`, defaults to `True`): whether `lm_head` shares the embeddings' weight.
 
+    `drawing_size`, `grid_size`, `codebook_size` and `num_codes` are those of [`ImageTokenizerGeometry`].
+
     Raises:
         ValueError: a geometry or an id that cannot work.
     """
 
     model_type = "dps"
     sub_configs = {
-        "text_config": AutoConfig,
-        "vision_config": SiglipVisionConfig,
+        "text_config": transformers.AutoConfig,
+        "vision_config": transformers.SiglipVisionConfig,
         "image_tokenizer_config": DPSImageTokenizerConfig,
     }
     # All outputs but loss and logits, so that the Trainer gives only these to `compute_metrics`.
-    keys_to_ignore_at_inference = [
-        "past_key_values",
-        "cache",
-        "hidden_states",
-        "attentions",
-        "image_hidden_states",
-        "image_outputs",
-    ]
+    keys_to_ignore_at_inference = ["last_hidden_state", "hidden_states", "attentions", *CACHE_NAMES]
+    keys_to_ignore_at_inference += ["image_hidden_states", "image_outputs"]
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    image_tokenizer_config: dict | PreTrainedConfig | None = None
+    text_config: dict | transformers.PreTrainedConfig | None = None
+    vision_config: dict | transformers.PreTrainedConfig | None = None
+    image_tokenizer_config: dict | transformers.PreTrainedConfig | None = None
     projector_hidden_act: str = "gelu_pytorch_tanh"
     image_token_id: int | None = None
     boi_token_id: int | None = None
@@ -207,8 +202,7 @@ class DPSConfig(PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, "llama")
         self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
         self.image_tokenizer_config = _sub_config(self.image_tokenizer_config, DPSImageTokenizerConfig.model_type)
-        if self.auto_map is None:
-            self.auto_map = AUTO_MAP.copy()
+        self.auto_map = self.auto_map or AUTO_MAP.copy()
         self.validate_geometry()
         first_id = self.text_config.vocab_size - self.codebook_size
         if self.image_code_start_id is None:
@@ -230,19 +224,6 @@ class DPSConfig(PreTrainedConfig):
         return made
 
     @property
-    def vocab_size(self) -> int:
-        """Text, special tokens and image codes together."""
-        return self.text_config.vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, value: int) -> None:
-        self.text_config.vocab_size = value
-
-    @property
-    def hidden_size(self) -> int:
-        return self.text_config.hidden_size
-
-    @property
     def num_image_tokens(self) -> int:
         """Placeholders that one picture in the prompt takes."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
@@ -251,150 +232,104 @@ class DPSConfig(PreTrainedConfig):
     def image_tokenizer_geometry(self) -> ImageTokenizerGeometry:
         return GEOMETRIES[self.image_tokenizer_config.model_type](self.image_tokenizer_config)
 
-    @property
-    def codebook_size(self) -> int:
-        """Image codes in the vocabulary, those of all codebooks together."""
-        return sum(self.image_tokenizer_geometry.codebook_sizes)
-
-    @property
-    def grid_size(self) -> int:
-        """Patches along one side of a drawing."""
-        return self.image_tokenizer_geometry.grid_size
-
-    @property
-    def num_codes(self) -> int:
-        """Codes of a drawing, row by row: one for each patch, or two, the second ones after all of the first."""
-        return self.grid_size**2 * len(self.image_tokenizer_geometry.codebook_sizes)
-
-    @property
-    def drawing_size(self) -> int:
-        """Side of a drawing, in pixels."""
-        return self.image_tokenizer_geometry.image_size
-
     # The library calls methods whose names begin with `validate_` before it saves.
 
     def validate_geometry(self) -> None:
         text, vision, codes = self.text_config, self.vision_config, self.image_tokenizer_config
         _require(
             vision.model_type == "siglip_vision_model",
-            "vision_config.model_type",
-            "be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution)",
-            repr(vision.model_type),
-            "Take the vision_config of such a checkpoint.",
+            "vision_config.model_type must be 'siglip_vision_model' (a SigLIP, or a SigLIP2 of fixed resolution); "
+            f"got {vision.model_type!r}. Take the vision_config of such a checkpoint.",
         )
         for name in ("image_size", "patch_size"):
-            size = getattr(vision, name)
-            square = isinstance(size, int)
-            _require(square, f"vision_config.{name}", "be one number, of a square", repr(size), "Set it to 224 or 16.")
+            size, rule = getattr(vision, name), f"vision_config.{name} must be one number, of a square"
+            _require(isinstance(size, int), f"{rule}; got {size!r}. Set it to 224 or 16.")
         # image_size need not be a multiple: published towers read 384 pixels in patches of 14, and ignore the rest.
         _require(
             0 < vision.patch_size <= vision.image_size,
-            "vision_config.patch_size",
-            "be positive and at most image_size",
-            f"{vision.patch_size} and {vision.image_size}",
-            "Set it to 14 or 16.",
+            "vision_config.patch_size must be positive and at most image_size; "
+            f"got {vision.patch_size} and {vision.image_size}. Set it to 14 or 16.",
         )
         _require(
             codes.model_type in GEOMETRIES,
-            "image_tokenizer_config.model_type",
-            f"be {' or '.join(map(repr, GEOMETRIES))}",
-            repr(codes.model_type),
-            "Set one of the two.",
+            f"image_tokenizer_config.model_type must be {' or '.join(map(repr, GEOMETRIES))}; "
+            f"got {codes.model_type!r}. Set one of the two.",
         )
-        for name in JANUS_SIZES:
-            size = getattr(codes, name, 1)
-            filled = size > 0 if isinstance(size, int) else len(size) > 0
-            _require(filled, f"image_tokenizer_config.{name}", "be positive", size, "Take Janus-Pro's.")
-        for part in ("vision_config", "image_tokenizer_config"):
+        for name in ("num_patches", "num_embeddings", "channel_multiplier"):  # of Janus
+            size, rule = getattr(codes, name, 1), f"image_tokenizer_config.{name} must be positive"
+            _require(size > 0 if isinstance(size, int) else len(size) > 0, f"{rule}; got {size}. Take Janus-Pro's.")
+        for part, config in (("vision_config", vision), ("image_tokenizer_config", codes)):
             for name in ("num_channels", "in_channels", "out_channels"):
-                channels = getattr(getattr(self, part), name, 3)
-                _require(channels == 3, f"{part}.{name}", "be 3 (pictures are RGB)", channels, "Set it to 3.")
-        _require(
-            self.projector_hidden_act in ACT2FN,
-            "projector_hidden_act",
-            "be an activation that transformers knows",
-            repr(self.projector_hidden_act),
-            "Set it to 'gelu_pytorch_tanh'.",
-        )
+                channels, rule = getattr(config, name, 3), f"{part}.{name} must be 3 (pictures are RGB)"
+                _require(channels == 3, f"{rule}; got {channels}. Set it to 3.")
+        act, rule = self.projector_hidden_act, "projector_hidden_act must be an activation that transformers knows"
+        _require(act in ACT2FN, f"{rule}; got {act!r}. Set it to 'gelu_pytorch_tanh'.")
         may_encode = text.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
         encoder = text.is_encoder_decoder or (may_encode and not getattr(text, "is_decoder", False))
         _require(
             not encoder and getattr(text, "vocab_size", None) is not None,
-            "text_config.model_type",
-            "be that of a decoder",
-            repr(text.model_type),
+            f"text_config.model_type must be that of a decoder; got {text.model_type!r}. "
             "Take a model that AutoModelForCausalLM loads, such as 'llama'.",
         )
-        for part, width, count in (
-            ("vision_config", "hidden_size", "num_attention_heads"),
-            ("text_config", "num_attention_heads", "num_key_value_heads"),
+        for part, config, width, count in (
+            ("vision_config", vision, "hidden_size", "num_attention_heads"),
+            ("text_config", text, "num_attention_heads", "num_key_value_heads"),
         ):
-            whole, parts = (getattr(getattr(self, part), name, None) for name in (width, count))
+            whole, parts = getattr(config, width, None), getattr(config, count, None)
             if isinstance(whole, int) and isinstance(parts, int):  # some decoders have a number for each layer
-                unit = max(1, parts)
-                _require(
-                    whole > 0 and parts > 0 and whole % unit == 0,
-                    f"{part}.{width}",
-                    f"be a positive multiple of {count}",
-                    f"{whole} and {parts}",
-                    f"Try {max(1, round(whole / unit)) * unit} and {unit}.",
-                )
+                unit, rule = max(1, parts), f"{part}.{width} must be a positive multiple of {count}"
+                holds, remedy = whole > 0 and parts > 0 and whole % unit == 0, f"Try {_near(whole, unit)} and {unit}."
+                _require(holds, f"{rule}; got {whole} and {parts}. {remedy}")
 
     def validate_ids(self) -> None:
         start, vocab_size = self.image_code_start_id, self.vocab_size
         end = start + self.codebook_size
         _require(
             start >= 0 and end <= vocab_size,
-            "image_code_start_id + codebook size",
-            "lie within text_config.vocab_size",
-            f"{start} + {self.codebook_size} and {vocab_size}",
+            "image_code_start_id + codebook size must lie within text_config.vocab_size; "
+            f"got {start} + {self.codebook_size} and {vocab_size}. "
             f"Set text_config.vocab_size to at least {max(start, 3) + self.codebook_size}.",
         )
-        rule = f"lie in the vocabulary of {vocab_size} tokens and outside of the image codes [{start}, {end})"
+        rule = f"must lie in the vocabulary of {vocab_size} tokens and outside of the image codes [{start}, {end})"
         taken: dict[int, str] = {}
         for name in ("image_token_id", "boi_token_id", "eoi_token_id", *TEXT_TOKEN_IDS):
-            values = getattr(self, name)
+            values, of_text = getattr(self, name), name in TEXT_TOKEN_IDS
             for value in values if isinstance(values, list) else [values]:
                 # Older Llamas say with -1 that there is no padding.
-                if name in TEXT_TOKEN_IDS and (value is None or (name == "pad_token_id" and value == -1)):
+                if of_text and (value is None or (name == "pad_token_id" and value == -1)):
                     continue
                 remedy = f"Choose an id {f'below {start}' if start else f'from {end}'}."
-                if name in TEXT_TOKEN_IDS:
+                if of_text:
                     remedy = f"Set text_config.{name} to another id."
-                _require(0 <= value < vocab_size and not start <= value < end, name, rule, value, remedy)
-                if value in taken:
-                    raise ValueError(f"{name} must differ from {taken[value]}; both are {value}. Choose another id.")
-                if name not in TEXT_TOKEN_IDS:
+                _require(0 <= value < vocab_size and not start <= value < end, f"{name} {rule}; got {value}. {remedy}")
+                other = taken.get(value, name)
+                _require(other == name, f"{name} must differ from {other}; both are {value}. Choose another id.")
+                if not of_text:
                     taken[value] = name
 
 
-def _text_token_id(name: str) -> property:
-    def getter(self):
-        return getattr(self.text_config, name, None)
+def _part_of(part: str, name: str) -> property:
+    def write(self, value):
+        setattr(getattr(self, part), name, value)
 
-    def setter(self, value):
-        setattr(self.text_config, name, value)
-
-    return property(getter, setter)
+    return property(lambda self: getattr(getattr(self, part), name, None), write)
 
 
-for _name in TEXT_TOKEN_IDS:
-    setattr(DPSConfig, _name, _text_token_id(_name))
+# The library, peft and trl read these of the decoder's fields at the top level.
+for _name in ("vocab_size", "hidden_size", *TEXT_TOKEN_IDS):
+    setattr(DPSConfig, _name, _part_of("text_config", _name))
+for _name in ("drawing_size", "grid_size", "codebook_size", "num_codes"):
+    setattr(DPSConfig, _name, _part_of("image_tokenizer_geometry", _name))
 
 
-def _sub_config(value: dict | PreTrainedConfig | None, default_model_type: str) -> PreTrainedConfig:
-    if isinstance(value, PreTrainedConfig):
+def _sub_config(value, default_model_type: str) -> transformers.PreTrainedConfig:
+    if isinstance(value, transformers.PreTrainedConfig):
         return value
     value = dict(value or {})
     model_type = value.pop("model_type", default_model_type)
     if model_type == DPSImageTokenizerConfig.model_type:
         return DPSImageTokenizerConfig(**value)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"model_type of a nested config must be one that transformers knows; got {model_type!r}. "
-            f"Set it to {default_model_type!r}, say."
-        )
-    return CONFIG_MAPPING[model_type](**value)
-
-
-__all__ = ["DPSConfig", "DPSImageTokenizerConfig"]
+    if model_type not in transformers.CONFIG_MAPPING:
+        rule = "model_type of a nested config must be one that transformers knows"
+        raise ValueError(f"{rule}; got {model_type!r}. Set it to {default_model_type!r}, say.")
+    return transformers.CONFIG_MAPPING[model_type](**value)

@@ -5,10 +5,12 @@ import sys
 from dataclasses import dataclass
 
 import torch
+
+# Unused here, so that a saved model brings the files of its processors, which its `auto_map` names.
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
-# A saved model brings the files of its processors, too: its `auto_map` names them.
 from .configuration_dps import DPSConfig
 from .generation_dps import DPSGenerationMixin
 from .image_processing_dps import DPSImageProcessor  # noqa: F401
@@ -17,15 +19,10 @@ from .library_dps import (
     ACT2FN,
     CACHE,
     CACHE_NAMES,
-    AutoModel,
     AutoQuantizationConfig,
     BaseModelOutputWithPooling,
     Cache,
     ModelOutput,
-    PreTrainedModel,
-    SiglipVisionModel,
-    TransformersKwargs,
-    Unpack,
     can_return_tuple,
     find_cache_name,
     take_cache,
@@ -43,8 +40,8 @@ class DPSImageFeatures(BaseModelOutputWithPooling):
     last_hidden_state (`torch.Tensor` of shape `(images, num_image_tokens, vision hidden_size)`): the tower's output.
     pooler_output (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): replaces the placeholders.
     hidden_states, attentions: those of the tower, if asked for.
-    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): a vector for each picture, for retrieval. It is the
-        mean of the vectors in `pooler_output`, each scaled to length 1.
+    image_embeds (`torch.Tensor` of shape `(images, hidden_size)`): for retrieval, the mean of the vectors in
+        `pooler_output`, each scaled to length 1.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -55,36 +52,20 @@ class DPSImageFeatures(BaseModelOutputWithPooling):
 
 
 @dataclass
-class DPSModelOutputWithPast(ModelOutput):
+class DPSOutputWithPast(ModelOutput):
     """
-    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`): the decoder's output.
+    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100.
+    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes.
+    last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`): of [`DPSModel`] only.
     cache (`Cache`): `past_key_values` up to transformers 5.23.
     hidden_states, attentions: those of the decoder, if asked for.
     image_hidden_states (`torch.Tensor` of shape `(images, num_image_tokens, hidden_size)`): the connector's output.
     image_outputs ([`DPSImageFeatures`]): all outputs of the tower and the connector.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    if CACHE == "cache":
-        cache: Cache | None = None
-    else:
-        past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_hidden_states: torch.Tensor | None = None
-    image_outputs: DPSImageFeatures | None = None
-
-
-@dataclass
-class DPSCausalLMOutputWithPast(ModelOutput):
-    """
-    loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100.
-    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes.
-    cache, hidden_states, attentions, image_hidden_states, image_outputs: as in [`DPSModelOutputWithPast`].
-    """
-
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
     if CACHE == "cache":
         cache: Cache | None = None
     else:
@@ -101,13 +82,6 @@ def _touch(hidden_states: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
     return hidden_states.masked_scatter(nowhere, unused.to(hidden_states.device, hidden_states.dtype))
 
 
-def _gathers_itself(module: nn.Module) -> bool:
-    """Whether FSDP gathers the weights of this module itself, not together with those of a parent module."""
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-    return isinstance(module, (FSDPModule, FullyShardedDataParallel))
-
-
 class DPSConnector(nn.Module):
     """Projects the tower's features to the decoder's width: linear, GELU, linear, as in Janus (arXiv 2410.13848)."""
 
@@ -121,7 +95,7 @@ class DPSConnector(nn.Module):
         return self.linear_2(self.act(self.linear_1(features)))
 
 
-class DPSPreTrainedModel(PreTrainedModel):
+class DPSPreTrainedModel(transformers.PreTrainedModel):
     config_class = DPSConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
@@ -138,10 +112,7 @@ class DPSPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in the library, but the image tokenizer is frozen, and `quantization_config` quantises only the decoder.
-
-        `quantization_config` may be an object or a dict. It is copied, not changed.
-        """
+        """As in the library, but freezes the image tokenizer, and `quantization_config` quantises only the decoder."""
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _quantise_only_the_decoder(kwargs["quantization_config"])
         # The library makes every loaded weight trainable.
@@ -156,16 +127,101 @@ class DPSPreTrainedModel(PreTrainedModel):
         FSDP2 replaces a model's class with one that it makes at run time, which no other process could load.
         """
         made = type(self)
-        self.__class__ = next(one for one in made.__mro__ if issubclass(one, DPSPreTrainedModel) and _is_defined(one))
+        for cls in made.__mro__:
+            if issubclass(cls, DPSPreTrainedModel) and getattr(sys.modules[cls.__module__], cls.__name__, None) is cls:
+                self.__class__ = cls
+                break
         try:
             return super().save_pretrained(*args, **kwargs)
         finally:
             self.__class__ = made
 
+    @can_return_tuple
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | DPSImageFeatures:
+        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1]."""
+        kwargs["return_dict"] = True
+        model = self.base_model
+        outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
+        features = model.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
+        if outputs.pooler_output is not None and model._all_processes_need_pictures():
+            features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
+        return DPSImageFeatures(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=features,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_embeds=F.normalize(features, dim=-1).mean(dim=1),
+        )
 
-def _is_defined(cls: type) -> bool:
-    """Whether the class can be imported by its name from its module."""
-    return getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls
+    @can_return_tuple
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> tuple | BaseModelOutputWithPooling:
+        """Embeds texts: `pooler_output` of shape `(batch, hidden_size)` is the mean over the tokens of each text."""
+        kwargs["return_dict"] = True
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        # Positions count from the first token that is not padding.
+        kwargs.setdefault("position_ids", (mask.cumsum(-1) - 1).clamp(min=0))
+        outputs = self.base_model.language_model(input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
+        weights = mask.unsqueeze(-1).to(outputs.last_hidden_state)  # (batch, sequence, 1)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=(outputs.last_hidden_state * weights).sum(1) / weights.sum(1).clamp(min=1),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixels to codes.
+
+        Shapes:
+            pixel_values: `(images, 3, height, width)` in [-1, 1]; other sizes than `config.drawing_size` are resized
+            returns: `(images, num_codes)`, int64 in `[0, codebook_size)`; add `image_code_start_id` to get token ids
+        """
+        tokenizer, size = self.base_model.image_tokenizer, (self.config.drawing_size,) * 2
+        if pixel_values.shape[-2:] != size:
+            pixel_values = F.interpolate(pixel_values.float(), size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return tokenizer.encode(pixel_values.to(tokenizer.dtype)).image_tokens.view(len(pixel_values), -1)
+
+    @torch.no_grad()
+    def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Codes to pixels.
+
+        Shapes:
+            image_tokens: either codes `(batch, num_codes)` as `encode_image` returns them, or token ids
+                `(batch, sequence)` as `generate` returns them; the last complete drawing of each row is decoded
+            returns: `(batch, 3, drawing_size, drawing_size)` in [-1, 1]
+
+        Raises:
+            ValueError: another shape, negative numbers, or a row without a complete drawing.
+        """
+        config, shape = self.config, tuple(image_tokens.shape)
+        if len(shape) != 2:
+            raise ValueError(f"image_tokens must be (batch, sequence); got the shape {shape}. Try image_tokens[None].")
+        if bool((image_tokens < 0).any()):
+            low = int(image_tokens.min())
+            raise ValueError(f"image_tokens must be 0 or more; got {low}. Remove label padding such as -100.")
+        # Where numbers may be either codes or token ids, as in a small vocabulary, they count as codes.
+        if shape[1] != config.num_codes or bool((image_tokens >= config.codebook_size).any()):
+            image_tokens = torch.stack([self._last_drawing(row) for row in image_tokens]) - config.image_code_start_id
+        return self.base_model.image_tokenizer.decode(image_tokens).clamp(-1, 1)
+
+    def _last_drawing(self, row: torch.Tensor) -> torch.Tensor:
+        """The token ids of the last complete drawing in a row, without codes that a prompt spells."""
+        count, start = self.config.num_codes, self.config.image_code_start_id
+        is_code = (row >= start) & (row < start + self.config.codebook_size)
+        after = (row == self.config.boi_token_id).cumsum(0)  # how many begin-of-image there are up to each token
+        # Codes before the first one count only where it was cut off together with the prompt.
+        found = [row[is_code & (after == i)] for i in range(int(after[-1]) + 1)]
+        drawings = [codes[:count] for codes in found if len(codes) >= count]
+        if not drawings:
+            raise ValueError(
+                f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds "
+                f"{max(map(len, found))}. Call generate(generation_mode='image') without your own stopping criteria, "
+                "which may have cut it off."
+            )
+        return drawings[-1]
 
 
 def _quantise_only_the_decoder(quantization_config):
@@ -180,30 +236,8 @@ def _quantise_only_the_decoder(quantization_config):
     for field in ("llm_int8_skip_modules", "modules_to_not_convert"):
         if hasattr(quantization_config, field):
             given = getattr(quantization_config, field) or []
-            setattr(quantization_config, field, [*given, *(name for name in whole if name not in given)])
+            setattr(quantization_config, field, list(dict.fromkeys([*given, *whole])))
     return quantization_config
-
-
-def _check_decoder(decoder: PreTrainedModel) -> str:
-    """Returns the argument by which the decoder takes its cache.
-
-    Raises:
-        ValueError: the decoder caches no keys and values, or its embeddings are not as wide as its layers.
-    """
-    kind, cache_name = decoder.config.model_type, find_cache_name(decoder.forward)
-    # A decoder without attention may have a cache of recurrent states.
-    if cache_name is None or not hasattr(decoder.config, "num_attention_heads"):
-        raise ValueError(
-            "text_config.model_type must be that of a decoder which caches keys and values; "
-            f"got {kind!r}. Take another, such as 'llama'."
-        )
-    width = decoder.get_input_embeddings().embedding_dim  # its weight may be sharded already
-    if width != decoder.config.hidden_size:
-        raise ValueError(
-            f"text_config.hidden_size must be the width of the embeddings, too; got {decoder.config.hidden_size}, and "
-            f"those of {kind!r} have {width}. Take a decoder without a projection between the two."
-        )
-    return cache_name
 
 
 class DPSModel(DPSPreTrainedModel):
@@ -213,10 +247,10 @@ class DPSModel(DPSPreTrainedModel):
 
     def __init__(self, config: DPSConfig):
         super().__init__(config)
-        self.vision_tower = SiglipVisionModel._from_config(config.vision_config)
+        self.vision_tower = transformers.SiglipVisionModel._from_config(config.vision_config)
         self.connector = DPSConnector(config)
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.decoder_cache = _check_decoder(self.language_model)
+        self.language_model = transformers.AutoModel.from_config(config.text_config)
+        self.decoder_cache = find_cache_name(self.language_model.forward) or CACHE
         tokenizer_class = IMAGE_TOKENIZERS[config.image_tokenizer_config.model_type]
         # float32 whatever the rest is in: half precision would round to other codes.
         self.image_tokenizer = tokenizer_class._from_config(config.image_tokenizer_config, dtype=torch.float32)
@@ -226,124 +260,13 @@ class DPSModel(DPSPreTrainedModel):
 
     def _apply(self, fn, recurse=True):
         """As in torch, but `.to(torch.bfloat16)` and the like leave the image tokenizer in float32."""
-        image_tokenizer = self._modules["image_tokenizer"]
-        self._modules["image_tokenizer"] = None
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            self._modules["image_tokenizer"] = image_tokenizer
+        kept = {id(tensor) for tensor in (*self.image_tokenizer.parameters(), *self.image_tokenizer.buffers())}
 
         def move(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+            return tensor.to(moved.device) if id(tensor) in kept and moved.dtype != tensor.dtype else moved
 
-        image_tokenizer._apply(move, recurse)
-        return self
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
-    @can_return_tuple
-    def get_image_features(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple | DPSImageFeatures:
-        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1]."""
-        kwargs["return_dict"] = True
-        outputs = self.vision_tower(pixel_values.to(self.vision_tower.dtype), **kwargs)
-        features = self.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
-        if outputs.pooler_output is not None and self._all_processes_need_pictures():
-            features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
-        return DPSImageFeatures(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=features,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_embeds=F.normalize(features, dim=-1).mean(dim=1),
-        )
-
-    @can_return_tuple
-    def get_text_features(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | BaseModelOutputWithPooling:
-        """Embeds texts: `pooler_output` of shape `(batch, hidden_size)` is the mean over the tokens of each text."""
-        kwargs["return_dict"] = True
-        if attention_mask is not None:  # positions count from the first token that is not padding
-            kwargs.setdefault("position_ids", (attention_mask.long().cumsum(-1) - 1).clamp(min=0))
-        outputs = self.language_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
-        hidden_states = outputs.last_hidden_state  # (batch, sequence, hidden_size)
-        weights = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        weights = weights.unsqueeze(-1).to(hidden_states)  # (batch, sequence, 1)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states,
-            pooler_output=(hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-    @torch.no_grad()
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixels to codes.
-
-        Shapes:
-            pixel_values: `(images, 3, height, width)` in [-1, 1]; other sizes than `config.drawing_size` are resized
-            returns: `(images, num_codes)`, int64 in `[0, codebook_size)`; add `image_code_start_id` to get token ids
-        """
-        size = self.config.drawing_size
-        if tuple(pixel_values.shape[-2:]) != (size, size):
-            pixel_values = F.interpolate(pixel_values.float(), size=(size, size), mode="bicubic", antialias=True)
-            pixel_values = pixel_values.clamp(-1, 1)
-        tokens = self.image_tokenizer.encode(pixel_values.to(self.image_tokenizer.dtype)).image_tokens
-        return tokens.view(pixel_values.shape[0], -1)
-
-    @torch.no_grad()
-    def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """Codes to pixels.
-
-        Shapes:
-            image_tokens: either codes `(batch, num_codes)` as `encode_image` returns them, or token ids
-                `(batch, sequence)` as `generate` returns them; the last complete drawing of each row is decoded
-            returns: `(batch, 3, drawing_size, drawing_size)` in [-1, 1]
-
-        Raises:
-            ValueError: another shape, negative numbers, or a row without a complete drawing.
-        """
-        config = self.config
-        if image_tokens.dim() != 2:
-            raise ValueError(
-                f"image_tokens must be (batch, codes or token ids); got the shape {tuple(image_tokens.shape)}. "
-                "Add the batch: image_tokens[None]."
-            )
-        if bool((image_tokens < 0).any()):
-            raise ValueError(
-                f"image_tokens must be 0 or more; got {int(image_tokens.min())}. Remove label padding such as -100."
-            )
-        # Where numbers may be either codes or token ids, as in a small vocabulary, they count as codes.
-        if image_tokens.shape[1] != config.num_codes or bool((image_tokens >= config.codebook_size).any()):
-            image_tokens = torch.stack([self._last_drawing(row) for row in image_tokens]) - config.image_code_start_id
-        return self.image_tokenizer.decode(image_tokens).clamp(-1, 1)
-
-    def _last_drawing(self, row: torch.Tensor) -> torch.Tensor:
-        """The token ids of the last complete drawing in a row, without codes that a prompt spells."""
-        count, start = self.config.num_codes, self.config.image_code_start_id
-        is_code = (row >= start) & (row < start + self.config.codebook_size)
-        after = (row == self.config.boi_token_id).cumsum(0)  # how many begin-of-image there are up to each token
-        bare, *begun = [row[is_code & (after == i)] for i in range(int(after[-1]) + 1)]
-        drawings = [codes[:count] for codes in begun if len(codes) >= count]
-        if not drawings and len(bare) >= count:  # a drawing whose begin-of-image was cut off
-            drawings = [bare[: len(bare) // count * count][-count:]]
-        if not drawings:
-            raise ValueError(
-                f"image_tokens must hold a whole drawing of {count} image codes in each row; one row holds "
-                f'{max(map(len, [bare, *begun]))}. Call generate(generation_mode="image") without your own stopping '
-                "criteria, which may have cut it off."
-            )
-        return drawings[-1]
+        return super()._apply(move, recurse)
 
     def _all_processes_need_pictures(self) -> bool:
         """Whether the tower and the connector must run in every process, even on a batch without pictures.
@@ -354,11 +277,15 @@ class DPSModel(DPSPreTrainedModel):
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
             return False
+        from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
         parameters = [*self.vision_tower.parameters(), *self.connector.parameters()]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return True
         modules = [*self.vision_tower.modules(), *self.connector.modules()]
-        return any(map(_gathers_itself, modules)) or any(hasattr(one, "ds_id") for one in parameters)  # ZeRO-3
+        # Those that gather their weights themselves, not together with those of a parent module.
+        sharded = any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in modules)
+        return sharded or any(hasattr(parameter, "ds_id") for parameter in parameters)  # ZeRO-3
 
     def find_placeholders(self, input_ids, inputs_embeds) -> torch.Tensor:
         """A mask of the placeholders, `(batch, sequence)`; without `input_ids`, found by their embedding."""
@@ -368,19 +295,14 @@ class DPSModel(DPSPreTrainedModel):
         return input_ids == self.config.image_token_id
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features) -> torch.Tensor:
-        """A mask of the placeholders, `(batch, sequence, hidden_size)`.
-
-        Raises:
-            ValueError: their number differs from that of the feature vectors.
-        """
-        mask = self.find_placeholders(input_ids, inputs_embeds)
-        mask = mask.unsqueeze(-1).expand_as(inputs_embeds)
+        """A mask of the placeholders, `(batch, sequence, hidden_size)`; there must be one for each feature vector."""
+        mask = self.find_placeholders(input_ids, inputs_embeds).unsqueeze(-1).expand_as(inputs_embeds)
+        given = image_features.numel() // image_features.shape[-1]
         torch_compilable_check(
             mask.sum() == image_features.numel(),
             lambda: (
-                f"pixel_values give {image_features.numel() // image_features.shape[-1]} feature vectors, input_ids "
-                f"hold {mask[..., 0].sum()} placeholders; truncation may have cut some. Let the processor make both, "
-                "without max_length."
+                f"pixel_values give {given} feature vectors, input_ids hold {mask[..., 0].sum()} placeholders; "
+                "truncation may have cut some. Let the processor make both, without max_length."
             ),
         )
         return mask
@@ -396,23 +318,20 @@ class DPSModel(DPSPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | DPSModelOutputWithPast:
+        **kwargs,
+    ) -> tuple | DPSOutputWithPast:
         """
         input_ids: `(batch, sequence)`. pixel_values: `(images, 3, image_size, image_size)`, in the order of their
-        placeholders. attention_mask: `(batch, sequence)` of zeros and ones. cache: called `past_key_values` up to
-        transformers 5.23; either name works.
+        placeholders. cache: called `past_key_values` up to transformers 5.23; either name works.
         """
         cache = take_cache(cache, past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if pixel_values is not None and not len(pixel_values):  # trl splits batches, and a part may have no pictures
-            pixel_values = None
 
         image_outputs = image_features = None
-        if pixel_values is not None:
+        if pixel_values is not None and len(pixel_values):  # trl splits batches, and a part may have no pictures
             recorded = {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
             image_outputs = self.get_image_features(pixel_values, return_dict=True, **recorded)
             image_features = image_outputs.pooler_output.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -431,7 +350,7 @@ class DPSModel(DPSPreTrainedModel):
             **{self.decoder_cache: cache},
             **kwargs,
         )
-        return DPSModelOutputWithPast(
+        return DPSOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -459,28 +378,6 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]):
-        """See [`DPSModel.get_image_features`]."""
-        return self.model.get_image_features(pixel_values, **kwargs)
-
-    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
-        """See [`DPSModel.get_text_features`]."""
-        return self.model.get_text_features(input_ids, attention_mask, **kwargs)
-
-    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """See [`DPSModel.encode_image`]."""
-        return self.model.encode_image(pixel_values)
-
-    def decode_image_tokens(self, image_tokens: torch.Tensor) -> torch.Tensor:
-        """See [`DPSModel.decode_image_tokens`]."""
-        return self.model.decode_image_tokens(image_tokens)
-
     @can_return_tuple
     def forward(
         self,
@@ -495,8 +392,8 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         codes_only: bool = False,
         past_key_values: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | DPSCausalLMOutputWithPast:
+        **kwargs,
+    ) -> tuple | DPSOutputWithPast:
         """
         As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 for tokens without a loss. logits_to_keep: how many
         of the last positions, or which positions, get logits and a loss. codes_only: gives logits of the image codes
@@ -522,15 +419,8 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels[:, kept], vocab_size=self.config.vocab_size, **kwargs
             )
-        return DPSCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
-            image_outputs=outputs.image_outputs,
-            **{CACHE: outputs.get(CACHE)},
-        )
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return DPSOutputWithPast(loss=loss, logits=logits, **others)
 
     def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         head, start = self.lm_head, self.config.image_code_start_id
@@ -539,6 +429,3 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         if type(head) is nn.Linear and type(head.weight) is nn.Parameter and not hooked:
             return F.linear(hidden_states, head.weight[codes])
         return head(hidden_states)[..., codes]  # a head that is quantised, adapted, sharded or offloaded
-
-
-__all__ = ["DPSForConditionalGeneration", "DPSModel", "DPSPreTrainedModel"]

@@ -265,7 +265,7 @@ class Client:
         return [int(code) for code in re.findall(f"{before}(\\d+){after}", text or "")]
 
     def _data_url(self, picture: Image.Image) -> str:
-        """Encodes a picture after the processor has letterboxed it, which servers do in other ways."""
+        """Encodes a picture after the processor has made it a square, which servers do in other ways."""
         pixels = torch.as_tensor(self.processor.image_processor(picture)["pixel_values"][0])
         square = self.processor.post_process_multimodal_output(pixels[None], generation_mode="image")[0]
         square.save(file := BytesIO(), "PNG")

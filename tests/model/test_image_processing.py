@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.server
 import io
+import json
 import struct
 import threading
 import zlib
@@ -79,6 +80,90 @@ def test_bars_of_the_letterbox_are_grey(image_processor):
 def test_extreme_shapes_fit(image_processor, size):
     pixels = pixels_of(image_processor, Image.new("RGB", size, "red"))
     assert (pixels[0, 0] == 1).any()
+
+
+# Other ways to make a square
+
+GROUND, THING, SPOT = (200, 220, 240), (250, 0, 0), (0, 0, 0)
+
+
+@pytest.fixture(params=["wide", "high"])
+def long_picture(request) -> Image.Image:
+    """32 x 16 pixels or 16 x 32: a ground, a thing in the middle, and a black pixel on the edge."""
+    picture = Image.new("RGB", (32, 16), GROUND)
+    picture.paste(THING, (14, 6, 18, 10))
+    picture.putpixel((3, 0), SPOT)
+    return picture if request.param == "wide" else picture.transpose(Image.Transpose.TRANSPOSE)
+
+
+def fitted(picture: Image.Image, fit: str) -> np.ndarray:
+    """Values of 0 to 255 that the model sees, `(16, 16, 3)`; pictures that are high are laid on their side."""
+    processor = DPSImageProcessor(size={"height": SIZE, "width": SIZE}, fit=fit)
+    values = ((pixels_of(processor, picture)[0] + 1) * 127.5).round().int().numpy().transpose(1, 2, 0)
+    return values if picture.width > picture.height else values.transpose(1, 0, 2)
+
+
+def test_a_crop_keeps_the_middle_and_every_pixel_of_it(long_picture):
+    wide = long_picture if long_picture.width == 32 else long_picture.transpose(Image.Transpose.TRANSPOSE)
+    assert np.array_equal(fitted(long_picture, "crop"), np.asarray(wide)[:, 8:24])
+
+
+def test_stretching_shows_the_whole_picture_without_bars(long_picture):
+    expected = np.asarray(long_picture.resize((16, 16), Image.Resampling.BICUBIC))
+    values = fitted(long_picture, "stretch")
+    assert np.array_equal(values, expected if long_picture.width == 32 else expected.transpose(1, 0, 2))
+    assert (abs(values[[0, -1], 4:] - GROUND) <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("fit", "colour"), [("pad-grey", (127, 127, 127)), ("pad-white", (255, 255, 255)), ("pad-edge", GROUND)]
+)
+def test_bars_have_the_colour_that_is_asked_for(long_picture, fit, colour):
+    values = fitted(long_picture, fit)
+    assert (values[:4] == colour).all() and (values[12:] == colour).all()
+    expected = long_picture.resize((16, 8) if long_picture.width == 32 else (8, 16), Image.Resampling.BICUBIC)
+    inner = np.asarray(expected)
+    assert np.array_equal(values[4:12], inner if long_picture.width == 32 else inner.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad-grey", "pad-white", "pad-edge"])
+def test_a_square_picture_is_the_same_in_every_way(image_processor, picture, fit):
+    large = picture.resize((50, 50))
+    for one in (picture, large):
+        pixels = image_processor(one, fit=fit, return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixels, pixels_of(image_processor, one))
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad-white", "pad-edge"])
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1), (2, 3)])
+def test_extreme_shapes_fit_in_every_way(image_processor, fit, size):
+    pixels = image_processor(Image.new("RGB", size, "red"), fit=fit, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, SIZE, SIZE) and (pixels[0, 0] == 1).any()
+
+
+def test_the_way_to_a_square_is_saved(tmp_path):
+    DPSImageProcessor(fit="pad-edge", drawing_fit="stretch").save_pretrained(tmp_path)
+    loaded = DPSImageProcessor.from_pretrained(tmp_path)
+    assert (loaded.fit, loaded.drawing_fit) == ("pad-edge", "stretch")
+    assert (DPSImageProcessor().fit, DPSImageProcessor().drawing_fit) == ("pad-grey", "crop")
+
+
+def test_a_checkpoint_that_does_not_name_the_way_keeps_its_grey_bars(image_processor, long_picture, tmp_path):
+    image_processor.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in fields.items() if name not in ("fit", "drawing_fit")}))
+    loaded = DPSImageProcessor.from_pretrained(tmp_path)
+    assert loaded.fit == loaded.drawing_fit == "pad-grey"
+    janus = JanusImageProcessorPil(
+        size={"height": SIZE, "width": SIZE}, min_size=1, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    assert torch.equal(pixels_of(loaded, long_picture), janus(long_picture, return_tensors="pt")["pixel_values"])
+
+
+def test_an_unknown_way_is_refused(image_processor, picture):
+    with pytest.raises(ValueError, match=r"must be one of crop, stretch, pad-grey, .*; got 'fill'\. Try 'crop'"):
+        image_processor(picture, fit="fill")
 
 
 def test_pixels_survive_the_round_trip(image_processor):

@@ -160,7 +160,7 @@ def test_drawings_end_after_both_codes_of_every_patch(make_model, two_codes, tin
 
 
 def test_processors_are_saved_with_their_number_of_codes(two_codes, tiny_tokenizer, tmp_path):
-    processor = DPSProcessor(DPSImageProcessor(), tiny_tokenizer, grid_size=2, num_codes=two_codes().num_codes)
+    processor = DPSProcessor(DPSImageProcessor(), tiny_tokenizer, grid_size=2, num_codes=8)
     processor.save_pretrained(tmp_path)
     assert DPSProcessor.from_pretrained(tmp_path).num_codes == 8
     with pytest.raises(ValueError, match="must be 8 for a grid of 2; got 4"):

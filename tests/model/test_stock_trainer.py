@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments, pipeline
 from transformers.models.auto import modeling_auto
 
-from dps_hf.model.modeling_dps import DPSCausalLMOutputWithPast
+from dps_hf.model.modeling_dps import DPSOutputWithPast
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -116,7 +116,7 @@ def test_nobody_takes_the_model_for_one_of_text_alone(tiny_model, tiny_processor
 
 def test_all_outputs_but_loss_and_logits_are_ignored_at_inference(tiny_config):
     ignored = set(tiny_config.keys_to_ignore_at_inference)
-    assert {field.name for field in fields(DPSCausalLMOutputWithPast)} - ignored == {"loss", "logits"}
+    assert {field.name for field in fields(DPSOutputWithPast)} - ignored == {"loss", "logits"}
     assert {"past_key_values", "cache"} <= ignored
 
 

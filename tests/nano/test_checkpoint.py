@@ -1,7 +1,9 @@
 """The checkpoint that comes with the package."""
 
+from copy import copy, deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor
@@ -9,6 +11,9 @@ from transformers import AutoModelForMultimodalLM, AutoProcessor
 import dps_hf
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.pictures import Pictures
+from dps_hf.inference import ask
+from dps_hf.nano.scenes import HALF_WHITE, render, sample_split
+from dps_hf.nano.wording import caption
 
 
 FOLDER = Path(dps_hf.NANO)
@@ -23,8 +28,8 @@ def nano():
 def test_its_code_is_that_of_the_package():
     copies = list(FOLDER.glob("*.py"))
     assert {"modeling_dps.py", "processing_dps.py"} <= {path.name for path in copies}
-    for copy in copies:
-        assert copy.read_text() == (MODEL_CODE / copy.name).read_text(), f"{copy.name}: run examples/nano/release.py"
+    for path in copies:
+        assert path.read_text() == (MODEL_CODE / path.name).read_text(), f"{path.name}: run examples/nano/release.py"
 
 
 def test_it_is_small_and_holds_weights_as_safetensors_only(nano):
@@ -51,6 +56,25 @@ def test_it_draws_and_answers(nano):
     answer = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
     assert answer[-1] == model.config.eos_token_id
     assert processor.decode(answer, skip_special_tokens=True).strip()
+
+
+def test_it_describes_pictures_that_are_not_square_better_than_with_grey_bars(nano):
+    model, processor = nano
+    random = np.random.default_rng(0)
+    scenes = [sample_split(random, "validation", 1, grounds=HALF_WHITE) for _ in range(8)]
+    centres = [scene.things[0].y for scene in scenes]
+    strips = [render(scene).crop((0, max(y - 22, 0), 64, min(y + 22, 64))) for scene, y in zip(scenes, centres)]
+
+    def count_right(fit: str) -> int:
+        images = deepcopy(processor.image_processor)
+        images.fit = fit
+        changed = copy(processor)
+        changed.image_processor = images
+        answers = ask(model, changed, ["Describe the picture."] * len(strips), strips)
+        return sum(answer.text == caption(scene) for answer, scene in zip(answers, scenes))
+
+    assert processor.image_processor.fit == "pad-edge"
+    assert count_right("pad-edge") >= 6 > 2 >= count_right("pad-grey")
 
 
 @torch.no_grad()

@@ -123,6 +123,20 @@ def test_pictures_arrive_as_the_model_lays_them_out(make_client, server, merging
     assert content[1] == {"type": "text", "text": "What is this?"}
 
 
+def test_pictures_are_sent_as_the_squares_that_the_checkpoint_sets(make_client, server):
+    server.reply = lambda path, request: chat_completion("a bar")
+    client = make_client()
+    picture = Image.new("RGB", (41, 23), "yellow")
+    picture.paste("blue", (15, 8, 26, 15))
+    for fit, corner in (("pad-edge", (255, 255, 0)), ("pad-white", (255, 255, 255)), ("crop", (255, 255, 0))):
+        client.processor.image_processor.fit = fit
+        client.ask("What is this?", [picture])
+        content = server.requests[-1][1]["messages"][0]["content"]
+        sent = Image.open(BytesIO(base64.b64decode(content[0]["image_url"]["url"].partition(",")[2])))
+        assert sent.size == (16, 16) and sent.getpixel((0, 0)) == corner
+        assert sent.getpixel((8, 8))[0] < 100 < sent.getpixel((8, 8))[2]  # blue
+
+
 @pytest.mark.parametrize("text", ["two of them</think>2", "<think>two of them</think>2"])
 def test_thinking_comes_apart_from_the_answer(text, make_client, server):
     server.reply = lambda path, request: chat_completion(text)

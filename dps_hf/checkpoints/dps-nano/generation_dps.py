@@ -1,26 +1,23 @@
 """Generation with DPS: text, drawings or both, with classifier-free guidance in one doubled batch."""
 
+from functools import partial
+
 import torch
+import transformers
 from torch.nn import functional as F
 
 from .configuration_dps import DPSConfig
-from .library_dps import (
-    CACHE,
-    GenerateDecoderOnlyOutput,
-    GenerationMixin,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    take_cache,
-)
+from .library_dps import CACHE, GenerateDecoderOnlyOutput, take_cache
 
 
 GENERATION_MODES = ("text", "image", "interleaved")
 # Logits processors that do not ask which token a score belongs to, so that they also work on the codes' scores alone.
-WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+WARPERS = (
+    transformers.TemperatureLogitsWarper,
+    transformers.TopKLogitsWarper,
+    transformers.TopPLogitsWarper,
+    transformers.MinPLogitsWarper,
+)
 
 
 class DrawingState:
@@ -31,6 +28,7 @@ class DrawingState:
 
     def __init__(self, config: DPSConfig):
         self.begin, self.end, self.num_codes = config.boi_token_id, config.eoi_token_id, config.num_codes
+        self.placeholder = config.image_token_id
         self.codes = slice(config.image_code_start_id, config.image_code_start_id + config.codebook_size)
 
     def last_begin(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -49,38 +47,29 @@ class DrawingState:
         return torch.where((last_begin >= 0) & (position <= self.num_codes) & whole, position, -1)
 
 
-class DrawingLogitsProcessor(LogitsProcessor):
+class DrawingLogitsProcessor(transformers.LogitsProcessor):
     """Allows only tokens that may follow: text outside a drawing; inside it, its codes and then end-of-image.
 
     Args:
-        config ([`DPSConfig`]): supplies the special ids and the length of a drawing.
         may_draw: whether begin-of-image is allowed in text.
         max_length: begin-of-image is allowed only where the complete drawing fits within this length.
     """
 
     def __init__(self, config: DPSConfig, may_draw: bool, max_length: int | None = None):
         self.drawing, self.may_draw, self.max_length = DrawingState(config), may_draw, max_length
-        self.image_token_id = config.image_token_id
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        drawing, length = self.drawing, input_ids.shape[1]
-        not_text = scores.new_zeros(scores.shape[-1], dtype=torch.bool)
-        not_text[drawing.codes] = True
-        not_text[[self.image_token_id, drawing.end]] = True
-        fits = self.max_length is None or length + 1 + drawing.num_codes + 1 <= self.max_length
-        not_text[drawing.begin] = not (self.may_draw and fits)
+        drawing, ids = self.drawing, torch.arange(scores.shape[-1], device=scores.device)
+        is_code = (ids >= drawing.codes.start) & (ids < drawing.codes.stop)
+        fits = self.max_length is None or input_ids.shape[1] + 1 + drawing.num_codes + 1 <= self.max_length
+        not_text = is_code | (ids == drawing.placeholder) | (ids == drawing.end)
+        if not (self.may_draw and fits):
+            not_text |= ids == drawing.begin
         if not self.may_draw:
             return scores.masked_fill(not_text, float("-inf"))
-
-        def all_but(allowed) -> torch.Tensor:
-            banned = torch.ones_like(not_text)
-            banned[allowed] = False
-            return banned
-
         position = drawing.position(input_ids)[:, None]
-        banned = torch.where(position < 0, not_text, all_but(drawing.codes))
         whole = position == drawing.num_codes
-        banned = torch.where(whole, all_but(drawing.end), banned)
+        banned = torch.where(position < 0, not_text, torch.where(whole, ids != drawing.end, ~is_code))
         scores = scores.masked_fill(banned, float("-inf"))
         # End-of-image is the only choice here, even if another processor, as for no_repeat_ngram_size, bans it.
         return torch.where(whole & ~banned & scores.isneginf(), 0.0, scores)
@@ -91,9 +80,6 @@ def sample_tokens(probabilities: torch.Tensor) -> torch.Tensor:
 
     It looks one random number up in the cumulative sum. `torch.multinomial` makes a random number for each choice,
     which takes a quarter of the time of a drawing on two CPU cores.
-
-    Raises:
-        RuntimeError: a probability is not a number, because logits overflowed.
     """
     sums = probabilities.to(torch.float32 if probabilities.device.type == "mps" else torch.float64).cumsum(-1)
     if not sums[:, -1].isfinite().all():
@@ -109,7 +95,7 @@ def drawing_sample(
     logits_processor,
     stopping_criteria,
     generation_config,
-    guidance_scale: float = 1.0,
+    guidance: float = 1.0,
     streamer=None,
     **model_kwargs,
 ):
@@ -119,10 +105,9 @@ def drawing_sample(
     before the begin-of-image of its current drawing. Outside drawings, the first half alone decides. While all rows
     draw, only logits of image codes are computed, unless scores are collected or a logits processor needs all of them.
     """
-    drawing, guided, batch = DrawingState(model.config), guidance_scale != 1, input_ids.shape[0]
+    drawing, guided, batch = DrawingState(model.config), guidance != 1, input_ids.shape[0]
     collect = generation_config.return_dict_in_generate
-    scores: tuple[torch.Tensor, ...] = ()
-    raw_logits: tuple[torch.Tensor, ...] = ()
+    collected: dict[str, tuple[torch.Tensor, ...]] = {"scores": (), "logits": ()}
     unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
     stops_at_eos = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     pad_token_id = generation_config.pad_token_id
@@ -132,20 +117,11 @@ def drawing_sample(
 
     attention_mask = model_kwargs.pop("attention_mask", None)
     attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    cache = model_kwargs.get(CACHE)
-    pixel_values = model_kwargs.get("pixel_values")
-    first_inputs = {} if pixel_values is None else {"pixel_values": pixel_values}
-
-    # The unguided half gets no pictures: it sees nothing before its drawing.
-    image_token_id = model.config.image_token_id
-
-    def doubled(ids):
-        return torch.cat([ids, torch.where(ids == image_token_id, drawing.begin, ids)]) if guided else ids
-
-    next_ids = doubled(input_ids)
+    cache, pixel_values, next_ids = model_kwargs.get(CACHE), model_kwargs.get("pixel_values"), input_ids
     # Among codes alone there is nothing to mask.
-    warpers = LogitsProcessorList(p for p in logits_processor if not isinstance(p, DrawingLogitsProcessor))
+    warpers = [one for one in logits_processor if not isinstance(one, DrawingLogitsProcessor)]
     may_skip_text = not collect and all(isinstance(processor, WARPERS) for processor in warpers)
+    warpers = transformers.LogitsProcessorList(warpers)
 
     while True:
         position = drawing.position(input_ids)
@@ -154,9 +130,13 @@ def drawing_sample(
         if guided:
             columns = torch.arange(input_ids.shape[1], device=input_ids.device)
             mask = torch.cat([mask, mask * (columns >= drawing.last_begin(input_ids)[:, None])])
+            # The unguided half gets no pictures: it sees nothing before its drawing.
+            unguided_ids = torch.where(next_ids == drawing.placeholder, drawing.begin, next_ids)
+            next_ids = torch.cat([next_ids, unguided_ids])
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
         outputs = model(
             input_ids=next_ids,
+            pixel_values=pixel_values,
             attention_mask=mask,
             position_ids=position_ids,
             cache=cache,
@@ -164,13 +144,12 @@ def drawing_sample(
             logits_to_keep=1,
             codes_only=codes_only,
             return_dict=True,
-            **first_inputs,
         )
         cache = outputs[CACHE] if cache is not None else None
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)  # (batch, vocabulary or codes)
         if guided:
             logits, unguided = logits.chunk(2)
-            strengthened = unguided + guidance_scale * (logits - unguided)
+            strengthened = unguided + guidance * (logits - unguided)
             logits = torch.where((position >= 0)[:, None], strengthened, logits)
         next_scores = (warpers if codes_only else logits_processor)(input_ids, logits)
         if generation_config.do_sample:
@@ -181,42 +160,37 @@ def drawing_sample(
             tokens = tokens + drawing.codes.start
         if stops_at_eos:
             tokens = torch.where(unfinished.bool(), tokens, pad_token_id)
-        if collect:
-            scores += (next_scores,) if generation_config.output_scores else ()
-            raw_logits += (logits,) if generation_config.output_logits else ()
+        for name, values in (("scores", next_scores), ("logits", logits)):
+            if collect and getattr(generation_config, f"output_{name}"):
+                collected[name] += (values,)
         if streamer is not None:
             streamer.put(tokens.cpu())
 
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=1)
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(batch, 1)], dim=1)
-        unfinished = unfinished & ~stopping_criteria(input_ids, scores)
+        unfinished = unfinished & ~stopping_criteria(input_ids, collected["scores"])
         if unfinished.max() == 0:
             break
-        if cache is None:  # all tokens and pictures are computed again
-            next_ids = doubled(input_ids)
-        else:
-            next_ids, first_inputs = tokens.repeat(2 if guided else 1)[:, None], {}
+        # Without a cache, all tokens and pictures are computed again.
+        next_ids, pixel_values = (input_ids, pixel_values) if cache is None else (tokens[:, None], None)
 
     if streamer is not None:
         streamer.end()
     if not collect:
         return input_ids
-    return GenerateDecoderOnlyOutput(
-        sequences=input_ids, scores=scores or None, logits=raw_logits or None, **{CACHE: cache}
-    )
+    asked = {name: values or None for name, values in collected.items()}
+    return GenerateDecoderOnlyOutput(sequences=input_ids, **asked, **{CACHE: cache})
 
 
-class DPSGenerationMixin(GenerationMixin):
+class DPSGenerationMixin(transformers.GenerationMixin):
     """`generate` in three modes."""
-
-    config: DPSConfig
 
     @torch.no_grad()
     def generate(
         self,
         inputs: torch.Tensor | None = None,
         generation_config=None,
-        logits_processor: LogitsProcessorList | None = None,
+        logits_processor: transformers.LogitsProcessorList | None = None,
         generation_mode: str | None = None,
         guidance_scale: float | None = None,
         **kwargs,
@@ -241,9 +215,7 @@ class DPSGenerationMixin(GenerationMixin):
         Raises:
             ValueError: an unknown mode, an empty prompt, `max_time` or `stop_strings` in mode `"image"`, or guidance
                 with a decoding method other than greedy decoding and sampling.
-            TypeError: a cache under a name that no version of the library uses.
         """
-
         # The library's own `generate` knows only one of the names.
         cache = take_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None), kwargs)
         if cache is not None:
@@ -251,12 +223,9 @@ class DPSGenerationMixin(GenerationMixin):
 
         def setting(name):
             """In the library's order: arguments, then the given config, then the model's own."""
-            sources = (
-                kwargs.get(name),
-                getattr(generation_config, name, None),
-                getattr(self.generation_config, name, None),
-            )
-            return next((value for value in sources if value is not None), None)
+            configs = (generation_config, self.generation_config)
+            values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+            return next((value for value in values if value is not None), None)
 
         mode = generation_mode or setting("generation_mode") or "text"
         if mode not in GENERATION_MODES:
@@ -267,122 +236,93 @@ class DPSGenerationMixin(GenerationMixin):
         input_ids = inputs if input_ids is None else input_ids
 
         if mode == "image":
-            input_ids = self._begin_drawing(input_ids, kwargs, setting)
-            if setting("pad_token_id") is None:
-                kwargs["pad_token_id"] = self.config.eoi_token_id
             for name in ("max_time", "stop_strings"):
-                if setting(name) is not None:
-                    raise ValueError(
-                        f"{name} could cut the drawing off; got {setting(name)!r}. "
-                        f"Leave {name} out with generation_mode='image'."
-                    )
-        if input_ids is not None and input_ids.shape[1] == 0 and kwargs.get("inputs_embeds") is None:
-            raise ValueError(
-                "input_ids are empty. Give a prompt, or apply the chat template to a message without text."
-            )
+                if (value := setting(name)) is not None:
+                    remedy = f"Leave {name} out with generation_mode='image'."
+                    raise ValueError(f"{name} could cut the drawing off; got {value!r}. {remedy}")
+            input_ids = self._begin_drawing(input_ids, kwargs, setting)
+        has_tokens = input_ids is not None and input_ids.shape[1] > 0
+        if input_ids is not None and not has_tokens and kwargs.get("inputs_embeds") is None:
+            raise ValueError("input_ids are empty. Give a prompt, or the chat template of an empty message.")
         # Picture features may also come as embeddings or in a cache.
         unseen = all(setting(name) is None for name in ("pixel_values", "inputs_embeds", CACHE))
-        if unseen and input_ids is not None and (input_ids == self.config.image_token_id).any():
-            raise ValueError(
-                "input_ids hold placeholders of pictures, but pixel_values are None. Pass both from the processor."
-            )
+        if unseen and has_tokens and (input_ids == self.config.image_token_id).any():
+            raise ValueError("input_ids hold placeholders of pictures, but pixel_values are None. Pass both.")
         max_length = None
-        if mode == "interleaved" and input_ids is not None and input_ids.shape[1]:
+        if mode == "interleaved" and has_tokens:
             if setting("max_new_tokens") is None and setting("max_length") is None:
                 kwargs["max_new_tokens"] = self.config.num_codes + 256
-            max_new_tokens = setting("max_new_tokens")
-            max_length = setting("max_length") if max_new_tokens is None else input_ids.shape[1] + max_new_tokens
-            self._check_begun_drawings(input_ids, max_length)
-        logits_processor = LogitsProcessorList(logits_processor or [])
+            max_new_tokens, length = setting("max_new_tokens"), input_ids.shape[1]
+            max_length = setting("max_length") if max_new_tokens is None else length + max_new_tokens
+            drawing = DrawingState(self.config)
+            position = drawing.position(input_ids)
+            due = int(torch.where(position >= 0, drawing.num_codes + 1 - position, 0).max())  # end-of-image included
+            if max_length - length < due:
+                raise ValueError(
+                    f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; "
+                    f"got {max_length - length}. Set it higher."
+                )
+        logits_processor = transformers.LogitsProcessorList(logits_processor or [])
         logits_processor.append(DrawingLogitsProcessor(self.config, mode != "text", max_length))
 
-        guided = mode != "text" and guidance_scale is not None and guidance_scale != 1
+        guidance = 1.0 if mode == "text" or guidance_scale is None else guidance_scale
         names = ("assistant_model", "prompt_lookup_num_tokens", "inputs_embeds", CACHE)
         beyond = [name for name in names if setting(name) is not None]
         beyond += [name for name in ("output_attentions", "output_hidden_states") if setting(name)]
         beyond += ["num_beams > 1"] if setting("num_beams") not in (None, 1) else []
-        if guided and beyond:
+        if guidance != 1 and beyond:
             raise ValueError(
                 "guidance_scale needs greedy decoding or sampling from input_ids, and gives scores and logits only; "
                 f"got {' and '.join(beyond)}. Leave it out, or set guidance_scale=1."
             )
         # Without guidance, too, this loop is faster than the library's, so it is used where it can be.
         plain = mode == "image" and setting("cache_implementation") is None and "custom_generate" not in kwargs
-        if guided or (plain and not beyond):
+        if guidance != 1 or (plain and not beyond):
             streamer = kwargs.pop("streamer", None)
             if streamer is not None:
                 streamer.put(input_ids.cpu())
-            scale = guidance_scale if guided else 1.0
-
-            def custom_generate(model, input_ids, **options):
-                return drawing_sample(model, input_ids, guidance_scale=scale, streamer=streamer, **options)
-
-            kwargs["custom_generate"] = custom_generate
+            kwargs["custom_generate"] = partial(drawing_sample, guidance=guidance, streamer=streamer)
         # The library's own guidance would run the model twice, in text too.
         kwargs["guidance_scale"] = None if guidance_scale is None else 1.0
         return super().generate(
             input_ids, generation_config=generation_config, logits_processor=logits_processor, **kwargs
         )
 
-    def _check_begun_drawings(self, input_ids: torch.Tensor, max_length: int) -> None:
-        """Raises a ValueError where `max_length` would cut off a drawing that the prompt has begun."""
-        state = DrawingState(self.config)
-        position = state.position(input_ids)
-        due = int(torch.where(position >= 0, state.num_codes + 1 - position, 0).max())  # end-of-image included
-        if (left := max_length - input_ids.shape[1]) < due:
-            raise ValueError(
-                f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; got {left}. "
-                "Set it higher."
-            )
-
     def _begin_drawing(self, input_ids: torch.Tensor | None, kwargs: dict, setting) -> torch.Tensor:
-        """Returns the prompt with begin-of-image at its end, and sets its attention mask and lengths in `kwargs`."""
+        """Returns the prompt with begin-of-image at its end, and sets what belongs to one drawing in `kwargs`."""
         if input_ids is None:
-            raise ValueError(
-                "generation_mode='image' needs input_ids. A drawing cannot be continued from inputs_embeds."
-            )
-        boi, input_ids = self.config.boi_token_id, input_ids.long()
-        mask = kwargs.get("attention_mask")
+            raise ValueError("generation_mode='image' needs input_ids; got None. Give them, not inputs_embeds.")
+        input_ids, mask, pad = input_ids.long(), kwargs.get("attention_mask"), setting("pad_token_id")
         if mask is None:  # as in the library: padding is found by its token, unless that token also ends texts
-            pad, ends = setting("pad_token_id"), setting("eos_token_id")
+            ends = setting("eos_token_id")
             told = pad is not None and pad not in (ends if isinstance(ends, list) else [ends])
             mask = (input_ids != pad).long() if told else torch.ones_like(input_ids)
-        begun = input_ids[:, -1:] == boi if input_ids.shape[1] else input_ids.new_zeros(len(input_ids), 1).bool()
+        begin = input_ids.new_full((len(input_ids), 1), self.config.boi_token_id)
+        begun = input_ids[:, -1:] == begin if input_ids.shape[1] else torch.zeros_like(begin, dtype=torch.bool)
         if not begun.all():
-            longer = torch.cat([input_ids, input_ids.new_full((len(input_ids), 1), boi)], 1)
-            longer_mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], 1)
-            # Rows that have begin-of-image already move right by one, behind a masked token.
-            moved = torch.cat([torch.full_like(longer[:, :1], boi), longer[:, :-1]], 1)
-            moved_mask = torch.cat([mask.new_zeros(mask.shape[0], 1), longer_mask[:, :-1]], 1)
-            input_ids = torch.where(begun, moved, longer)
-            mask = torch.where(begun, moved_mask, longer_mask)
-        kwargs["attention_mask"] = mask
+            # Rows that end in it already get a masked token at their left.
+            seen = torch.ones_like(begin).to(mask)
+            input_ids = torch.where(begun, torch.cat([begin, input_ids], 1), torch.cat([input_ids, begin], 1))
+            mask = torch.where(begun, torch.cat([0 * seen, mask], 1), torch.cat([mask, seen], 1))
+        end = self.config.eoi_token_id
         # None overrides values in the model's own generation config.
-        kwargs.update(max_length=None, min_length=None, min_new_tokens=None)
-        kwargs["max_new_tokens"] = self.config.num_codes + 1
-        kwargs["eos_token_id"] = self.config.eoi_token_id
+        kwargs.update(max_length=None, min_length=None, min_new_tokens=None, max_new_tokens=self.config.num_codes + 1)
+        kwargs.update(attention_mask=mask, eos_token_id=end, pad_token_id=end if pad is None else pad)
         return input_ids
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """As in the library, but repeats the pictures of each row together with the row."""
         pixel_values = model_kwargs.get("pixel_values")
+        rows: tuple[torch.Tensor, ...] = ()
         if expand_size > 1 and pixel_values is not None and input_ids is not None:
             ids = input_ids if input_ids.shape[1] else None  # no columns where inputs_embeds are the prompt
             placeholders = self.model.find_placeholders(ids, model_kwargs.get("inputs_embeds"))
             counts = placeholders.sum(1) // self.config.num_image_tokens
-            if counts.sum() != len(pixel_values):
-                raise ValueError(
-                    f"input_ids have placeholders for {int(counts.sum())} pictures, pixel_values hold "
-                    f"{len(pixel_values)}. Let the processor make both."
-                )
-            rows = pixel_values.split(counts.tolist())
-            model_kwargs["pixel_values"] = None
-            input_ids, model_kwargs = super()._expand_inputs_for_generation(
-                expand_size, is_encoder_decoder, input_ids, **model_kwargs
-            )
+            if counts.sum() == len(pixel_values):  # else the forward pass says what is wrong
+                rows, model_kwargs["pixel_values"] = pixel_values.split(counts.tolist()), None
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if rows:
             model_kwargs["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
-            return input_ids, model_kwargs
-        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
-
-
-__all__ = ["DPSGenerationMixin", "DrawingLogitsProcessor", "drawing_sample"]
+        return input_ids, model_kwargs

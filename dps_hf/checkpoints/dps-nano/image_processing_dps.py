@@ -10,16 +10,19 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+import transformers
+from PIL import ExifTags, Image
 
-from .library_dps import BatchFeature, JanusImageProcessorPil, infer_channel_dimension_format, is_valid_image
+from .library_dps import ImagesKwargs, infer_channel_dimension_format, is_valid_image
 
 
 MAX_MEGAPIXELS = 100
 URL_TIMEOUT_SECONDS = 30
+FITS = ("crop", "stretch", "pad-grey", "pad-white", "pad-edge")
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")  # those that pixels depend on
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientations in EXIF, as numbers of `Image.Transpose`
 ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # in `info` of a picture
 
 
@@ -29,21 +32,16 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
     Raises:
         ValueError: the picture is corrupt, truncated, too large or missing, or a URL while `fetch_urls` is off.
     """
-    name = (
-        "of bytes"
-        if isinstance(source, bytes)
-        else repr(str(source) if len(str(source)) < 200 else f"{str(source)[:60]}...")
-    )
+    name = "of bytes" if isinstance(source, bytes) else repr(str(source)[:200])
     try:
-        if isinstance(source, str):
-            source = _read(source, fetch_urls)
+        data = source if isinstance(source, bytes) else _read(source, fetch_urls)
         try:
-            return _open(source)
+            return to_rgb(Image.open(BytesIO(data)))
         except Exception:
             # PIL may refuse only the metadata of a PNG, such as a long text.
-            if (bare := _without_metadata(source)) is None:
+            if not data.startswith(PNG_SIGNATURE):
                 raise
-            return _open(bare)
+            return to_rgb(Image.open(BytesIO(_without_metadata(data))))
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(f"No picture at {name}. Give a path, a PIL image, bytes, base64 or a data URL.") from None
     except URLError as error:
@@ -56,17 +54,8 @@ def open_picture(source: str | bytes | Path, fetch_urls: bool = False) -> Image.
         raise ValueError(f"The picture {name} is corrupt or of an unknown format: {error}. Save it again.") from None
 
 
-def _open(source: str | bytes | Path) -> Image.Image:
-    with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return to_rgb(image)
-
-
-def _without_metadata(source: str | bytes | Path) -> bytes | None:
-    """A PNG without its metadata; `None` for another format."""
-    with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-            return None
-        data = PNG_SIGNATURE + file.read()
+def _without_metadata(data: bytes) -> bytes:
+    """A PNG without its metadata."""
     kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while start < len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, name, content, checksum
@@ -78,21 +67,20 @@ def _without_metadata(source: str | bytes | Path) -> bytes | None:
     return b"".join(kept)
 
 
-def _read(source: str, fetch_urls: bool) -> str | bytes:
-    """The bytes that a string encodes or points to, or the path that it is."""
-    if source.startswith(("http://", "https://")):
+def _read(source: str | Path, fetch_urls: bool) -> bytes:
+    """The bytes of a file, those that a URL points to, or those that base64 encodes."""
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
         if not fetch_urls:
-            raise ValueError(
-                f"URLs are not fetched; got {source!r}. Open the picture yourself, or set "
-                "image_processor.fetch_urls = True."
-            )
+            remedy = "Open the picture yourself, or set image_processor.fetch_urls = True."
+            raise ValueError(f"URLs are not fetched; got {source!r}. {remedy}")
         with urlopen(Request(source, headers={"User-Agent": "dps_hf"}), timeout=URL_TIMEOUT_SECONDS) as response:
             return response.read()
-    is_data = source.startswith("data:")
-    if not is_data and os.path.exists(source):
-        return source
+    head, _, encoded = str(source).partition(",")
+    is_data = head.startswith("data:")
+    if isinstance(source, Path) or (not is_data and os.path.exists(source)):
+        return Path(source).read_bytes()
     try:
-        content = base64.b64decode("".join(source.partition(",")[2 if is_data else 0].split()), validate=True)
+        content = base64.b64decode("".join((encoded if is_data else source).split()), validate=True)
     except ValueError as error:  # binascii.Error is one; letters beyond ASCII raise a plain one
         raise (OSError(f"broken base64: {error}") if is_data else FileNotFoundError()) from None
     if not is_data and len(content) < 26:  # shorter than any picture file: a name that happens to be base64
@@ -110,14 +98,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if width == 0 or height == 0:
         raise ValueError(f"A picture must have pixels; got {width}x{height}. Give one of at least 1x1.")
     if width * height > MAX_MEGAPIXELS * 1_000_000:
-        raise ValueError(
-            f"A picture may have {MAX_MEGAPIXELS} megapixels at most; got {width}x{height}, "
-            f"{width * height / 1e6:.0f} megapixels. Scale it down first."
-        )
+        rule = f"A picture may have {MAX_MEGAPIXELS} megapixels at most"
+        raise ValueError(f"{rule}; got {width * height / 1e6:.0f} megapixels, {width}x{height}. Scale it down first.")
     try:
         if getattr(image, "is_animated", False):
             image.seek(0)
-        packing = _packing(image)
+        tiles = getattr(image, "tile", None)
+        packing = tiles[0][3] if tiles else None  # as PIL's decoders name it: "L;2" for grey of 2 bits
         image.load()
     except Exception as error:  # a decoder may raise anything
         raise ValueError(f"The picture is corrupt or truncated: {error}. Save it again.") from None
@@ -138,30 +125,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _packing(image: Image.Image) -> str | tuple | None:
-    """How a file that is not loaded yet holds its pixels, as PIL's decoders name it: "L;2" for grey of 2 bits."""
-    tiles = getattr(image, "tile", None)
-    return tiles[0][3] if tiles else None
-
-
 def _upright(image: Image.Image) -> Image.Image:
-    """Turns a picture as its EXIF says, if that can be read.
-
-    `ImageOps.exif_transpose` also rewrites the other tags, and fails if one of them has a wrong type. So it gets the
-    orientation alone.
-    """
-    exif = Image.Exif()
+    """Turns a picture as its EXIF says; `ImageOps.exif_transpose` fails if another tag has a wrong type."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-        exif[ExifTags.Base.Orientation] = int(value[0] if isinstance(value, (bytes, str, tuple)) else value)
+        value = int(value[0] if isinstance(value, (bytes, str, tuple)) else value)
     except Exception:  # the parser may raise anything
         return image
-    if exif[ExifTags.Base.Orientation] not in range(2, 9):
+    if value not in TURNS:
         return image
-    info = {key: value for key, value in image.info.items() if key not in ORIENTATION_KEYS}
-    image = image.copy()
-    image.info = {**info, "exif": exif.tobytes()}
-    return ImageOps.exif_transpose(image)
+    turned = image.transpose(TURNS[value])
+    turned.info = {key: value for key, value in image.info.items() if key not in ORIENTATION_KEYS}
+    return turned
 
 
 def _transparent_value(image: Image.Image, packing: str | tuple | None):
@@ -180,20 +155,15 @@ def _transparent_value(image: Image.Image, packing: str | tuple | None):
 
 
 def to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Converts numbers to `uint8`: fractions in [0, 1], 8-bit values, or 16-bit values.
-
-    Raises:
-        ValueError: values that are not numbers, not finite, negative or above 65535.
-    """
+    """Converts fractions in [0, 1], 8-bit values or 16-bit values to `uint8`; a ValueError refuses all others."""
     if values.dtype.kind not in "buif":
         raise ValueError(f"A picture must be made of numbers; got an array of {values.dtype}. Convert it first.")
     if values.dtype == np.uint8:
         return values
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= 65535):
-        raise ValueError(
-            f"Values of a picture must lie in [0, 1], [0, 255] or [0, 65535]; got {low} to {high}. Scale them."
-        )
+        rule = "Values of a picture must lie in [0, 1], [0, 255] or [0, 65535]"
+        raise ValueError(f"{rule}; got {low} to {high}. Scale them.")
     if high <= 1 and values.dtype.kind in "fb":
         values = values * 255.0
     elif high > 255 or (values.dtype.itemsize == 2 and values.dtype.kind == "u"):
@@ -204,8 +174,7 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
 def array_to_picture(array: np.ndarray | torch.Tensor, input_data_format=None) -> Image.Image:
     """Converts an array `(height, width, channels)` or `(channels, height, width)` of 1, 3 or 4 channels to a picture.
 
-    Raises:
-        ValueError: no pixels, another shape, or values out of range.
+    A ValueError refuses other shapes, and values that [`to_8_bit`] does not take.
     """
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
@@ -217,23 +186,64 @@ def array_to_picture(array: np.ndarray | torch.Tensor, input_data_format=None) -
     return Image.fromarray(to_8_bit(array.squeeze(-1) if array.shape[-1] == 1 else np.ascontiguousarray(array)))
 
 
-class DPSImageProcessor(JanusImageProcessorPil):
-    """[`~transformers.JanusImageProcessorPil`] for any picture; those that are not square get grey bars.
+def to_square(image: Image.Image, fit: str, side: int, resample: int | None = None) -> Image.Image:
+    """Makes an RGB picture square, as [`DPSImageProcessor`] describes; with bars it has `side` pixels."""
+    if fit not in FITS:
+        raise ValueError(f"fit and drawing_fit must be one of {', '.join(FITS)}; got {fit!r}. Try 'crop'.")
+    width, height = image.size
+    if width == height or fit == "pad-grey":  # Janus adds grey bars itself
+        return image
+    if fit == "crop":
+        short = min(width, height)
+        left, top = (width - short) // 2, (height - short) // 2
+        return image.crop((left, top, left + short, top + short))
+    if fit == "stretch":
+        return image.resize((side, side), resample)
+    pixels = np.asarray(image)
+    edges = pixels[[0, -1]] if width > height else pixels[:, [0, -1]]  # the two sides that get bars
+    median = np.median(edges.reshape(-1, 3), axis=0).astype(int).tolist()
+    colour = "white" if fit == "pad-white" else tuple(median)
+    wide, high = (max(round(length * side / max(width, height)), 1) for length in image.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image.resize((wide, high), resample), ((side - wide) // 2, (side - high) // 2))
+    return square
+
+
+class DPSImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    min_size: int
+    fit: str
+    drawing_fit: str
+
+
+class DPSImageProcessor(transformers.JanusImageProcessorPil):
+    """[`~transformers.JanusImageProcessorPil`] for any picture, and for other ways to make it square.
 
     It has one backend, so that a picture gives the same pixels with and without torchvision. Every picture is first
     converted to 8-bit RGB, so floats in [0, 1] need no `do_rescale=False`.
 
     Args:
+        fit (`str`, defaults to `"pad-grey"`): how a picture becomes a square. `"crop"` keeps its centre, `"stretch"`
+            scales each side by itself, `"pad-grey"`, `"pad-white"` and `"pad-edge"` add bars. The colour of
+            `"pad-edge"` is the median of the pixels along the two sides that get bars.
+        drawing_fit (`str`, defaults to `"crop"`): the same for pictures that become codes. `"pad-grey"` in checkpoints
+            that do not name it.
         fetch_urls (`bool`, defaults to `False`): whether pictures that are given as URLs are fetched.
     """
 
     _auto_class = "AutoImageProcessor"
+    valid_kwargs = DPSImageProcessorKwargs
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
     size = {"height": 64, "width": 64}
     min_size = 1
     do_convert_rgb = True
+    fit = "pad-grey"
+    drawing_fit = "crop"
     fetch_urls = False
+
+    @classmethod
+    def from_dict(cls, image_processor_dict, **kwargs):
+        return super().from_dict({"drawing_fit": "pad-grey", **image_processor_dict}, **kwargs)
 
     def fetch_images(self, image_url_or_urls):
         """Opens pictures in nested lists: paths, URLs, base64, bytes, or dicts of `bytes` or `path` (`datasets`)."""
@@ -247,10 +257,8 @@ class DPSImageProcessor(JanusImageProcessorPil):
         if isinstance(image, (str, bytes, Path)):
             return open_picture(image, self.fetch_urls)
         if not is_valid_image(image):
-            raise TypeError(
-                "A picture must be a PIL image, an array, a path, a data URL, base64, bytes, or a dict of bytes or "
-                f"path; got {type(image).__name__}."
-            )
+            kinds = "a PIL image, an array, a path, a data URL, base64, bytes, or a dict of bytes or path"
+            raise TypeError(f"A picture must be {kinds}; got {type(image).__name__}.")
         return image[None] if getattr(image, "ndim", 3) == 2 else image
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
@@ -258,18 +266,18 @@ class DPSImageProcessor(JanusImageProcessorPil):
             if kwargs.get("do_rescale") is False and "float" in str(image.dtype):
                 raise ValueError("Floats in [0, 1] are recognised. Leave do_rescale=False out.")
             image = array_to_picture(image, input_data_format)
-        return super().process_image(to_rgb(image), do_convert_rgb=True, **kwargs)
+        image, resizes = to_rgb(image), kwargs.get("do_resize", True)
+        side = kwargs.get("size", self.size)["height"] if resizes else max(image.size)
+        image = to_square(image, kwargs.get("fit", self.fit), side, kwargs.get("resample", self.resample))
+        return super().process_image(image, do_convert_rgb=True, **kwargs)
 
     def postprocess(self, images, return_tensors: str | None = None, **kwargs):
         """Converts pixels `(3, height, width)` in [-1, 1] to 8 bits, or to pictures with `"PIL.Image.Image"`."""
         outputs = super().postprocess(images, do_rescale=False, **kwargs)
-        if not isinstance(outputs, BatchFeature):  # pictures already
+        if not isinstance(outputs, transformers.BatchFeature):  # pictures already
             return outputs
         # The library truncates, which would make half of all pixels darker by one.
         pixels = [np.rint(image.clip(0, 1) * 255).astype(np.uint8) for image in outputs["pixel_values"]]
         if return_tensors == "PIL.Image.Image":
-            return BatchFeature({"pixel_values": [Image.fromarray(np.moveaxis(image, 0, -1)) for image in pixels]})
-        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
-
-
-__all__ = ["DPSImageProcessor", "array_to_picture", "open_picture", "to_rgb"]
+            pixels, return_tensors = [Image.fromarray(np.moveaxis(image, 0, -1)) for image in pixels], None
+        return transformers.BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)

@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
 from .configuration_dps import DPSImageTokenizerConfig
-from .library_dps import JanusVQVAE, ModelOutput, PreTrainedModel
+from .library_dps import ModelOutput
 
 
 @dataclass
@@ -120,19 +121,13 @@ def split_colours(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return patterns, torch.cat([dark, light, off], dim=1).flatten(1)
 
 
-class DPSImageTokenizer(PreTrainedModel):
+class DPSImageTokenizer(transformers.PreTrainedModel):
     """Turns pixels into codes and back.
 
-    The encoder sees one patch at a time, so that equal patches have equal codes. An encoder that sees further rebuilds
-    pictures slightly better, but gives plain white hundreds of codes, which are hard for a language model to predict.
-    The convolutional decoder sees neighbouring patches.
-
+    The encoder sees one patch at a time, so that equal patches have equal codes, which a language model can predict.
     With `colour_levels` each patch has two codes, one for its pattern and one for its colours. A model that has drawn
     stars, and green things, has then seen all the codes of a green star. The patterns of all patches come before their
     colours, so that shapes do not depend on colours.
-
-    Args:
-        config ([`DPSImageTokenizerConfig`]): supplies geometry, widths and levels, one per latent channel.
     """
 
     config_class = DPSImageTokenizerConfig
@@ -218,6 +213,4 @@ class DPSImageTokenizer(PreTrainedModel):
 
 
 # The class of each kind of image tokenizer; both have `encode` and `decode`.
-IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": JanusVQVAE}
-
-__all__ = ["IMAGE_TOKENIZERS", "DPSImageTokenizer", "DPSImageTokenizerOutput"]
+IMAGE_TOKENIZERS = {DPSImageTokenizerConfig.model_type: DPSImageTokenizer, "janus_vqgan": transformers.JanusVQVAE}

@@ -1,51 +1,23 @@
 """Processor of DPS: turns chats into tensors, and generated tokens into text and pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
+from itertools import count, zip_longest
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 
 from .configuration_dps import AUTO_MAP
-from .library_dps import MultiModalData, ProcessorMixin, make_flat_list_of_images
+from .library_dps import MultiModalData
 
 
-# Renders the text of each message, and a placeholder for each picture in it. A content may be a plain string.
-# `enable_thinking=True` begins the answer with <think>. There is no newline after the last answer, because generation
-# stops before it, and trainers would train on it.
-CHAT_TEMPLATE = """\
-{%- macro render(content) -%}
-{%- if content is string -%}{{ content }}
-{%- elif content -%}
-{%- for part in content -%}
-{%- if part.type == "text" -%}{{ part.text }}{%- elif part.type in ("image", "image_url") -%}<image>
-{%- else -%}{{ raise_exception("A part of a message must be of type text or image; got " + part.type) }}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{%- for message in messages -%}
-{{- "<|im_start|>" + message.role + "\\n" -}}
-{%- if message.role == "assistant" -%}
-{%- generation -%}{{- render(message.content) + "<|im_end|>" -}}{%- endgeneration -%}
-{%- else -%}
-{{- render(message.content) + "<|im_end|>" -}}
-{%- endif -%}
-{%- if add_generation_prompt or not (loop.last and message.role == "assistant") -%}{{- "\\n" -}}{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- "<|im_start|>assistant\\n" + ("<think>" if enable_thinking else "") -}}
-{%- endif -%}
-"""
-
-
-class DPSProcessor(ProcessorMixin):
+class DPSProcessor(transformers.ProcessorMixin):
     """Joins a tokenizer and [`DPSImageProcessor`].
 
     Args:
-        image_processor ([`DPSImageProcessor`])
-        tokenizer: has the tokens `<image>`, `<begin_of_image>`, `<end_of_image>` and one for each code.
-        chat_template (`str`, *optional*)
+        tokenizer: has the tokens `<image>`, `<begin_of_image>`, `<end_of_image>` and one for each code. Its chat
+            template is the default.
         num_image_tokens (`int`): placeholders that one picture in the prompt takes.
         grid_size (`int`): patches along one side of a drawing.
         num_codes (`int`, *optional*): codes in a drawing; by default one for each patch.
@@ -86,62 +58,49 @@ class DPSProcessor(ProcessorMixin):
         self.code_ids = range(self.first_code_id, self.first_code_id + codes)  # other tokens may follow
         name_tokens(tokenizer)
         self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE, **kwargs)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, **kwargs):
-        """As in the library, but a text without pictures may have `None`, and an empty list of texts is refused."""
-        if text is not None and not isinstance(text, (str, list, tuple)):
-            raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
-        if isinstance(text, (list, tuple)) and not text:
-            raise ValueError("text is an empty list. Give at least one string.")
-        images = group_pictures(images, None if text is None else 1 if isinstance(text, str) else len(text))
+        """As in the library, but a text without pictures may have `None`, and texts that are none are refused."""
+        texts = [text] if isinstance(text, str) else text
+        if texts is not None:
+            if not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
+                raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
+            if not texts:
+                raise ValueError("text is an empty list. Give at least one string.")
+            try:
+                "".join(texts).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"text must be whole letters: {error}. Decode it as UTF-8.") from None
+        images = group_pictures(images, None if texts is None else len(texts))
         return super().prepare_inputs_layout(images=images, text=text, **kwargs)
 
     def validate_inputs(self, images=None, text=None, **kwargs):
-        """As in the library, and checks that each text has one placeholder for each of its pictures."""
-        if text is not None:
-            if not all(isinstance(sample, str) for sample in text):
-                raise ValueError(f"text must be a string or a list of strings; got {text!r}.")
-            self._check_placeholders(images, text)
+        """As in the library, and checks that each text has one placeholder for each of its own pictures."""
+        rows = [[]] * len(text or ()) if images is None else images
+        if text is not None and isinstance(rows, list) and all(isinstance(row, list) for row in rows):
+            found, given = [sample.count(self.image_token) for sample in text], [len(row) for row in rows]
+            if found != given:
+                where = next(i for i, pair in enumerate(zip_longest(found, given)) if pair[0] != pair[1])
+                raise ValueError(
+                    f"The number of {self.image_token} tokens in the prompts should be the same as the number of "
+                    f"images passed; got {found} and {given}, which differ in text {where}. Write one where each "
+                    "picture belongs, and give each text a list of its pictures."
+                )
         super().validate_inputs(images=images, text=text, **kwargs)
-        try:
-            "".join(text or ()).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text must be whole letters; got half of a pair: {error}. Decode it as UTF-8.") from None
-
-    def _check_placeholders(self, images, text: list[str]) -> None:
-        found, where = [sample.count(self.image_token) for sample in text], ""
-        if images is None:
-            given = [0] * len(text)
-        elif isinstance(images, (list, tuple)) and images and isinstance(images[0], (list, tuple)):
-            given = [len(row) for row in images]
-        else:
-            found, given = [sum(found)], [len(make_flat_list_of_images(images))]
-        if found == given:
-            return
-        if len(given) == len(text) > 1:
-            where = f" in text {next(i for i, counts in enumerate(zip(found, given)) if len(set(counts)) > 1)}"
-        raise ValueError(
-            f"The number of {self.image_token} tokens in the prompts should be the same as the number of images "
-            f"passed; got {found} and {given}, which differ{where}. Write one where each picture belongs, and give "
-            "each text a list of its pictures."
-        )
 
     def apply_chat_template(self, conversation, *args, **kwargs):
         """As in the library, but ignores keys of a part that are `None`, with which `datasets` fills rows up.
 
         In lists of pictures beside the chats, `None` stands for a chat without pictures.
         """
-        if not isinstance(conversation, (list, tuple)) or not conversation:
-            return super().apply_chat_template(conversation, *args, **kwargs)
-        chats = len(conversation) if isinstance(conversation[0], (list, tuple)) else 1
-        if isinstance(conversation[0], (list, tuple)):
-            conversation = [_without_empty_keys(chat) for chat in conversation]
-        else:
+        chats = 1
+        if isinstance(conversation, (list, tuple)) and conversation:
+            chats = len(conversation) if isinstance(conversation[0], (list, tuple)) else 1
             conversation = _without_empty_keys(conversation)
-        if "images" in (kwargs.get("processor_kwargs") or {}):
-            images = group_pictures(kwargs["processor_kwargs"]["images"], chats)
-            kwargs["processor_kwargs"] = {**kwargs["processor_kwargs"], "images": images}
+        options = kwargs.get("processor_kwargs") or {}
+        if "images" in options:
+            kwargs["processor_kwargs"] = {**options, "images": group_pictures(options["images"], chats)}
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
@@ -155,11 +114,7 @@ class DPSProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=[self.num_image_tokens] * pictures, num_image_patches=[1] * pictures)
 
     def drawing_text(self, codes: torch.Tensor | Sequence[int]) -> str:
-        """Writes codes `(num_codes,)` as text, from `<begin_of_image>` to `<end_of_image>`.
-
-        Raises:
-            ValueError: another number of codes.
-        """
+        """Writes codes `(num_codes,)`, no more and no fewer, as text from `<begin_of_image>` to `<end_of_image>`."""
         if len(codes) != self.num_codes:
             raise ValueError(f"codes must be {self.num_codes} for a grid of {self.grid_size}; got {len(codes)}.")
         return self.boi_token + "".join(self.code_token.format(int(code)) for code in codes) + self.eoi_token
@@ -204,13 +159,11 @@ class DPSProcessor(ProcessorMixin):
             return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
         if generation_mode == "image":
             return self._to_pictures(generated_outputs)
-        if generation_mode == "interleaved":
-            if decode_image_tokens is None:
-                raise ValueError(
-                    "generation_mode='interleaved' needs decode_image_tokens. Pass model.decode_image_tokens."
-                )
-            return [self._split_drawings(row, skip_special_tokens, decode_image_tokens) for row in generated_outputs]
-        raise ValueError(f"generation_mode must be one of text, image, interleaved; got {generation_mode!r}.")
+        if generation_mode != "interleaved":
+            raise ValueError(f"generation_mode must be one of text, image, interleaved; got {generation_mode!r}.")
+        if decode_image_tokens is None:
+            raise ValueError("Mode 'interleaved' needs decode_image_tokens; got None. Pass model.decode_image_tokens.")
+        return [self._split_drawings(row, skip_special_tokens, decode_image_tokens) for row in generated_outputs]
 
     def _to_pictures(self, pixels: torch.Tensor) -> list[Image.Image]:
         if pixels.ndim != 4:
@@ -221,76 +174,63 @@ class DPSProcessor(ProcessorMixin):
         images = list(pixels.detach().float().cpu())
         return self.image_processor.postprocess(images, return_tensors="PIL.Image.Image")["pixel_values"]
 
-    def _split_drawings(self, row: torch.Tensor, skip_special_tokens: bool, decode_image_tokens) -> list:
-        """Splits one row of token ids into strings and pictures."""
-        row = torch.as_tensor(row)
+    def _split_drawings(self, row, skip_special_tokens: bool, decode_image_tokens) -> list:
+        """Splits one row of token ids into strings and pictures; incomplete drawings are left out."""
         boi, eoi = self.tokenizer.convert_tokens_to_ids([self.boi_token, self.eoi_token])
-        parts: list = []
-        if len(row) and int(row[0]) in self.code_ids:  # begin-of-image was cut off with the prompt
-            row = torch.cat([row.new_full((1,), boi), row])
-        while len(row):
-            start = (row == boi).nonzero().flatten()
-            end = (row == eoi).nonzero().flatten()
-            begin = int(start[0]) if len(start) else len(row)
-            text = self.tokenizer.decode(row[:begin], skip_special_tokens=skip_special_tokens)
+        parts, ids = [], torch.as_tensor(row).tolist()
+        if ids and ids[0] in self.code_ids:  # begin-of-image was cut off with the prompt
+            ids = [boi, *ids]
+        while ids:
+            begin = ids.index(boi) if boi in ids else len(ids)
+            end = ids.index(eoi, begin) if eoi in ids[begin:] else len(ids)
+            text = self.tokenizer.decode(ids[:begin], skip_special_tokens=skip_special_tokens)
             parts += [text] if text.strip() else []
-            stop = int(end[end > begin][0]) if (end > begin).any() else len(row)
-            drawing = row[begin:stop]
-            is_code = (drawing >= self.code_ids.start) & (drawing < self.code_ids.stop)
-            if is_code.sum() == self.num_codes:  # incomplete drawings are left out
-                parts += self._to_pictures(decode_image_tokens(drawing[None]))
-            row = row[stop + 1 :]
+            if sum(token in self.code_ids for token in ids[begin:end]) == self.num_codes:
+                parts += self._to_pictures(decode_image_tokens(torch.tensor([ids[begin:end]])))
+            ids = ids[end + 1 :]
         return parts
 
 
 def group_pictures(images, num_texts: int | None):
     """Groups pictures into a list for each text, where lists or `None` (a text without pictures) tell them apart.
 
-    One picture, or one list for all texts, is returned as it is. Where there are no pictures, `None` is returned.
-
-    Args:
-        images: the argument `images` of a processor; arrays of objects count as lists.
-        num_texts: `None` without texts.
-
-    Raises:
-        ValueError: `None` among the pictures of one text.
+    One picture, or one list for all texts, is returned as it is, and `None` where there are no pictures. Arrays of
+    objects count as lists. A ValueError refuses `None` among the pictures of one text.
     """
-    if isinstance(images, np.ndarray) and images.dtype == object:
-        images = images.tolist()
-    if not isinstance(images, (list, tuple)):
+    images = _to_list(images)
+    if not isinstance(images, list):
         return images
-    images = [one.tolist() if isinstance(one, np.ndarray) and one.dtype == object else one for one in images]
-    nested = any(isinstance(one, (list, tuple)) for one in images)
-    if not nested and images and not any(one is None for one in images):
-        return images
-    if not nested and num_texts != len(images):
-        images = [images]
-    rows = []
-    for i, one in enumerate(images):
-        row = [] if one is None else list(one) if isinstance(one, (list, tuple)) else [one]
+    images = [_to_list(one) for one in images]
+    if not any(isinstance(one, list) for one in images):
+        if images and all(one is not None for one in images):
+            return images
+        if num_texts != len(images):
+            images = [images]
+    rows = [one if isinstance(one, list) else [one] for one in images]
+    for i, row in enumerate(rows):
         missing = [j for j, picture in enumerate(row) if picture is None]
-        if len(missing) < len(row) and missing:
+        if len(missing) == len(row):
+            rows[i] = []
+        elif missing:
             raise ValueError(
                 f"images must hold only pictures for each text; those of text {i} are {len(row)}, and number "
                 f"{missing[0]} is None. Leave it out together with its placeholder, or give the picture."
             )
-        rows.append([] if missing else row)
     return rows if any(rows) else None
 
 
-def _without_empty_keys(messages: Sequence) -> list:
-    """Copies messages without the keys of their parts that are `None`."""
-    cleaned = []
-    for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, (list, tuple)):
-            parts = [
-                {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
-                for part in content
-            ]
-            message = {**message, "content": parts}
-        cleaned.append(message)
-    return cleaned
+def _to_list(value):
+    """Makes a list of a tuple and of an array of objects, and leaves all else as it is."""
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _without_empty_keys(value):
+    """A copy of nested lists and dicts without the keys whose value is `None`."""
+    if isinstance(value, Mapping):
+        return {key: _without_empty_keys(one) for key, one in value.items() if one is not None}
+    return [_without_empty_keys(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def name_tokens(tokenizer) -> None:
@@ -298,13 +238,8 @@ def name_tokens(tokenizer) -> None:
 
     Ids and encodings stay as they are. `save_pretrained` saves the names.
     """
-    for name in ("image_token", "boi_token", "eoi_token"):
-        token = getattr(DPSProcessor, name)
-        if token in tokenizer.get_vocab():
-            if name not in tokenizer.SPECIAL_TOKENS_ATTRIBUTES:
-                # A list of its own: that of the class belongs to all tokenizers.
-                tokenizer.SPECIAL_TOKENS_ATTRIBUTES = [*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, name]
-            setattr(tokenizer, name, token)
-
-
-__all__ = ["CHAT_TEMPLATE", "DPSProcessor"]
+    names = ("image_token", "boi_token", "eoi_token")
+    # A list of its own: that of the class belongs to all tokenizers.
+    tokenizer.SPECIAL_TOKENS_ATTRIBUTES = list(dict.fromkeys((*tokenizer.SPECIAL_TOKENS_ATTRIBUTES, *names)))
+    for name in names:
+        setattr(tokenizer, name, getattr(DPSProcessor, name))
