@@ -42,9 +42,9 @@ def from_components(
 ) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
     """Joins a decoder, an image encoder and an image tokenizer, and makes the processor that belongs to them.
 
-    The connector and the embeddings of new tokens are fresh. Each part may be a checkpoint (its weights are taken as
-    they are), a loaded model (which is copied and stays as it is) or a config (fresh weights). All parts but the image
-    tokenizer take the decoder's dtype.
+    The connector and the embeddings of new tokens are fresh, and `config.untrained_parts` names them until they are
+    trained. Each part may be a checkpoint (its weights are taken as they are), a loaded model (which is copied and
+    stays as it is) or a config (fresh weights). All parts but the image tokenizer take the decoder's dtype.
 
     Args:
         text: any decoder that `AutoModelForCausalLM` loads, with its head or without.
@@ -143,6 +143,9 @@ def assemble_model(
         if new_codes:
             liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
     model.tie_weights()
+    config.untrained_parts = ["connector", *(["new_tokens"] if new_codes else [])]
+    if new_codes:
+        config.first_new_token_id = num_known
     return model.eval()
 
 
@@ -243,6 +246,7 @@ def replace_image_tokenizer(
     # One table where the two are tied.
     for weight in dict.fromkeys([model.get_input_embeddings().weight, model.get_output_embeddings().weight]):
         liken(weight, model.config.image_code_start_id, found)
+    model.config.untrained_parts = sorted({*getattr(model.config, "untrained_parts", ()), "new_tokens"})
     changed = make_processor(processor.tokenizer, model.config)
     changed.image_processor, changed.chat_template = processor.image_processor, processor.chat_template
     return changed
