@@ -23,8 +23,15 @@ from dps_hf.preferences.prompts import Prompt, read_prompts, task_prompts
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
+from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.resuming import is_finished, train_and_save
-from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_lora_config
+from dps_hf.training.trained_parts import (
+    NoteTrainedParts,
+    SkipUnusedParts,
+    choose_trained_parts,
+    describe_trained,
+    make_lora_config,
+)
 
 
 @dataclass
@@ -40,6 +47,9 @@ class ScriptArguments:
         the judge.
     num_prompts: number of different prompts from tasks.
     aspect: the aspect whose score is the reward; if left out, the mean of all aspects.
+    train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
+        `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
+        by default.
     vision_tower: whether the vision tower is trained, too.
     norm_learning_rate: learning rate for the logarithm of the scale of the decoder's last norm, which sets how sure
         the model is of its tokens; 0 does not train it.
@@ -51,6 +61,7 @@ class ScriptArguments:
     prompts: Path | None = None
     num_prompts: int = 1000
     aspect: str | None = None
+    train: dict = field(default_factory=dict)
     vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
@@ -134,6 +145,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
     # Model
     model, processor = load_for_training(arguments, script.vision_tower)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
     check_four_bit_training(model, True)
     if draw:
         forbid_words(model)
@@ -153,12 +165,14 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
         args=training,
         train_dataset=as_dataset(prompts),
         processing_class=processor,
-        peft_config=make_lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
-        callbacks=[Curves(), SkipUnusedParts()],
+        peft_config=make_lora_config(model, arguments, last_norm=script.norm_learning_rate > 0, rates=rates),
+        callbacks=[Curves(), SkipUnusedParts(), NoteTrainedParts(rates)],
     )
     if script.norm_learning_rate > 0:
-        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate)
-    print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
+        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate, rates)
+    elif script.train:
+        trainer.optimizer_cls_and_kwargs = make_optimizer(training, rates)
+    print(describe_trained(trainer.model, rates))
     train_and_save(trainer, script, arguments)
 
 
