@@ -10,7 +10,7 @@ from datasets import Dataset, Image, List, load_from_disk
 from PIL.Image import Image as Picture
 
 from dps_hf.data.dropouts import Records
-from dps_hf.data.record import pictures_of, validate
+from dps_hf.data.record import get_pictures, validate
 from dps_hf.model.image_processing_dps import DPSImageProcessor, array_to_picture
 from dps_hf.resolve import resolve
 
@@ -90,7 +90,7 @@ def read_preferences(source: str | Path) -> Dataset:
     if "images" in dataset.column_names:
         for i, one in enumerate(dataset.select_columns("images")):
             try:
-                pictures_of(one)
+                get_pictures(one)
             except ValueError as error:
                 raise ValueError(f"record {i} of {source}: {error}") from error
     return dataset
@@ -130,7 +130,7 @@ def open_pictures(example: Any, image_processor: DPSImageProcessor) -> list[Pict
         TypeError, ValueError: a picture is missing, is of another type, or cannot be opened.
     """
     # Without a format, `datasets` returns arrays as lists of numbers.
-    kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in pictures_of(example)]
+    kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in get_pictures(example)]
     opened = image_processor.fetch_images(kept)
     return [image if isinstance(image, Picture) else array_to_picture(image) for image in opened]
 
