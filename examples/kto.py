@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.data.preferences import read_preferences
-from dps_hf.data.record import words_of
+from dps_hf.data.record import get_text
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
@@ -51,7 +51,7 @@ class ScriptArguments:
 
 def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
     """Whether a completion begins with a drawing."""
-    return words_of(completion).startswith(processor.boi_token)
+    return get_text(completion).startswith(processor.boi_token)
 
 
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
