@@ -20,6 +20,23 @@ def _plain(text: str) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
+NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+}
+NUMBERS["zero"] = "0"
+
+
+def normalize_answer(text: str) -> str:
+    """As the scripts of SQuAD and VQA do: no capitals, punctuation or English articles, and English numbers as digits."""
+    words = (
+        re.sub(r"[^\w\s]|_", " ", text.casefold().replace("'", "")).split() if text.isascii() else _plain(text).split()
+    )
+    return " ".join(NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
 def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
     """Peak signal-to-noise ratio of two 8-bit pictures of one shape, in dB; infinite when they are equal."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
