@@ -20,20 +20,21 @@ def _plain(text: str) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
-NUMBERS = {
-    word: str(number)
-    for number, word in enumerate(
-        ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+NUMBERS = dict(
+    zip(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
+        map(str, range(11)),
+        strict=True,
     )
-}
-NUMBERS["zero"] = "0"
+)
 
 
 def normalize_answer(text: str) -> str:
-    """As the scripts of SQuAD and VQA do: no capitals, punctuation or English articles, and English numbers as digits."""
-    words = (
-        re.sub(r"[^\w\s]|_", " ", text.casefold().replace("'", "")).split() if text.isascii() else _plain(text).split()
-    )
+    """Normalises an answer like the scripts of SQuAD and VQA.
+
+    Capitals, punctuation and English articles go, and English numbers become digits.
+    """
+    words = _plain(text.replace("'", "")).split()
     return " ".join(NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
