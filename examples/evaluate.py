@@ -6,7 +6,7 @@ python examples/evaluate.py --model me/my-dps --tasks my_evaluations.describes_c
 python examples/evaluate.py --config examples/recipes/nano/evaluate.yaml --output outputs/shipped.json
 
 What the records of the data set hold decides what is measured: captions (BLEU, chrF, ROUGE-L, CIDEr), questions (exact
-and contained match), drawings (nearest wanted picture, likelihood after right and after shuffled words), and retrieval.
+and contained match), drawings (nearest wanted picture, likelihood after right and after shuffled words), retrieval.
 An evaluation of your own is a function `(subject) -> dict[str, Figure]` (`dps_hf.evaluation`), given by its dotted
 path. Finished evaluations are kept in the output: if the command is interrupted, it continues with the next one.
 `--fresh` runs them again.

@@ -202,13 +202,8 @@ def score_drawings(subject: Subject, turns: Sequence[Turn], drawings: Sequence[s
     assert start is not None  # models that draw have one
     for first in _starts(len(turns), subject.batch_size):
         batch = turns[first : first + subject.batch_size]
-        chats = [
-            [
-                *write_messages(model, processor, turn),
-                {"role": "assistant", "content": [{"type": "text", "text": text}]},
-            ]
-            for turn, text in zip(batch, drawings[first:])
-        ]
+        answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in drawings[first:]]
+        chats = [[*write_messages(model, processor, turn), answer] for turn, answer in zip(batch, answers)]
         inputs = processor.apply_chat_template(
             chats,
             tokenize=True,
@@ -217,17 +212,13 @@ def score_drawings(subject: Subject, turns: Sequence[Turn], drawings: Sequence[s
             processor_kwargs={"padding": True, "padding_side": "left"},
         ).to(model.device)
         tokens = inputs["input_ids"]
-        codes = tokens[:, -int(_tail(tokens[0], model.config.boi_token_id)) :][:, : model.config.num_codes] - start
-        kept = _tail(tokens[0], model.config.boi_token_id) + 1  # from begin-of-image on, which predicts the first code
+        begin = int((tokens[0] == model.config.boi_token_id).nonzero()[-1])  # the same in all rows: they end alike
+        codes = tokens[:, begin + 1 : begin + 1 + model.config.num_codes] - start
+        kept = tokens.shape[1] - begin  # begin-of-image predicts the first code
         logits = model(**inputs, logits_to_keep=kept, codes_only=True).logits[:, : model.config.num_codes].float()
         assert bool(((codes >= 0) & (codes < codebook_size)).all())
         losses += F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").mean(1).tolist()
     return losses
-
-
-def _tail(row: torch.Tensor, token_id: int) -> int:
-    """How many tokens follow the last one of this id."""
-    return len(row) - 1 - int((row == token_id).nonzero()[-1])
 
 
 @torch.no_grad()
