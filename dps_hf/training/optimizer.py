@@ -42,8 +42,8 @@ def make_optimizer(
         tables = [weight for weight in find_tables(model) if weight.requires_grad] if rows_differ else []
         if tables and old and new and PartialState().distributed_type == DistributedType.DEEPSPEED:
             raise ValueError(
-                f"train.decoder and train.new_tokens must be equal, or one of them 0, with DeepSpeed, which hides rows "
-                f"from the optimizer; got {old:g} and {new:g}. Take FSDP2 or DDP, or equal rates."
+                f"train.decoder and train.new_tokens must be equal, or one of them 0, with DeepSpeed, which hides "
+                f"rows from the optimizer; got {old:g} and {new:g}. Take FSDP2 or DDP, or equal rates."
             )
         whole = {id(weight) for weight in tables}
         decaying = {*Trainer.get_decay_parameter_names(None, model)}  # type: ignore[arg-type]

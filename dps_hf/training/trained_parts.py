@@ -58,8 +58,7 @@ def read_rates(
         vision_tower: whether the vision tower is trained by default.
 
     Raises:
-        ValueError: a part is unknown, a rate is not a number of 0 or more, nothing is trained, or the vision tower is
-            both asked for and frozen.
+        ValueError: a part is unknown, a rate is not a number of 0 or more, or nothing is trained.
     """
     rates: dict[str, float] = {}
     for part, rate in train.items():
@@ -71,8 +70,6 @@ def read_rates(
             rates[part] = math.nan
         if not 0 <= rates[part] < math.inf:
             raise ValueError(f"train.{part} must be a learning rate of 0 or more; got {rate!r}. Try 1.0e-3.")
-    if vision_tower and rates.get("vision_tower") == 0:
-        raise ValueError("vision_tower is to be trained, and train.vision_tower is 0. Leave out one of the two.")
     usual = {"decoder": True, "new_tokens": not adapter, "connector": not adapter, "vision_tower": vision_tower}
     rates = {part: learning_rate for part in PARTS if usual[part] and part not in rates} | rates
     chosen = {part: rates[part] for part in PARTS if part in rates and (rates[part] or part not in train)}
