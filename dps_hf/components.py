@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Collection
 from typing import TypeAlias
 
 import torch
@@ -250,6 +251,33 @@ def replace_image_tokenizer(
     changed = make_processor(processor.tokenizer, model.config)
     changed.image_processor, changed.chat_template = processor.image_processor, processor.chat_template
     return changed
+
+
+def find_untrained_parts(config: DPSConfig) -> list[str]:
+    """The parts whose weights have been random since the model was put together, and were not trained yet."""
+    return list(getattr(config, "untrained_parts", None) or [])
+
+
+def mark_trained(config: DPSConfig, parts: Collection[str]) -> None:
+    """Notes in a model's config that these parts are not random any more."""
+    if left := [part for part in find_untrained_parts(config) if part not in parts]:
+        config.untrained_parts = left
+    elif hasattr(config, "untrained_parts"):
+        del config.untrained_parts
+
+
+def find_new_tokens(config: DPSConfig) -> list[int]:
+    """The ids of the image codes, and of the other tokens that DPS has added to the decoder's vocabulary."""
+    start = config.image_code_start_id
+    ids = {
+        config.image_token_id,
+        config.boi_token_id,
+        config.eoi_token_id,
+        *range(start, start + config.codebook_size),
+    }
+    # Such as <think>. They come right before the codes; `from_components` notes where they begin.
+    ids |= {*range(getattr(config, "first_new_token_id", start), start)}
+    return sorted(ids)
 
 
 def same_image_tokenizer(one: PreTrainedModel, other: PreTrainedModel) -> bool:

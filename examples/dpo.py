@@ -22,6 +22,7 @@ from dps_hf.training.trained_parts import (
     NoteTrainedParts,
     SkipUnusedParts,
     choose_trained_parts,
+    complete_adapter,
     describe_trained,
     make_lora_config,
 )
@@ -76,6 +77,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
         peft_config=make_lora_config(model, arguments, last_norm=script.norm_learning_rate > 0, rates=rates),
         callbacks=[Curves(), SkipUnusedParts(), NoteTrainedParts(rates)],
     )
+    complete_adapter(trainer.model)
     if script.norm_learning_rate > 0:
         trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate, rates)
     elif script.train:

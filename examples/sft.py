@@ -25,6 +25,7 @@ from dps_hf.training.trained_parts import (
     NoteTrainedParts,
     SkipUnusedParts,
     choose_trained_parts,
+    complete_adapter,
     describe_trained,
     make_lora_config,
 )
@@ -73,6 +74,7 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
         peft_config=make_lora_config(model, arguments, rates=rates),
         callbacks=[*callbacks, Samples(held_out, processor, script.samples)] if script.samples else callbacks,
     )
+    complete_adapter(trainer.model)
     if script.train:
         trainer.optimizer_cls_and_kwargs = make_optimizer(training, rates)
     # Each batch is of one task and has the same weight, so that the many tokens of drawings do not outweigh answers.

@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer, TrainingArguments
 
-from dps_hf.training.trained_parts import find_new_tokens, find_tables, part_of
+from dps_hf.components import find_new_tokens
+from dps_hf.training.trained_parts import find_tables, part_of
 
 
 def make_optimizer(

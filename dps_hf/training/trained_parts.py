@@ -13,19 +13,20 @@ trains the vision tower, too. With an adapter, the decoder's LoRA alone is train
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from peft import LoraConfig, PeftModel
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from trl import ModelConfig, get_peft_config
 
-from dps_hf.model.configuration_dps import DPSConfig
+from dps_hf.components import find_new_tokens, find_untrained_parts, mark_trained
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 
 
@@ -97,7 +98,7 @@ def choose_trained_parts(
             not say so.
     """
     rates = read_rates(train, learning_rate, adapter, vision_tower)
-    frozen = [part for part in find_untrained_parts(model) if part not in rates and part not in train]
+    frozen = [part for part in find_untrained_parts(model.config) if part not in rates and part not in train]
     if frozen:
         line = ", ".join(f"{part}: {FRESH_RATE}" for part in frozen)
         raise ValueError(
@@ -113,19 +114,6 @@ def choose_trained_parts(
             if part != "vision_tower" and part is not None and not trained:
                 parameter.requires_grad_(False)
     return rates
-
-
-def find_untrained_parts(model: nn.Module) -> list[str]:
-    """The parts that have had random weights since the model was put together, and were not trained yet."""
-    return list(getattr(model.config, "untrained_parts", None) or [])
-
-
-def mark_trained(model: nn.Module, parts: Collection[str]) -> None:
-    """Notes in the model's config that these parts are not random any more."""
-    if left := [part for part in find_untrained_parts(model) if part not in parts]:
-        model.config.untrained_parts = left
-    elif hasattr(model.config, "untrained_parts"):
-        del model.config.untrained_parts
 
 
 def part_of(name: str) -> str | None:
@@ -145,17 +133,6 @@ def part_of(name: str) -> str | None:
 def is_last_norm(name: str, parameter: nn.Parameter) -> bool:
     """Whether this is the scale of the decoder's last norm, trained beside an adapter."""
     return LAST_NORM.search(name) is not None and parameter.ndim == 1
-
-
-def find_new_tokens(config: DPSConfig) -> list[int]:
-    """The ids of the image codes, and of the other tokens that DPS has added to the decoder's vocabulary."""
-    start = config.image_code_start_id
-    assert start is not None and config.image_token_id is not None  # a config sets its ids
-    ids = {config.image_token_id, config.boi_token_id, config.eoi_token_id}
-    ids |= {*range(start, start + config.codebook_size)}
-    # Such as <think>. They come right before the codes; `from_components` notes where they begin.
-    ids |= {*range(getattr(config, "first_new_token_id", start), start)}
-    return sorted(ids)
 
 
 def find_tables(model: DPSForConditionalGeneration) -> list[nn.Parameter]:
@@ -275,7 +252,7 @@ def count_trained(model: nn.Module, rates: Mapping[str, float]) -> Counter[str]:
 
 
 def describe_trained(model: nn.Module, rates: Mapping[str, float]) -> str:
-    """What will be trained, such as "Trained: decoder 361.8M at 2e-05, connector 1.7M at 0.001.".
+    """Describes what will be trained, such as "Trained: decoder 361.8M at 2e-05, connector 1.7M at 0.001.".
 
     Raises:
         ValueError: as for [`check_trained`].
@@ -292,6 +269,25 @@ def _shorten(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f}{unit}"
     return str(count)
+
+
+def complete_adapter(model: nn.Module) -> None:
+    """Mends what trl and peft leave undone in a model whose connector and new tokens are trained beside LoRA.
+
+    trl casts all that is trained beside quantised weights to bfloat16, and reads the bias of the head, which peft's
+    wrapper does not have.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            dtype = next(module.original_module.parameters()).dtype
+            module.modules_to_save.to(dtype)
+        elif isinstance(module, TrainableTokensWrapper):
+            module.token_adapter.trainable_tokens_delta.to(module.original_module.weight.dtype)
+            bias = getattr(module.original_module, "bias", None)
+            if bias is None:
+                module.register_parameter("bias", None)
+            else:
+                module.register_buffer("bias", bias, persistent=False)
 
 
 class SkipUnusedParts(TrainerCallback):
@@ -351,7 +347,7 @@ class NoteTrainedParts(TrainerCallback):
             part = part_of(name)
             if part in self.waiting - seen and parameter.grad is not None and bool(parameter.grad.any()):
                 seen.add(part)
-        mark_trained(model, seen & self.waiting)
+        mark_trained(model.config, seen & self.waiting)
         self.waiting -= seen
 
     def on_train_end(self, args: TrainingArguments, state, control, **kwargs):

@@ -21,7 +21,9 @@ RED, BLUE = map(Image.fromarray, np.random.default_rng(0).integers(0, 256, (2, 1
 MESSAGE = """{{ "[" + m.role + "]" }}{% for part in m.content %}{% if part.type == "image" %}<image>{% else %}\
 {{ part.text }}{% endif %}{% endfor %}{{ "[/]\n" }}"""
 PLAIN = f'{{% for m in messages %}}{MESSAGE}{{% endfor %}}{{% if add_generation_prompt %}}{{{{ "[assistant]" }}}}{{% endif %}}'
-UNSTABLE = PLAIN.replace("{{ part.text }}", "{{ part.text if loop.last and m == messages[-1] else part.text | upper }}")
+UNSTABLE = PLAIN.replace(
+    "{{ part.text }}", "{{ part.text if loop.last and m == messages[-1] else part.text | upper }}"
+)
 
 
 def chat(*texts: str, images=(), **fields) -> dict:
@@ -57,7 +59,12 @@ def test_every_answer_is_learned_once(make_model, tiny_processor, collator, temp
 
 @COLLATORS
 def test_the_prompt_is_not_learned(make_model, tiny_processor, collator):
-    for count, expected in ((0, "Hi, übel 😀!<|im_end|>red<|im_end|>hm"), (2, "red<|im_end|>hm"), (4, "hm"), (5, "hm")):
+    for count, expected in (
+        (0, "Hi, übel 😀!<|im_end|>red<|im_end|>hm"),
+        (2, "red<|im_end|>hm"),
+        (4, "hm"),
+        (5, "hm"),
+    ):
         text = learn(make_model, tiny_processor, {**HELLO, "num_prompt_messages": count}, collator)
         assert text == f"{expected}</think>blue<|im_end|>"
 
@@ -84,7 +91,9 @@ def test_losses_are_on_the_tokens_that_trl_says(make_model, tiny_processor, coll
         if collator is PackingCollator and expected.startswith("<|im_start|>user\nHello"):
             expected = expected.removeprefix("<|im_start|>")  # nothing comes before the first token of a record
         assert text == expected, options
-    with pytest.raises(ValueError, match="record 0 of the batch .'Hello.*completion_only_loss=True needs records with"):
+    with pytest.raises(
+        ValueError, match="record 0 of the batch .'Hello.*completion_only_loss=True needs records with"
+    ):
         learn(make_model, tiny_processor, one, collator, completion_only_loss=True)
 
 

@@ -9,10 +9,10 @@ from peft import get_peft_model
 from transformers import TrainingArguments
 from trl import ModelConfig
 
+from dps_hf.components import find_new_tokens
 from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.trained_parts import (
     choose_trained_parts,
-    find_new_tokens,
     find_tables,
     make_lora_config,
     part_of,
