@@ -45,12 +45,12 @@ class DataArguments:
     samples: how many held-out records are drawn and described on the page `output_dir/samples` at each evaluation.
     """
 
-    dataset: Any = None
+    dataset: str | None = None  # a command line has strings only; a recipe may have mappings and lists
     tasks: dict = field(default_factory=dict)
     dataset_weight: float = 1.0
     guidance: dict = field(default_factory=dict)
     num_records: int | None = None
-    evaluation_dataset: Any = None
+    evaluation_dataset: str | None = None
     evaluation_share: float | None = None
     evaluation_records: int = 64
     max_skipped: float = 0.1
