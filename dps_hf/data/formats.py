@@ -396,16 +396,8 @@ def read_messages(turns: Iterable[Mapping[str, Any]], pictures: Sequence, codes:
                 raise BadRow(f"messages[{i}] has no text")
             messages.append({"role": role, "content": parts})
             places += [] if codes is not None and role == "assistant" else own
-    if (
-        pictures
-        and not any(
-            part["type"] == "image"
-            for message in messages
-            if message["role"] != "assistant"
-            for part in message["content"]
-        )
-        and None not in places
-    ):
+    shown = [part["type"] for message in messages if message["role"] != "assistant" for part in message["content"]]
+    if pictures and "image" not in shown and None not in places:
         before, question = _first_question(messages)
         question["content"] = [*({"type": "image"} for _ in pictures), *question["content"]]
         places[before:before] = [None] * len(pictures)
