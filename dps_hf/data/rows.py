@@ -175,12 +175,13 @@ def fingerprint_rows(setting: Setting, rows: Dataset | IterableDataset) -> str:
     return Hasher.hash([repr(setting), stamps])
 
 
-def _is_saved(path: str) -> bool:
+def is_saved(path: str | Path) -> bool:
+    """Whether `datasets` saved a data set in this folder."""
     return any(os.path.exists(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json"))
 
 
 def is_ours(setting: Setting) -> bool:
-    return _is_saved(setting.path) or (setting.is_remote and _is_dotted(setting))
+    return is_saved(setting.path) or (setting.is_remote and _is_dotted(setting))
 
 
 def _is_dotted(setting: Setting) -> bool:

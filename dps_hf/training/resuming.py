@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dps_hf.data.sources import read_dataset
+from dps_hf.data.sources import fingerprint_of
 from dps_hf.files import write_whole
 from dps_hf.judges.resolve import verdict_options
 
@@ -178,7 +178,7 @@ def _describe(training: TrainingArguments, others: tuple) -> dict[str, str]:
     settings |= {field.name: getattr(one, field.name) for one in others for field in fields(one)}
     settings["judge_options"] = verdict_options(settings.pop("judge_options", {}))
     if settings.get("dataset"):  # its contents may change under the same name
-        settings["fingerprint of the dataset"] = read_dataset(settings["dataset"])._fingerprint
+        settings["fingerprint of the dataset"] = fingerprint_of(settings["dataset"])
     return {name: str(value) for name, value in settings.items()}
 
 
