@@ -306,7 +306,7 @@ class OpenPairs:
                 if start is None:
                     prompt = repr(row.get("prompt"))
                     start = zlib.crc32(prompt.encode())
-                    self.skips.add("preferences", None, f"unreadable picture: {error} Prompt: {prompt:.300}")
+                    self.skips.add("preferences", f"{prompt:.300}", f"unreadable picture: {error}")
                 other = self.rows[(start + step) % len(self.rows)]
                 row = {name: other[name] for name in row}
         raise ValueError(f"No row has a readable picture. {self.skips.summary()}")

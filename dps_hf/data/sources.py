@@ -222,12 +222,12 @@ class Skips:
     def __init__(self, path: str | Path | None, max_share: float):
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_skipped must be between 0 and 1; got {max_share}.")
-        self.path, self.max_share = path and Path(path), max_share
+        self.path, self.max_share = Path(path) if path else None, max_share
         self.seen, self.reasons = 0, Counter[str]()
-        self._listed: set[tuple] = set()
+        self._listed: set[tuple[str, int | str]] = set()
         self._offset = 0
 
-    def add(self, source: str, row: int | None, reason: str) -> None:
+    def add(self, source: str, row: int | str, reason: str) -> None:
         """Counts a bad row.
 
         Raises:
@@ -249,11 +249,7 @@ class Skips:
         listed = f" All are listed in {self.path}." if self.path else ""
         return f"The most frequent reason, {count} times: {reason}.{listed}"
 
-    @staticmethod
-    def _key(source: str, row: int | None, reason: str) -> tuple:
-        return (source, reason if row is None else row)
-
-    def write(self, source: str, row: int | None, reason: str) -> None:
+    def write(self, source: str, row: int | str, reason: str) -> None:
         """Lists a row, unless it is listed."""
         path = self.path
         assert path is not None
@@ -263,9 +259,10 @@ class Skips:
                 for line in file.read().splitlines(keepends=True):
                     if line.endswith(b"\n"):
                         self._offset += len(line)
-                        self._listed.add(self._key(**json.loads(line)))
-        if (key := self._key(source, row, reason)) not in self._listed:
-            self._listed.add(key)
+                        known = json.loads(line)
+                        self._listed.add((known["source"], known["row"]))
+        if (source, row) not in self._listed:
+            self._listed.add((source, row))
             path.parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps({"source": source, "row": row, "reason": reason}, ensure_ascii=False) + "\n"
             with path.open("ab") as file:

@@ -46,7 +46,9 @@ def write_drawings(
 
     def write(batch: dict[str, list]) -> dict[str, list]:
         encoder.to(state.device)
-        pictures, places, reasons = [], [], [""] * len(batch[answers[0]])
+        pictures: list = []
+        places: list[tuple[int, str]] = []
+        reasons = [""] * len(batch[answers[0]])
         for i in range(len(reasons)):
             wanted = {part["column"] for name in answers for message in batch[name][i] for part in message["content"]}
             try:

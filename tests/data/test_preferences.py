@@ -4,8 +4,8 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -25,12 +25,15 @@ def picture(colour: str) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def noise(seed: int) -> dict:
-    """A picture whose codes differ from those of others, even with random weights."""
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+@pytest.fixture
+def codes_of_colours(monkeypatch):
+    """Codes by colour, since random weights give all pictures the same."""
+    code = {(255, 0, 0): 1, (0, 0, 255): 2}
+    monkeypatch.setattr(
+        "dps_hf.preferences.drawings.encode",
+        lambda model, processor, pictures: torch.tensor([[code[one.getpixel((0, 0))]] * 4 for one in pictures]),
+    )
+    return {name: f"<begin_of_image>{f'<img_{code}>' * 4}<end_of_image>" for name, code in (("red", 1), ("blue", 2))}
 
 
 def lines(path: Path, rows: list) -> str:
@@ -133,8 +136,8 @@ def pick_a_pic(tmp_path, labels=((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)), **change) 
     count = len(labels)
     columns = {
         "caption": [f"a square {i}" for i in range(count)],
-        "jpg_0": [noise(0)["bytes"]] * count,
-        "jpg_1": [noise(1)["bytes"]] * count,
+        "jpg_0": [picture("red")["bytes"]] * count,
+        "jpg_1": [picture("blue")["bytes"]] * count,
         "label_0": [first for first, _ in labels],
         "label_1": [second for _, second in labels],
         "has_label": [True] * count,
@@ -143,20 +146,23 @@ def pick_a_pic(tmp_path, labels=((1.0, 0.0), (0.0, 1.0), (0.5, 0.5)), **change) 
     return str(tmp_path / "pick.parquet")
 
 
-def test_pick_a_pics_pictures_become_drawings_and_ties_are_left_out(tmp_path, tiny_model, tiny_processor, capsys):
+def test_pick_a_pics_pictures_become_drawings_and_ties_are_left_out(
+    tmp_path, tiny_model, tiny_processor, codes_of_colours, capsys
+):
     pairs = read_preferences(pick_a_pic(tmp_path), skipped=tmp_path / "skipped.jsonl")
     assert (
         "1 rows of pick.parquet are left out" in capsys.readouterr().out and not (tmp_path / "skipped.jsonl").exists()
     )
     red_first, blue_first = write_drawings(pairs, tiny_model, tiny_processor)
-    assert red_first["chosen"] == blue_first["rejected"] != red_first["rejected"] == blue_first["chosen"]
+    texts = [words(row[name]) for row in (red_first, blue_first) for name in ("chosen", "rejected")]
+    assert texts == [f"assistant: {codes_of_colours[name]}" for name in ("red", "blue", "blue", "red")]
     assert words(red_first["prompt"]) == "user: a square 0" and set(red_first) == {"prompt", "chosen", "rejected"}
-    text = red_first["chosen"][0]["content"][0]["text"]
-    assert text.startswith("<begin_of_image><img_") and text.endswith("<end_of_image>")
 
 
-def test_columns_of_pictures_as_answers_beside_pictures_of_prompts(tmp_path, tiny_model, tiny_processor):
-    columns = {"before": [picture("red")], "wish": ["Bluer!"], "good": [noise(0)], "bad": [noise(1)]}
+def test_columns_of_pictures_as_answers_beside_pictures_of_prompts(
+    tmp_path, tiny_model, tiny_processor, codes_of_colours
+):
+    columns = {"before": [picture("red")], "wish": ["Bluer!"], "good": [picture("blue")], "bad": [picture("red")]}
     features = Features(dict.fromkeys(columns, ImageFeature()) | {"wish": Value("string")})
     Dataset.from_dict(columns, features).to_parquet(tmp_path / "edits.parquet")
     setting = {
@@ -165,7 +171,8 @@ def test_columns_of_pictures_as_answers_beside_pictures_of_prompts(tmp_path, tin
     }
     (row,) = write_drawings(read_preferences(setting), tiny_model, tiny_processor)
     assert words(row["prompt"]) == "user: *Bluer!" and row["images"][0].getpixel((0, 0)) == (255, 0, 0)
-    assert row["chosen"][0]["content"][0]["text"] != row["rejected"][0]["content"][0]["text"]
+    assert words(row["chosen"]) == f"assistant: {codes_of_colours['blue']}"
+    assert words(row["rejected"]) == f"assistant: {codes_of_colours['red']}"
 
 
 def test_an_unreadable_drawing_is_left_out_and_listed(tmp_path, tiny_model, tiny_processor):
@@ -204,7 +211,7 @@ def test_bad_rows_are_left_out_and_listed_or_refused(tmp_path, row, reason):
     good = {"prompt": "Hi", "chosen": "Ho", "rejected": "No"}
     path = lines(tmp_path / "pairs.jsonl", [good, row])
     rows = read_preferences(path, skipped=tmp_path / "skipped.jsonl")
-    assert len(rows) == 1 and rows[0]["chosen"] in ("Ho", rows[0]["chosen"])
+    assert [words(one["chosen"])[-2:] for one in rows] == ["Ho"]
     listed = json.loads((tmp_path / "skipped.jsonl").read_text())
     assert (listed["source"], listed["row"]) == ("pairs.jsonl", 1) and reason in listed["reason"]
     with pytest.raises(ValueError, match=r"record 1 of .*pairs.jsonl: .*" + reason):
@@ -217,7 +224,7 @@ def test_an_unreadable_picture_of_a_prompt_gives_another_row(tmp_path):
     seen = [words(row["prompt"]) for row in rows]
     assert len(seen) == 3 and "user: *Which 1?" not in seen and seen == [words(row["prompt"]) for row in rows]
     (listed,) = map(json.loads, (tmp_path / "skipped.jsonl").read_text().splitlines())
-    assert "unreadable picture" in listed["reason"] and "Which 1?" in listed["reason"]
+    assert "unreadable picture" in listed["reason"] and "Which 1?" in listed["row"]
     with pytest.raises(ValueError, match="corrupt"):
         read_preferences(path)[1]
 
