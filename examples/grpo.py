@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.data.record import words_of
+from dps_hf.data.record import get_text
 from dps_hf.inference import load
 from dps_hf.judges.resolve import find_judge, make_judge
 from dps_hf.judges.verdict import NO_REPLY, Case, Judge, counts_of, fault_of
@@ -74,7 +74,7 @@ class JudgeReward:
         self.rewarded = False
 
     def __call__(self, prompts, completions, completion_ids, answers, text, images=None, **kwargs):
-        responses = [words_of(completion) for completion in completions]
+        responses = [get_text(completion) for completion in completions]
         if self.draw:
             tokens = torch.tensor(completion_ids, device=self.model.device)  # whole drawings have one length
             pixels = self.model.decode_image_tokens(tokens)

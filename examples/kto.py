@@ -13,7 +13,7 @@ from pathlib import Path
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.data.preferences import read_preferences
-from dps_hf.data.record import words_of
+from dps_hf.data.record import get_text
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.preferences.drawings import write_drawings
 from dps_hf.training.curves import Curves
@@ -45,7 +45,7 @@ class ScriptArguments:
 
 def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
     """Whether a completion begins with a drawing."""
-    return words_of(completion).startswith(processor.boi_token)
+    return get_text(completion).startswith(processor.boi_token)
 
 
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dps_hf.data.record import Message, Record, pick, pictures_of
+from dps_hf.data.record import Message, Record, get_pictures, pick
 
 
 IMAGE_MARK = "<image>"  # where LLaVA's texts have a picture
@@ -136,7 +136,7 @@ class Form:
         """The value of a field in a row, `None` if the row has none."""
         column = self.columns.get(name)
         value = row.get(column) if column else None
-        if column in self.names and isinstance(value, int):
+        if column and column in self.names and isinstance(value, int):
             return self.names[column][value].replace("_", " ") if value >= 0 else None
         return value
 
@@ -542,6 +542,6 @@ def _pictures(value: Any) -> list:
     if isinstance(value, (str, bytes, Mapping)) or hasattr(value, "getbands") or hasattr(value, "shape"):
         value = [value]
     try:
-        return pictures_of(cast(Any, {"images": value}))
+        return get_pictures(cast(Any, {"images": value}))
     except ValueError as error:
         raise BadRow(str(error)) from None

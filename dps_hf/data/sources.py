@@ -264,9 +264,9 @@ class Skips:
         if (source, row) not in self._listed:
             self._listed.add((source, row))
             path.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"source": source, "row": row, "reason": reason}, ensure_ascii=False) + "\n"
+            listed = json.dumps({"source": source, "row": row, "reason": reason}, ensure_ascii=False) + "\n"
             with path.open("ab") as file:
-                file.write(line.encode())  # one write, so lines of several processes do not mix
+                file.write(listed.encode())  # one write, so lines of several processes do not mix
 
 
 @dataclass(frozen=True)
