@@ -35,6 +35,19 @@ class Records:
 
 
 @pytest.fixture
+def make_seeing_model(make_model):
+    """Makes models whose image tokenizer tells pictures apart, unlike one of fresh weights."""
+
+    def make():
+        model = make_model()
+        for part in (0, -1):
+            torch.nn.init.normal_(model.model.image_tokenizer.encoder[part].weight)
+        return model
+
+    return make
+
+
+@pytest.fixture
 def records():
     two = record("t", ["a red square"], [RED])
     two["messages"] += record("t", [BLUE, "and now this in green"], [GREEN])["messages"]
@@ -61,12 +74,13 @@ def encoded_pictures(monkeypatch):
 
 
 @pytest.mark.parametrize("collator", [RecordCollator, PackingCollator])
-def test_batches_of_codes_equal_those_of_pictures(make_model, tiny_processor, records, collator):
-    model = make_model()
+def test_batches_of_codes_equal_those_of_pictures(make_seeing_model, tiny_processor, records, collator):
+    model = make_seeing_model()
     collate = collator(model, tiny_processor)
     ahead = encode_ahead(records, model, tiny_processor)
     one, other = (collate([some[i] for i in range(3)]) for some in (records, ahead))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert len({str(codes) for i in range(3) for codes in ahead[i]["codes"]}) == 3
     assert [len(ahead[i]["images"]) for i in range(3)] == [1, 1, 0]
     for i in range(3):
         validate(ahead[i])
@@ -118,15 +132,15 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(
 
 
 def test_a_saved_set_trains_without_the_image_tokenizer(
-    make_model, tiny_processor, records, encoded_pictures, tmp_path
+    make_seeing_model, tiny_processor, records, encoded_pictures, tmp_path
 ):
-    model = make_model()
+    model = make_seeing_model()
     expected = PackingCollator(model, tiny_processor)(records)
     encode_ahead(Records(records, "a"), model, tiny_processor).save_to_disk(tmp_path / "set")
     torch.nn.init.normal_(model.model.image_tokenizer.encoder[0].weight)  # as with a config in place of a checkpoint
     encoded_pictures.clear()
     saved = read_records(tmp_path / "set")
-    assert [len(images) for images in saved["images"]] == [1, 1, 0]
+    assert [len(one["images"]) for one in saved] == [1, 1, 0]
     batch = PackingCollator(model, tiny_processor)([saved[i] for i in range(3)])
     assert not encoded_pictures and all(torch.equal(batch[name], expected[name]) for name in expected)
 
