@@ -474,7 +474,7 @@ def find_pictures(source: Source, row: Mapping[str, Any]) -> str | None:
 def make_lazy_dataset(records: Records) -> Dataset:
     """Makes a `datasets.Dataset` whose records are made when they are requested.
 
-    A field that some records of a batch lack is `None` there.
+    Fields that some records of a batch lack are `None` in these records.
     """
 
     def make(batch: dict) -> dict:
