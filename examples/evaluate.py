@@ -65,7 +65,7 @@ class ScriptArguments:
     batch_size: int = 48
     seed: int = 0
     fresh: bool = False
-    dataset: Any = None
+    dataset: str | None = None  # or what a recipe says, a mapping or a list
     evaluation_share: float | None = None
     training_seed: int = 42
     answers: str | None = None

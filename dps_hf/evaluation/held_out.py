@@ -112,12 +112,12 @@ class HeldOut:
 
         Without captions, the pictures are the wanted drawings, and their captions the prompts.
         """
-        texts, pictures = zip(*self._pairs())
+        texts, shown = zip(*self._pairs())
         pictures = [
             picture
             if isinstance(picture, Image.Image)
             else show_wanted(subject.model, subject.processor, Turn((), picture))
-            for picture in pictures
+            for picture in shown
         ]
         names = _digests(pictures)
         first = {name: picture for name, picture in zip(names, pictures)}  # each picture once
@@ -200,7 +200,7 @@ def choose_records(records: Any, subject: Subject) -> list[Mapping[str, Any]]:
     captioned = _find_captioned(records) if isinstance(records, LazyRecords) else []
     if not captioned:
         return [records[index] for index in chosen]
-    found = []
+    found: list[Mapping[str, Any]] = []
     for way in ("describe", "draw"):
         asked = _ask_captioned(records, captioned, way)
         found += [asked[i] for i in chosen if way == "describe" or records.table[i][0] in captioned]
@@ -222,8 +222,8 @@ def _ask_captioned(records: LazyRecords, captioned: Sequence[int], way: str) -> 
     sources = list(records.sources)
     for number in captioned:
         form = sources[number].form
-        shares = {"describe": 0.0, "draw": 0.0, way: 1.0}
-        sources[number] = replace(sources[number], form=replace(form, captions=replace(form.captions, **shares)))
+        captions = replace(form.captions, describe=float(way == "describe"), draw=float(way == "draw"))
+        sources[number] = replace(sources[number], form=replace(form, captions=captions))
     return LazyRecords(sources, records.table, records.skips)
 
 

@@ -173,6 +173,17 @@ def test_what_a_training_held_out_can_be_measured(evaluate, saved_model, folder,
     assert "The records hold 2 captions, 2 drawings." in capsys.readouterr().out
 
 
+def test_a_data_set_is_named_on_the_command_line_or_described_in_a_recipe(evaluate, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset: [{path: mine, split: test}, theirs]\n")
+    for arguments, dataset in (
+        (["--dataset", "mine"], "mine"),
+        (["--config", str(recipe)], [{"path": "mine", "split": "test"}, "theirs"]),
+    ):
+        [script] = TrlParser(evaluate.ScriptArguments).parse_args_and_config(arguments)
+        assert script.dataset == dataset
+
+
 def test_a_judge_without_a_data_set_is_refused(evaluate):
     with pytest.raises(ValueError, match="judge scores answers to a dataset"):
         evaluate.ScriptArguments(judge="my.judge")
