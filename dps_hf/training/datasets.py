@@ -123,6 +123,8 @@ def make_training_data(
                 for task in data.tasks
             }
     if isinstance(records, IterableDataset):
+        # Otherwise accelerate cuts batches by rows, and a batch has fewer pictures than rows.
+        training.accelerator_config.dispatch_batches = False
         return records.map(_DropOne(training.seed, data.prompt_dropout, code_dropout), with_indices=True), held_out
     return Dropouts(records, training.seed, data.prompt_dropout, code_dropout), held_out
 
