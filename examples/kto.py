@@ -7,41 +7,58 @@ https://huggingface.co/papers/2402.01306. `examples/build_preferences.py` makes 
 the training is interrupted, the same command resumes it from the last checkpoint with the same losses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script
-from dps_hf.data.record import words_of
-from dps_hf.data.sources import read_preferences
+from dps_hf.data.preferences import read_preferences
+from dps_hf.data.record import get_text
 from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.preferences.drawings import write_drawings
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
+from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.resuming import is_finished, train_and_save
-from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_lora_config
+from dps_hf.training.trained_parts import (
+    NoteTrainedParts,
+    SkipUnusedParts,
+    choose_trained_parts,
+    complete_adapter,
+    describe_trained,
+    make_lora_config,
+)
 
 
 @dataclass
 class ScriptArguments:
     """
-    dataset: a folder that `datasets` saved, or the dotted path of a function that returns a dataset, with the columns
-        `prompt`, `completion`, `label`, and `images` if prompts have pictures.
+    dataset: a name on the Hub, a file, a folder, or the dotted path of a function; or a mapping or a list of them, as
+        described in `dps_hf/data/rows.py`. Usual columns are `prompt`, `completion`, `label`, and `images` if
+        prompts have pictures. Rows that cannot be used are listed in `skipped.jsonl` in `output_dir`.
+    max_skipped: the share of such rows above which the script stops.
     balance: gives the rarer label a higher weight, so that good and bad responses have the same total weight.
+    train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
+        `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
+        by default.
     vision_tower: whether the vision tower is trained, too.
     norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which decides how confident the model
         is. 0 leaves the norm as it is.
     """
 
-    dataset: str
+    dataset: str  # a recipe may give a mapping or a list
+    max_skipped: float = 0.1
     balance: bool = True
+    train: dict = field(default_factory=dict)
     vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
 
 def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
     """Whether a completion begins with a drawing."""
-    return words_of(completion).startswith(processor.boi_token)
+    return get_text(completion).startswith(processor.boi_token)
 
 
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
@@ -49,12 +66,17 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         return
     # Model
     model, processor = load_for_training(arguments, script.vision_tower)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
     check_four_bit_training(model, training.eval_strategy != "no")
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 
     # Dataset
+    skipped = Path(training.output_dir) / "skipped.jsonl"
+    with training.main_process_first():
+        responses = read_preferences(script.dataset, training.seed, skipped, script.max_skipped)
+    responses = write_drawings(responses, model, processor, skipped=skipped, max_skipped=script.max_skipped)
     # Shuffled, because trl uses the response before each one as a response to another prompt.
-    responses = read_preferences(script.dataset).shuffle(seed=training.seed)
+    responses = responses.shuffle(seed=training.seed)
     labels = responses["label"][:]
     good, bad = sum(labels), len(labels) - sum(labels)
     if not good or not bad:
@@ -87,12 +109,15 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         args=training,
         train_dataset=responses,
         processing_class=processor,
-        peft_config=make_lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
-        callbacks=[Curves(), SkipUnusedParts()],
+        peft_config=make_lora_config(model, arguments, last_norm=script.norm_learning_rate > 0, rates=rates),
+        callbacks=[Curves(), SkipUnusedParts(), NoteTrainedParts(rates)],
     )
+    complete_adapter(trainer.model)
     if script.norm_learning_rate > 0:
-        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate)
-    print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained; {good} good, {bad} bad")
+        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate, rates)
+    elif script.train:
+        trainer.optimizer_cls_and_kwargs = make_optimizer(training, rates)
+    print(f"{describe_trained(trainer.model, rates)} {good} good, {bad} bad")
     train_and_save(trainer, script, arguments)
 
 
