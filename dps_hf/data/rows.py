@@ -355,6 +355,8 @@ def leave_unopened(dataset: Dataset | IterableDataset) -> Dataset | IterableData
 
     DPS can open some pictures that `datasets` cannot, such as those with invalid EXIF tags.
     """
+    if isinstance(dataset, IterableDataset) and not dataset.features:
+        dataset = dataset._resolve_features()
     features = dataset.features
     for name, kind in (features or {}).items():
         if isinstance(kind, Image):

@@ -321,7 +321,10 @@ class Source:
         """
         is_typed = isinstance(picture, Mapping)
         if is_typed:
-            if picture.get("bytes") is not None:
+            content = picture.get("bytes")
+            if isinstance(content, str):  # in JSON
+                return _decode(content)
+            if content is not None:
                 return picture
             picture = picture.get("path")
         if not isinstance(picture, str) or picture.startswith("data:"):
@@ -338,19 +341,16 @@ class Source:
         return self._find(picture)
 
     def _find(self, path: str) -> Any:
-        """The file at a path of a row, which may not leave the folder of the data."""
+        """The file at a path of a row, which may not leave the folder of the data; or the bytes that it encodes."""
+        if len(path) > 200 and "." not in path:  # no name of a file
+            return _decode(path)
         if self.folder is None:
             return self._fetch(path)
-        whole = os.path.normpath(os.path.join(self.folder, path))
+        whole = os.path.normpath(os.path.join(self.folder, path.removeprefix("file://")))
         if os.path.commonpath([whole, self.folder]) != self.folder:
             raise BadRow(
                 f"unreadable picture: paths must lie in {self.folder}; got {path}. Set image_folder to another folder"
             )
-        if not os.path.exists(whole) and len(path) > 100 and "." not in path:
-            try:
-                return base64.b64decode(path, validate=True)
-            except ValueError:
-                pass
         if not os.path.exists(whole):
             raise BadRow(f"unreadable picture: there is no file {whole}")
         return whole
@@ -435,6 +435,13 @@ def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
         answered,
     )
     return replace(source, folder=find_pictures(source, first))
+
+
+def _decode(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise BadRow(f"unreadable picture: broken base64: {error}") from None
 
 
 def shares(settings: Sequence[Setting]) -> list[float] | None:
