@@ -1,16 +1,20 @@
 """Drawings that are encoded once, ahead of training."""
 
+import os
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from two_processes import run_on_two
 
 from dps_hf.data.codes import encode_ahead, encode_drawings
 from dps_hf.data.dropouts import Dropouts
 from dps_hf.data.record import record, validate
 from dps_hf.data.sources import read_records
+from dps_hf.inference import load
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
 from dps_hf.training.collator import RecordCollator
 from dps_hf.training.packing import PackingCollator
@@ -172,6 +176,22 @@ def test_all_processes_wait_for_the_main_one(make_model, tiny_processor, records
     monkeypatch.setattr("dps_hf.data.codes.PartialState.main_process_first", lambda self: FirstMain())
     encode_ahead(records, make_model(), tiny_processor)
     assert order == [0, 1], "all encoding is inside"
+
+
+def encode_on(rank: int, base: str, cache: str) -> tuple[int, list]:
+    """The number of records that a process read to encode them, and the codes that it gets."""
+    datasets.config.HF_DATASETS_CACHE = cache
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}  # as launchers do
+    model, processor = load(base, device="cpu")
+    some = Records([record("t", ["a red square"], [RED]), record("t", ["a blue square"], [BLUE])], "a")
+    ahead = encode_ahead(some, model, processor)
+    return some.read, [ahead[i]["codes"] for i in range(2)]
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_main_one_encodes(saved_model, tmp_path):
+    (first, codes), (second, others) = run_on_two(encode_on, tmp_path, saved_model, str(tmp_path / "shared"))
+    assert (first, second) == (2, 0) and codes == others
 
 
 def test_codes_of_another_image_tokenizer_are_refused(tiny_model, tiny_processor):

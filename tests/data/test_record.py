@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dps_hf.data.record import record, validate, get_text
+from dps_hf.data.record import get_text, record, validate
 
 
 @pytest.fixture

@@ -239,7 +239,7 @@ def test_a_decoder_that_cannot_be_packed_is_refused(tiny_processor, make_model):
     model = make_model()
     model.model.language_model.__class__._is_stateful = True
     try:
-        with pytest.raises(ValueError, match="LlamaModel carries a state from token to token. Train it without"):
+        with pytest.raises(ValueError, match=r"LlamaModel carries a state from token to token. Train it without"):
             PackingCollator(model, tiny_processor)
     finally:
         del model.model.language_model.__class__._is_stateful

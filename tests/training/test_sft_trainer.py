@@ -48,5 +48,5 @@ def test_sft_on_packed_rows_trains_and_logs_the_packed_loss(make_model, tiny_pro
 def test_a_sharded_head_is_refused(make_model, tiny_processor):
     model = make_model()
     model.get_output_embeddings().weight.ds_id = 0  # as ZeRO-3 marks it
-    with pytest.raises(ValueError, match="ZeRO-3 shards it. Set packing to false"), torch.no_grad():
+    with pytest.raises(ValueError, match=r"ZeRO-3 shards it. Set packing to false"), torch.no_grad():
         packed_loss(model, model, PackingCollator(model, tiny_processor)(RECORDS), codes_alone=False)
