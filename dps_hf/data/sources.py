@@ -201,11 +201,20 @@ class LazyRecords:
             try:
                 record = source.to_record(source.rows[row], row)
             except BadRow as error:
-                self.skips.add(source.setting.title, row, str(error))
+                self.skips.add(source.setting.source, row, str(error))
                 continue
             self.skips.seen += 1
             return record
         raise ValueError(f"No row of {self.sources[first].setting.path} is good. {self.skips.summary()}")
+
+    def peek(self, index: int) -> Record:
+        """The record of a row without opening its pictures, and without a look at other rows.
+
+        Raises:
+            BadRow: nothing can be learned from the row. A picture that cannot be opened is not noticed.
+        """
+        which, row = map(int, self.table[index])
+        return self.sources[which].peek(self.sources[which].rows[row], row)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
@@ -287,16 +296,24 @@ class Source:
         number = f"{len(self.rows):,} rows" if isinstance(self.rows, Dataset) else "streamed"
         return f"dataset {self.setting.title}: {number}, {self.form}"
 
+    def peek(self, row: Mapping[str, Any], index: int) -> Record:
+        """Makes the record of a row. Its pictures are what the row has: paths, bytes, pictures.
+
+        Raises:
+            BadRow: nothing can be learned from the row.
+        """
+        record = self.form.to_record(unpack(row), np.random.default_rng([self.seed, index, 0xDA7A]), self.answered)
+        record["task"] = record["task"] or Path(self.setting.title).stem
+        return record
+
     def to_record(self, row: Mapping[str, Any], index: int) -> Record:
         """Makes the record of a row, with opened pictures.
 
         Raises:
             BadRow: nothing can be learned from the row.
         """
-        rng = np.random.default_rng([self.seed, index, 0xDA7A])
-        record = self.form.to_record(unpack(row), rng, self.answered)
+        record = self.peek(row, index)
         record["images"] = [self.open(picture) for picture in record["images"]]
-        record["task"] = record["task"] or Path(self.setting.title).stem
         return record
 
     def open(self, picture: Any) -> Picture:
@@ -407,7 +424,7 @@ class _MapOne:
         try:
             record = self.source.to_record(row, indices[0])
         except BadRow as error:
-            self.skips.add(self.source.setting.title, indices[0], str(error))
+            self.skips.add(self.source.setting.source, indices[0], str(error))
             return {"messages": [], "images": [], "task": []}
         self.skips.seen += 1
         return {name: [value] for name, value in record.items()}
@@ -420,7 +437,10 @@ def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
     kind = ""
     if isinstance(rows, Dataset) and is_coco(rows):
         rows, kind = read_coco(rows), "COCO captions"
-    first = unpack(next(iter(rows.take(1))))
+    row = next(iter(rows.take(1)), None)
+    if row is None:
+        raise ValueError(f"dataset must name a set with records; {setting.path} has none.")
+    first = unpack(row)
     columns = [name for name in first if not name.startswith("__")]
     form = guess_form(columns, features, setting.columns, setting.captions, setting.title, kind, answered)
     source = Source(

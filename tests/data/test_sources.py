@@ -410,3 +410,21 @@ def test_a_set_on_the_hub_with_pictures_beside_its_rows(tmp_path):
     assert done.returncode == 0, done.stderr
     counts = [line for line in done.stdout.splitlines() if not line.startswith("dataset")]
     assert counts == ["3 [(255, 0, 0)]", "1 [(255, 0, 0)]", "1 [(255, 0, 0)]", "1 []"]
+
+
+def test_a_record_can_be_looked_at_without_its_picture(tmp_path):
+    records = read_records(lines(tmp_path / "rows.jsonl", [asked(0, image="no.png")]))
+    one = records.peek(0)
+    assert one["images"] == ["no.png"] and one["messages"][1]["content"][0]["text"] == "0!"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_empty_file_is_named(tmp_path, streaming):
+    with pytest.raises(ValueError, match=r"must name a set with records; .*empty.jsonl has none"):
+        read_records({"path": lines(tmp_path / "empty.jsonl", []), "streaming": streaming})
+
+
+@pytest.mark.parametrize("whole", [{"data": [asked(0), asked(1)]}, {"version": 1, "data": [asked(0), asked(1)]}])
+def test_rows_within_one_object_are_found(tmp_path, whole):
+    (tmp_path / "rows.json").write_text(json.dumps(whole))
+    assert questions(read_records(str(tmp_path / "rows.json"))) == ["0?", "1?"]
