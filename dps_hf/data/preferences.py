@@ -256,7 +256,7 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
         if reason and reason != TIE:
             if skips.path is None:
                 raise ValueError(f"record {i} of {setting.path}: {reason}")
-            skips.add(setting.title, i, reason)
+            skips.add(setting.source, i, reason)
     if not good:
         raise ValueError(f"No row of {setting.path} is good. {skips.summary()}")
 

@@ -420,7 +420,7 @@ def test_bad_rows_are_skipped_and_listed(folder, tmp_path, kind, row, reason):
     first, second, third = map(said, records)
     assert "Good" in first[0] + first[-1] and second == third
     (listed,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
-    assert (listed["source"], listed["row"]) == ("rows.jsonl", 1) and reason in listed["reason"]
+    assert (listed["source"], listed["row"]) == (path, 1) and reason in listed["reason"]
 
 
 def test_arrays_of_numbers_are_pictures(folder):

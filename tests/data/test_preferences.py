@@ -213,7 +213,7 @@ def test_bad_rows_are_left_out_and_listed_or_refused(tmp_path, row, reason):
     rows = read_preferences(path, skipped=tmp_path / "skipped.jsonl")
     assert [words(one["chosen"])[-2:] for one in rows] == ["Ho"]
     listed = json.loads((tmp_path / "skipped.jsonl").read_text())
-    assert (listed["source"], listed["row"]) == ("pairs.jsonl", 1) and reason in listed["reason"]
+    assert (listed["source"], listed["row"]) == (path, 1) and reason in listed["reason"]
     with pytest.raises(ValueError, match=r"record 1 of .*pairs.jsonl: .*" + reason):
         read_preferences(path)
 
