@@ -9,7 +9,7 @@ BOOTSTRAPS = 1000  # resamples of the items for the interval of BLEU and chrF
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Figure]:
-    """BLEU and chrF (0 to 100), the F-measure of ROUGE-L (0 to 1) and CIDEr (0 to 10).
+    """BLEU and chrF (0 to 100), the F-measure of ROUGE-L (0 to 1) and CIDEr (0 to 10), all without regard to capitals.
 
     ROUGE-L is that of the best reference. CIDEr weighs words by how few pictures they are said of, so it needs
     different references; COCO's own script splits words with a Java program, and this function as BLEU does.
