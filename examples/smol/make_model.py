@@ -2,7 +2,8 @@
 
 python examples/smol/make_model.py --output runs/smol/parts
 
-The result is a DPS that has to learn to see and to draw. The language model comes from the Hub, or from a wheel on the Python package index (`dps_hf.published`).
+The result is a DPS that has to learn to see and to draw. The language model comes from the Hub, or from a wheel on the
+Python package index (`dps_hf.published`).
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Shows what a model says about held-out pictures, what it draws, and what it still knows, on one HTML page.
 
-python examples/smol/make_page.py --model runs/smol/merged --held_out runs/smol/data/held_out --output runs/smol/page.html
+python examples/smol/make_page.py --model runs/smol/merged --output runs/smol/page.html
 """
 
 import argparse
