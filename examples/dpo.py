@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.data.sources import read_preferences
+from dps_hf.data.preferences import read_preferences
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, load_for_training

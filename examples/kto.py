@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
+from dps_hf.data.preferences import read_preferences
 from dps_hf.data.record import words_of
-from dps_hf.data.sources import read_preferences
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer

@@ -1,99 +1,459 @@
-"""Reads records and preferences from a folder that `datasets` saved, or from a user's function."""
+"""Data sets as records for training. Rows are mapped, and pictures opened, when records are requested.
 
-import re
-from functools import cache
+A data set is a string or a mapping, or a list of them: see [`~dps_hf.data.rows`]. What the columns hold is guessed by
+[`~dps_hf.data.formats`].
+"""
+
+import base64
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
-from datasets import Dataset, Image, List, load_from_disk
+from datasets import (
+    Dataset,
+    IterableDataset,
+    concatenate_datasets,
+    interleave_datasets,
+)
+from datasets.fingerprint import Hasher
+from huggingface_hub import hf_hub_download
 from PIL.Image import Image as Picture
 
 from dps_hf.data.dropouts import Records
-from dps_hf.data.record import pictures_of, validate
-from dps_hf.model.image_processing_dps import DPSImageProcessor, array_to_picture
-from dps_hf.resolve import resolve
+from dps_hf.data.formats import (
+    BadRow,
+    Form,
+    guess_form,
+    holds_pictures,
+)
+from dps_hf.data.record import Record, validate
+from dps_hf.data.rows import (
+    IMAGE_PROCESSOR,
+    URL_PROCESSOR,
+    DatasetSetting,
+    Setting,
+    find_folder,
+    fingerprint_rows,
+    is_coco,
+    is_ours,
+    leave_unopened,
+    open_pictures,
+    read_coco,
+    read_dataset,
+    read_rows,
+    read_settings,
+    unpack,
+)
 
 
-DOTTED_PATH = re.compile(r"\w+(\.\w+)+")
-IMAGE_PROCESSOR = DPSImageProcessor(fetch_urls=True)  # like `datasets`
+__all__ = [
+    "IMAGE_PROCESSOR", "LazyRecords", "Skips", "fingerprint_of", "leave_unopened", "make_lazy_dataset",
+    "open_pictures", "read_dataset", "read_records", "read_unanswered", "split_off",
+]  # fmt: skip
+
+ENOUGH_ROWS = 20  # the share of bad rows is not judged before so many
 
 
-def read_dataset(source: str | Path, field: str = "dataset") -> Dataset:
-    """Reads the rows of a data set.
+def read_records(
+    dataset: DatasetSetting, seed: int = 0, skipped: str | Path | None = None, max_skipped: float = 0.1
+) -> "LazyRecords | IterableDataset":
+    """Reads records for training. A row is mapped, and its pictures are opened, when its record is requested.
+
+    What was guessed about each data set is printed in one line.
 
     Args:
-        source: a folder that `Dataset.save_to_disk` wrote, or the dotted path of a function without arguments that
-            returns a `datasets.Dataset` or a list of rows, such as `my_package.my_dataset`.
-        field: the name of this setting in errors.
+        dataset: one data set or several, see above.
+        seed: decides in which order several data sets are mixed, and what is made of captioned pictures.
+        skipped: the JSONL file in which bad rows are listed, with the name of the data set, number and reason. Without
+            it they are counted only, and records that were saved (`messages`, `images`) are all checked at once.
+        max_skipped: the share of bad rows above which reading stops.
+
+    Returns:
+        Records, or a `datasets.IterableDataset` of records if a data set is streamed. In the place of a bad row is the
+        next good one.
 
     Raises:
-        FileNotFoundError: there is no saved data set at this path.
-        ValueError: the function does not exist or returns something else, or the data set has several splits or no
-            rows.
+        FileNotFoundError: there is no such file, folder or data set.
+        ValueError: a setting is wrong, the rows cannot be read or guessed, or there are none. When records are
+            requested: too many rows are bad.
     """
-    if not Path(source).exists() and DOTTED_PATH.fullmatch(str(source)):
-        dataset = _call(str(source), field)
+    skips = Skips(skipped, max_skipped)
+    sources = [_open_source(setting, seed) for setting in read_settings(dataset)]
+    for source in sources:
+        if skipped is None:
+            source.check_saved()
+        say(str(source))
+    weights = shares([source.setting for source in sources])
+    if any(isinstance(source.rows, IterableDataset) for source in sources):
+        streams = [source.stream(skips) for source in sources]
+        if len(streams) == 1:
+            return streams[0]
+        strategy = "all_exhausted" if weights else "all_exhausted_without_replacement"
+        return interleave_datasets(streams, weights, seed, stopping_strategy=strategy)
+    tables = [
+        Dataset.from_dict({"source": np.full(len(source.rows), i), "row": np.arange(len(source.rows))})
+        for i, source in enumerate(sources)
+    ]
+    if weights:
+        table = interleave_datasets(tables, weights, seed, stopping_strategy="all_exhausted")
     else:
-        try:
-            dataset = load_from_disk(source)
-        except IndexError:  # datasets raises it for a data set without files
-            dataset = Dataset.from_dict({})
-    if not isinstance(dataset, Dataset):
-        got = ", ".join(dataset) if isinstance(dataset, dict) else type(dataset).__name__
-        raise ValueError(f"{field} must name one set of records; {source} has {got}.")
-    if not len(dataset):
-        raise ValueError(f"{field} must name a set with records; {source} has none. Add records, or name another one.")
-    return dataset
+        table = concatenate_datasets(tables)
+    columns = table.with_format("numpy")[:]
+    return LazyRecords(sources, np.stack([columns["source"], columns["row"]], axis=1), skips)
 
 
-@cache
-def _call(path: str, field: str) -> Any:
-    rows = resolve(path, field)()
-    return Dataset.from_list(rows) if isinstance(rows, list) else rows
-
-
-def read_records(source: str | Path) -> Dataset:
-    """Reads records for training and checks each. Pictures are opened when a record is requested.
-
-    Args:
-        source: as for [`read_dataset`].
+def read_unanswered(dataset: DatasetSetting) -> Iterator[Record]:
+    """Reads records whose last question may have no answer. A bad row is an error.
 
     Raises:
-        FileNotFoundError, ValueError: as for [`read_dataset`]. Or a record is wrong or does not end with an answer.
-            The error gives its number.
+        FileNotFoundError, ValueError: as for [`read_records`]; or a row is bad, and the error gives its number.
     """
-    dataset = leave_unopened(read_dataset(source))
-    for i, one in enumerate(dataset):
-        try:
-            validate(one)
-            if len(one["messages"]) < 2 or one["messages"][-1]["role"] != "assistant":
-                raise ValueError(
-                    "'messages' must end with a question and its answer, by the assistant. Add the answer."
-                )
-        except ValueError as error:
-            raise ValueError(f"record {i} of {source}: {error}") from error
-    return dataset.with_transform(_open_rows)
-
-
-def read_preferences(source: str | Path) -> Dataset:
-    """Reads pairs or single responses in the format of trl. Pictures are not opened yet.
-
-    Args:
-        source: as for [`read_dataset`].
-
-    Raises:
-        FileNotFoundError, ValueError: as for [`read_dataset`]. Or a picture is missing. The error gives the number of
-            its record.
-    """
-    dataset = leave_unopened(read_dataset(source))
-    if "images" in dataset.column_names:
-        for i, one in enumerate(dataset.select_columns("images")):
+    for setting in read_settings(dataset):
+        source = _open_source(setting, seed=0, answered=False)
+        for i, row in enumerate(source.rows):
             try:
-                pictures_of(one)
+                yield source.to_record(row, i)
+            except BadRow as error:
+                raise ValueError(f"record {i} of {setting.path}: {error}") from error
+
+
+def fingerprint_of(dataset: DatasetSetting) -> str:
+    """A digest of what data sets hold, which changes with their contents. That of streamed ones changes with settings.
+
+    Raises:
+        FileNotFoundError, ValueError: as for [`read_records`].
+    """
+    return join_fingerprints([fingerprint_rows(one, read_rows(one)) for one in read_settings(dataset)])
+
+
+def split_off(records: "LazyRecords", share: float, seed: int = 0) -> tuple["LazyRecords", "LazyRecords"]:
+    """Splits records into those for training and a share for evaluation, which have no row in common.
+
+    Raises:
+        ValueError: the share is not between 0 and 1, there are too few rows, or the records are streamed.
+    """
+    if not isinstance(records, LazyRecords):
+        raise ValueError("evaluation_share needs a data set that is not streamed. Give an evaluation_dataset.")
+    if not 0 < share < 1:
+        raise ValueError(f"evaluation_share must be between 0 and 1; got {share}.")
+    rows = np.unique(records.table, axis=0)
+    held_out = max(1, round(share * len(rows)))
+    if held_out >= len(rows):
+        raise ValueError(f"evaluation_share {share} leaves no rows for training; there are {len(rows)}.")
+    chosen = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:held_out])]
+    span = rows[:, 1].max() + 1
+    is_held_out = np.isin(records.table @ [span, 1], chosen @ [span, 1])
+    return (
+        LazyRecords(records.sources, records.table[~is_held_out], records.skips),
+        LazyRecords(records.sources, chosen, records.skips),
+    )
+
+
+class LazyRecords:
+    """Records that are made when they are requested. In the place of a bad row is the next good one.
+
+    Args:
+        sources: the data sets.
+        table: `(records, 2)`: the number of the data set, and of its row, for each record.
+        skips: lists bad rows.
+    """
+
+    def __init__(self, sources: "Sequence[Source]", table: np.ndarray, skips: "Skips"):
+        self.sources, self.table, self.skips = sources, table, skips
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the rows and of how they become records."""
+        return join_fingerprints([*(source.fingerprint for source in self.sources), Hasher.hash(self.table)])
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Record:
+        index = range(len(self))[index]
+        first, _ = self.table[index]
+        for step in range(len(self)):
+            which, row = map(int, self.table[(index + step) % len(self)])
+            if which != first:
+                continue
+            source = self.sources[which]
+            try:
+                record = source.to_record(source.rows[row], row)
+            except BadRow as error:
+                self.skips.add(source.setting.title, row, str(error))
+                continue
+            self.skips.seen += 1
+            return record
+        raise ValueError(f"No row of {self.sources[first].setting.path} is good. {self.skips.summary()}")
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+
+class Skips:
+    """Counts bad rows, and lists each once in a file, to which several processes may add.
+
+    Args:
+        path: the JSONL file.
+        max_share: above this share of the rows that this process has seen, `add` raises an error.
+    """
+
+    def __init__(self, path: str | Path | None, max_share: float):
+        if not 0 <= max_share <= 1:
+            raise ValueError(f"max_skipped must be between 0 and 1; got {max_share}.")
+        self.path, self.max_share = path and Path(path), max_share
+        self.seen, self.reasons = 0, Counter[str]()
+        self._listed: set[tuple[str, int]] = set()
+        self._offset = 0
+
+    def add(self, source: str, row: int, reason: str) -> None:
+        """Counts a bad row.
+
+        Raises:
+            ValueError: too many rows are bad.
+        """
+        self.seen += 1
+        self.reasons[reason.partition(":")[0]] += 1
+        if self.path:
+            self.write(source, row, reason)
+        bad, enough = self.reasons.total(), ENOUGH_ROWS if self.max_share else 1
+        if self.seen >= enough and bad > self.max_share * self.seen:
+            raise ValueError(
+                f"{bad} of the first {self.seen} rows are bad, more than max_skipped, {self.max_share:g}. "
+                f"{self.summary()} The last: row {row} of {source}: {reason}."
+            )
+
+    def summary(self) -> str:
+        reason, count = self.reasons.most_common(1)[0] if self.reasons else ("none", 0)
+        listed = f" All are listed in {self.path}." if self.path else ""
+        return f"The most frequent reason, {count} times: {reason}.{listed}"
+
+    def write(self, source: str, row: int, reason: str) -> None:
+        """Lists a row, unless it is listed."""
+        path = self.path
+        assert path is not None
+        if path.exists():
+            with path.open("rb") as file:  # what other processes have added
+                file.seek(self._offset)
+                for line in file.read().splitlines(keepends=True):
+                    if line.endswith(b"\n"):
+                        self._offset += len(line)
+                        known = json.loads(line)
+                        self._listed.add((known["source"], known["row"]))
+        if (source, row) not in self._listed:
+            self._listed.add((source, row))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            line = json.dumps({"source": source, "row": row, "reason": reason}, ensure_ascii=False) + "\n"
+            with path.open("ab") as file:
+                file.write(line.encode())  # one write, so lines of several processes do not mix
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set: its rows, with unopened pictures, and how they become records."""
+
+    setting: Setting
+    rows: Dataset | IterableDataset
+    form: Form
+    seed: int
+    is_ours: bool  # saved by the user's own code, so that paths are taken as they are
+    picture_columns: frozenset[str]  # of the type Image of `datasets`, which checks paths itself
+    folder: str | None = None
+    fingerprint: str = ""
+    answered: bool = True
+
+    def __str__(self) -> str:
+        number = f"{len(self.rows):,} rows" if isinstance(self.rows, Dataset) else "streamed"
+        return f"dataset {self.setting.title}: {number}, {self.form}"
+
+    def to_record(self, row: Mapping[str, Any], index: int) -> Record:
+        """Makes the record of a row, with opened pictures.
+
+        Raises:
+            BadRow: nothing can be learned from the row.
+        """
+        rng = np.random.default_rng([self.seed, index, 0xDA7A])
+        record = self.form.to_record(unpack(row), rng, self.answered)
+        record["images"] = [self.open(picture) for picture in record["images"]]
+        record["task"] = record["task"] or Path(self.setting.title).stem
+        return record
+
+    def open(self, picture: Any) -> Picture:
+        """Opens a picture of a row.
+
+        Raises:
+            BadRow: it cannot be opened, is a URL, or lies outside of the data's folder.
+        """
+        processor = URL_PROCESSOR if self.setting.fetch_urls else IMAGE_PROCESSOR
+        try:
+            return open_pictures({"images": [self.locate(picture)]}, processor)[0]
+        except BadRow:
+            raise
+        except (TypeError, ValueError, OSError) as error:
+            raise BadRow(f"unreadable picture: {error}") from None
+
+    def locate(self, picture: Any) -> Any:
+        """The file of a picture that is given by its path, or the picture itself.
+
+        Raises:
+            BadRow: it is a URL, or lies outside of the data's folder.
+        """
+        is_typed = isinstance(picture, Mapping)
+        if is_typed:
+            if picture.get("bytes") is not None:
+                return picture
+            picture = picture.get("path")
+        if not isinstance(picture, str) or picture.startswith("data:"):
+            return picture
+        if picture.startswith(("http://", "https://")):
+            if not self.setting.fetch_urls:
+                raise BadRow(f"unreadable picture: URLs are not fetched unless fetch_urls is true; got {picture}")
+            return picture
+        if is_typed and self.picture_columns and "://" in picture:  # streamed from the Hub by `datasets`
+            with fsspec.open(picture, "rb") as file:
+                return file.read()
+        if self.is_ours or (is_typed and self.picture_columns):
+            return picture
+        return self._find(picture)
+
+    def _find(self, path: str) -> Any:
+        """The file at a path of a row, which may not leave the folder of the data."""
+        if self.folder is None:
+            return self._fetch(path)
+        whole = os.path.normpath(os.path.join(self.folder, path))
+        if os.path.commonpath([whole, self.folder]) != self.folder:
+            raise BadRow(
+                f"unreadable picture: paths must lie in {self.folder}; got {path}. Set image_folder to another folder"
+            )
+        if not os.path.exists(whole) and len(path) > 100 and "." not in path:
+            try:
+                return base64.b64decode(path, validate=True)
+            except ValueError:
+                pass
+        if not os.path.exists(whole):
+            raise BadRow(f"unreadable picture: there is no file {whole}")
+        return whole
+
+    def _fetch(self, path: str) -> str:
+        """A file beside the rows on the Hub."""
+        if os.path.isabs(path) or ".." in Path(path).parts:
+            raise BadRow(f"unreadable picture: paths must lie in the repository; got {path}")
+        try:
+            return hf_hub_download(self.setting.path, path, repo_type="dataset", revision=self.setting.revision)
+        except (OSError, ValueError) as error:
+            raise BadRow(f"unreadable picture: {error}") from None
+
+    def stream(self, skips: Skips) -> IterableDataset:
+        """The records of the rows in turn, without bad rows."""
+        rows = self.rows if isinstance(self.rows, IterableDataset) else self.rows.to_iterable_dataset()
+        columns = rows.column_names or [*next(iter(rows))]
+        return rows.map(_MapOne(self, skips), with_indices=True, batched=True, batch_size=1, remove_columns=columns)
+
+    def check_saved(self) -> None:
+        """Checks records that were saved, without opening pictures.
+
+        Raises:
+            ValueError: a record is wrong or does not end with an answer. The error gives its number.
+        """
+        if (
+            not self.is_ours
+            or not isinstance(self.rows, Dataset)
+            or not {"messages", "images"} <= {*self.rows.column_names}
+        ):
+            return
+        for i, one in enumerate(self.rows):
+            if any(isinstance(message["content"], str) for message in one["messages"] or ()):
+                return
+            try:
+                validate(one)
+                if one["messages"][-1]["role"] != "assistant":
+                    raise ValueError(
+                        "'messages' must end with a question and its answer, by the assistant. Add the answer."
+                    )
             except ValueError as error:
-                raise ValueError(f"record {i} of {source}: {error}") from error
-    return dataset
+                raise ValueError(f"record {i} of {self.setting.path}: {error}") from error
+
+
+@dataclass
+class _MapOne:
+    """Maps a batch of one row to its record, or to nothing."""
+
+    source: Source
+    skips: Skips
+
+    def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        row = {name: values[0] for name, values in batch.items()}
+        try:
+            record = self.source.to_record(row, indices[0])
+        except BadRow as error:
+            self.skips.add(self.source.setting.title, indices[0], str(error))
+            return {"messages": [], "images": [], "task": []}
+        self.skips.seen += 1
+        return {name: [value] for name, value in record.items()}
+
+
+def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
+    rows = read_rows(setting)
+    fingerprint = fingerprint_rows(setting, rows)
+    features = rows.features
+    kind = ""
+    if isinstance(rows, Dataset) and is_coco(rows):
+        rows, kind = read_coco(rows), "COCO captions"
+    first = unpack(next(iter(rows.take(1))))
+    columns = [name for name in first if not name.startswith("__")]
+    form = guess_form(columns, features, setting.columns, setting.captions, setting.title, kind, answered)
+    source = Source(
+        setting,
+        rows,
+        form,
+        seed,
+        is_ours(setting),
+        frozenset(name for name, kind in (features or {}).items() if holds_pictures(kind)),
+        find_folder(setting),
+        fingerprint,
+        answered,
+    )
+    return replace(source, folder=find_pictures(source, first))
+
+
+def shares(settings: Sequence[Setting]) -> list[float] | None:
+    """The weights, which add up to 1; `None` if no data set has one."""
+    if all(setting.weight is None for setting in settings):
+        return None
+    weights = [1.0 if setting.weight is None else setting.weight for setting in settings]
+    return [weight / sum(weights) for weight in weights]
+
+
+def say(line: str) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(line, flush=True)
+
+
+def join_fingerprints(fingerprints: Sequence[str]) -> str:
+    return fingerprints[0] if len(fingerprints) == 1 else Hasher.hash(list(fingerprints))
+
+
+def find_pictures(source: Source, row: Mapping[str, Any]) -> str | None:
+    """The folder of the pictures: that of the file, or one beside it with a usual name, where the first picture is."""
+    folder, path = source.folder, source.form.get(row, "images")
+    path = path[0] if isinstance(path, (list, tuple)) and path else path
+    if folder is None or source.setting.image_folder or not isinstance(path, str) or path.startswith("data:"):
+        return folder
+    if source.is_ours or os.path.isabs(path):
+        return folder
+    parent, stem = os.path.dirname(folder), Path(source.setting.path).stem
+    usual = [folder, os.path.join(folder, "images"), os.path.join(folder, stem)]
+    if source.form.kind == "COCO captions":  # annotations/captions_val2017.json and val2017/ or images/val2017/
+        names = (stem.rpartition("_")[2], "images", os.path.join("images", stem.rpartition("_")[2]), "")
+        usual += [os.path.normpath(os.path.join(parent, name)) for name in names]
+        usual += [os.path.join(folder, name) for name in names[:3:2]]
+    return next((one for one in usual if os.path.exists(os.path.join(one, path))), folder)
 
 
 def make_lazy_dataset(records: Records) -> Dataset:
@@ -108,35 +468,3 @@ def make_lazy_dataset(records: Records) -> Dataset:
         return {name: [record[name] for record in made] for name in names}  # type: ignore[literal-required]
 
     return Dataset.from_dict({"index": range(len(records))}).with_transform(make)
-
-
-def leave_unopened(dataset: Dataset) -> Dataset:
-    """Returns the same rows with pictures as bytes or paths.
-
-    DPS can open some pictures that `datasets` cannot, such as those with invalid EXIF tags.
-    """
-    for name, kind in dataset.features.items():
-        if isinstance(kind, Image):
-            dataset = dataset.cast_column(name, Image(decode=False))
-        elif isinstance(kind, List) and isinstance(kind.feature, Image):
-            dataset = dataset.cast_column(name, List(Image(decode=False)))
-    return dataset
-
-
-def open_pictures(example: Any, image_processor: DPSImageProcessor) -> list[Picture]:
-    """Opens the pictures of a record, which may be pictures, arrays, bytes or paths.
-
-    Raises:
-        TypeError, ValueError: a picture is missing, is of another type, or cannot be opened.
-    """
-    # Without a format, `datasets` returns arrays as lists of numbers.
-    kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in pictures_of(example)]
-    opened = image_processor.fetch_images(kept)
-    return [image if isinstance(image, Picture) else array_to_picture(image) for image in opened]
-
-
-def _open_rows(rows: dict[str, list]) -> dict[str, list]:
-    if "images" not in rows:  # another column was requested
-        return rows
-    images = [open_pictures({"images": images}, IMAGE_PROCESSOR) for images in rows["images"]]
-    return {**rows, "images": images}

@@ -139,7 +139,6 @@ def test_pictures_of_records_are_opened_however_they_were_saved(tmp_path, kind):
     Dataset.from_dict(rows, Features({"messages": MESSAGES, "images": List(feature)})).save_to_disk(tmp_path / "mine")
     first, second = read_records(tmp_path / "mine")
     assert np.array_equal(np.asarray(first["images"][0]), np.asarray(one)) and second["images"] == []
-    assert len(read_records(tmp_path / "mine")["messages"]) == 2
 
 
 def test_odd_exif_tags_do_not_make_a_record_unreadable(tmp_path):

@@ -1,0 +1,297 @@
+"""Data sets of preferences in the format of trl: pairs of answers, or answers that are labelled good or bad."""
+
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+)
+from datasets.fingerprint import Hasher
+
+from dps_hf.data.formats import PICK_A_PIC, BadRow, guess_preferences, holds_pictures, is_picture, read_messages
+from dps_hf.data.rows import (
+    IMAGE_PROCESSOR,
+    URL_PROCESSOR,
+    DatasetSetting,
+    Setting,
+    find_folder,
+    is_ours,
+    open_pictures,
+    read_rows,
+    read_settings,
+)
+from dps_hf.data.sources import Skips, Source, find_pictures, say, shares
+
+
+TIE = "neither is better"
+
+PART = {"type": Value("string"), "text": Value("string"), "column": Value("string")}
+CHAT = List({"role": Value("string"), "content": List(PART)})
+"""Messages of preferences. In place of an answer that is a picture, a part of type image names the column of it."""
+
+
+def read_preferences(
+    dataset: DatasetSetting, seed: int = 0, skipped: str | Path | None = None, max_skipped: float = 0.1
+) -> Dataset:
+    """Reads pairs of answers, or answers that are labelled good or bad, in the format of trl.
+
+    Texts are read at once, pictures of prompts when a row is requested. Answers that are pictures become text by
+    [`~dps_hf.preferences.drawings.write_drawings`].
+
+    Args:
+        dataset, seed, skipped, max_skipped: as for [`read_records`]. Without `skipped` the first bad row is an error.
+
+    Raises:
+        FileNotFoundError, ValueError: as for [`read_records`]. Without `skipped`: the number of a bad row.
+    """
+    skips, settings = Skips(skipped, max_skipped), read_settings(dataset)
+    parts = [_read_pairs(setting, skips, len(settings) > 1) for setting in settings]
+    weights = shares(settings)
+    if len(parts) == 1:
+        rows = parts[0]
+    elif weights:
+        rows = interleave_datasets(parts, weights, seed, stopping_strategy="all_exhausted")
+    else:
+        rows = concatenate_datasets(parts)
+    if "images" not in rows.column_names:
+        return rows
+    fetch = any(setting.fetch_urls for setting in settings)
+    return rows.with_transform(_OpenPairs(rows, skips, fetch))
+
+
+@dataclass(frozen=True)
+class _MapPair:
+    """Maps a row of preferences to messages, and says why it is bad.
+
+    converts: whether the row is to become messages; if not, it is only checked.
+    embeds: whether pictures are given as paths, or in the messages, so that they are written as a column.
+    """
+
+    source: Source
+    converts: bool
+    embeds: bool
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        fields = [name for name in ("prompt", "chosen", "rejected", "completion") if name in self.answers]
+        made: dict[str, Any] = {name: [] for name in ("prompt", *fields)} if self.converts else {}
+        made |= {"label": None} if self.converts and "label" in self.source.form.columns else {}
+        made |= {"images": []} if self.embeds else {}
+        try:
+            chats, pictures = self.read(row)
+        except BadRow as error:
+            return {**made, "reason": str(error)}
+        if self.converts:
+            made |= chats
+        if self.embeds:
+            made["images"] = pictures
+        return {**made, "reason": ""}
+
+    @property
+    def answers(self) -> list[str]:
+        """The fields of the answers."""
+        columns = self.source.form.columns
+        return ["chosen", "rejected"] if "jpg_0" in columns or "chosen" in columns else ["completion"]
+
+    def read(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], list]:
+        form = self.source.form
+        values = {name: form.get(row, name) for name in ("prompt", *self.answers)}
+        if "jpg_0" in form.columns:
+            values |= dict(zip(("chosen", "rejected"), self._order(row)))
+        elif "prompt" not in form.columns:
+            values |= _split_prompt(values["chosen"], values["rejected"])
+        made: dict[str, Any] = {}
+        for name in self.answers:
+            if isinstance(values[name], _Drawing):
+                column = values[name].column
+            elif self._is_drawing(name, values[name]):
+                column = f"{name}_picture"
+            else:
+                made[name] = _as_chat(values[name], "assistant", name)
+                continue
+            made[name] = [{"role": "assistant", "content": [{"type": "image", "text": None, "column": column}]}]
+        prompt = _as_chat(values["prompt"], "user", "prompt")
+        pictures = form.pictures(row)
+        record = read_messages(prompt, pictures)
+        made["prompt"] = [_with_all_keys(message) for message in record["messages"]]
+        if "label" in form.columns:
+            label = form.get(row, "label")
+            if label is None or (isinstance(label, str) and label.lower() not in ("true", "false", "1", "0")):
+                raise BadRow(f"no label: must be true or false; got {label!r}")
+            made["label"] = label.lower() in ("true", "1") if isinstance(label, str) else bool(label)
+        located = [self.source.locate(picture) for picture in record["images"]]
+        for picture in located:
+            path = picture.get("path") if isinstance(picture, Mapping) and picture.get("bytes") is None else picture
+            if isinstance(path, str) and not path.startswith(("data:", "http")) and not os.path.exists(path):
+                raise BadRow(f"unreadable picture: there is no file {path}")
+        return made, [_kept(picture) for picture in located] if self.embeds else []
+
+    def _is_drawing(self, name: str, value: Any) -> bool:
+        return self.source.form.columns[name] in self.source.picture_columns or is_picture(value)
+
+    def _order(self, row: Mapping[str, Any]) -> "tuple[_Drawing, _Drawing]":
+        """The better and the worse of two drawings."""
+        first, second = (row.get(name) for name in PICK_A_PIC[2:])
+        if row.get("jpg_0") is None or row.get("jpg_1") is None or first is None or second is None:
+            raise BadRow("a picture or a label is missing")
+        if first == second:
+            raise BadRow(TIE)
+        drawings = _Drawing("jpg_0"), _Drawing("jpg_1")
+        return drawings if first > second else drawings[::-1]
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """An answer that is the picture of a column."""
+
+    column: str
+
+
+def _split_prompt(chosen: Any, rejected: Any) -> dict[str, Any]:
+    """The prompt that two answers begin with, and the rest of each."""
+    from trl import extract_prompt  # only here: trl is slow to import
+
+    if not chosen or not rejected:
+        raise BadRow("no text in chosen or rejected")
+    return extract_prompt({"chosen": chosen, "rejected": rejected})
+
+
+def _as_chat(value: Any, role: str, name: str) -> list[dict]:
+    """Messages of a prompt or an answer, which is a text or messages."""
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    if not isinstance(value, (list, tuple)) or not value:
+        raise BadRow(f"no text in {name}")
+    if role == "user":
+        return [*value]
+    return [_with_all_keys(message) for message in read_messages(value, [])["messages"]]
+
+
+def _with_all_keys(message: Mapping[str, Any]) -> dict[str, Any]:
+    parts = [{"type": part["type"], "text": part.get("text"), "column": None} for part in message["content"]]
+    return {"role": message["role"], "content": parts}
+
+
+def _kept(picture: Any) -> dict[str, Any]:
+    """A picture as `datasets` stores it."""
+    if isinstance(picture, Mapping):
+        return {"bytes": picture.get("bytes"), "path": picture.get("path")}
+    return {"bytes": None, "path": picture} if isinstance(picture, str) else {"bytes": picture, "path": None}
+
+
+def _may_hold_pictures(prompt: Any) -> bool:
+    """Whether the messages of prompts may have pictures of their own, by the feature of the column."""
+    message = getattr(prompt, "feature", None)
+    return isinstance(message, Mapping) and message.get("content") != Value("string")
+
+
+def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
+    """The pairs of one data set, without bad rows. Pictures of prompts are in `images`, unopened."""
+    rows = read_rows(setting)
+    if isinstance(rows, IterableDataset):
+        raise ValueError(f"Preferences are not streamed; {setting.path} has streaming: true. Leave it out.")
+    form = guess_preferences(rows.column_names, rows.features, setting.columns, setting.title)
+    typed = frozenset(name for name, kind in rows.features.items() if holds_pictures(kind))
+    source = Source(setting, rows, form, 0, is_ours(setting), typed, find_folder(setting))
+    source = replace(source, folder=find_pictures(source, rows[0]))
+    say(str(source))
+
+    images, answers = form.columns.get("images"), _MapPair(source, True, False).answers
+    drawings = {
+        form.columns[name]
+        for name in answers
+        if form.columns.get(name) in typed or is_picture(rows[0].get(form.columns.get(name, "")))
+    }
+    first_prompt = form.get(rows[0], "prompt")
+    embeds = images not in typed if images else _may_hold_pictures(rows.features.get(form.columns.get("prompt", "")))
+    is_trls = all(name == column for name, column in form.columns.items() if name != "images")
+    converts = (
+        mixed
+        or not is_trls
+        or bool(drawings)
+        or embeds
+        or (images is not None and isinstance(first_prompt, str))
+        or ("label" in form.columns and rows.features[form.columns["label"]] != Value("bool"))
+    )
+    mapper = _MapPair(source, converts, embeds)
+    features = {"prompt": CHAT, **dict.fromkeys(answers, CHAT)} if converts else {}
+    features |= {"label": Value("bool")} if converts and "label" in form.columns else {}
+    features |= {"images": List(Image(decode=False))} if embeds else {}
+    mapped = rows.map(
+        mapper,
+        remove_columns=rows.column_names,
+        features=Features({**features, "reason": Value("string")}),
+        new_fingerprint=Hasher.hash([rows._fingerprint, repr(replace(source, rows=rows._fingerprint)), converts]),  # type: ignore[arg-type]
+        desc=f"Reading {setting.title}",
+    )
+    reasons = mapped["reason"][:]
+    good = [i for i, reason in enumerate(reasons) if not reason]
+    ties = sum(reason == TIE for reason in reasons)
+    if ties:
+        say(f"{ties:,} rows of {setting.title} are left out, because neither answer is better.")
+    skips.seen += len(good)
+    for i, reason in enumerate(reasons):
+        if reason and reason != TIE:
+            if skips.path is None:
+                raise ValueError(f"record {i} of {setting.path}: {reason}")
+            skips.add(setting.title, i, reason)
+    if not good:
+        raise ValueError(f"No row of {setting.path} is good. {skips.summary()}")
+
+    rows = rows.rename_columns(
+        {column: f"{name}_picture" for name in answers if (column := form.columns.get(name)) in drawings}
+    )
+    kept = [name for name in rows.column_names if name.endswith("_picture") or name in PICK_A_PIC[:2]]
+    if not converts:
+        kept = rows.column_names
+    elif images and not embeds:
+        kept = [*kept, images]
+    kept += ["chat_template_kwargs"] if "chat_template_kwargs" in rows.column_names and converts else []
+    mapped = mapped.remove_columns("reason")
+    if embeds and not any(mapped["images"][:]):
+        mapped = mapped.remove_columns("images")  # trl takes a data set with this column for one of pictures
+    columns = [mapped] * bool(mapped.column_names) + [rows.select_columns(kept)] * bool(kept)
+    pairs = concatenate_datasets(columns, axis=1) if len(columns) > 1 else columns[0]
+    if images and not embeds and images != "images":
+        pairs = pairs.rename_column(images, "images")
+    return pairs if len(good) == len(pairs) else pairs.select(good)
+
+
+class _OpenPairs:
+    """Opens the pictures of prompts. In the place of a row with an unreadable picture is another one."""
+
+    def __init__(self, rows: Dataset, skips: Skips, fetch_urls: bool):
+        self.rows, self.skips, self.fetch_urls = rows, skips, fetch_urls
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        if "images" not in batch:  # another column was requested
+            return batch
+        made = [self._open(dict(zip(batch, values))) for values in zip(*batch.values())]
+        return {name: [row[name] for row in made] for name in batch}
+
+    def _open(self, row: dict[str, Any]) -> dict[str, Any]:
+        start, processor = None, URL_PROCESSOR if self.fetch_urls else IMAGE_PROCESSOR
+        for step in range(len(self.rows)):
+            images = row["images"]
+            images = [images] if is_picture(images) else images
+            try:
+                return {**row, "images": open_pictures({"images": images}, processor)}
+            except (TypeError, ValueError, OSError) as error:
+                if self.skips.path is None:
+                    raise
+                if start is None:
+                    start = zlib.crc32(repr(row.get("prompt")).encode())
+                    self.skips.add("preferences", start, f"unreadable picture: {error}")
+                other = self.rows[(start + step) % len(self.rows)]
+                row = {name: other[name] for name in row}
+        raise ValueError(f"No row has a readable picture. {self.skips.summary()}")
