@@ -1,24 +1,32 @@
-"""Measures a DPS with evaluations of your own or of dps-nano, each figure with its 95 % confidence interval.
+"""Measures a DPS on your held-out data, or with evaluations of your own; each figure has a 95 % confidence interval.
 
-python examples/evaluate.py --config examples/recipes/nano/evaluate.yaml --output outputs/shipped.json
-python examples/evaluate.py --model runs/nano --output outputs/nano.json --tasks dps_hf.nano.evaluation.scenes_t2i
+python examples/evaluate.py --model me/my-dps --dataset held_out --output outputs/held_out.json
+python examples/evaluate.py --model me/my-dps --dataset held_out --judge my_judges.redness --output outputs/judged.json
 python examples/evaluate.py --model me/my-dps --tasks my_evaluations.describes_cats --output outputs/cats.json
+python examples/evaluate.py --config examples/recipes/nano/evaluate.yaml --output outputs/shipped.json
 
-An evaluation is a function `(subject) -> dict[str, Figure]` (`dps_hf.evaluation`), given by its dotted path. Finished
-evaluations are kept in the output: if the command is interrupted, it continues with the next one. `--fresh` runs them
-again.
+What the records of the data set hold decides what is measured: captions (BLEU, chrF, ROUGE-L, CIDEr), questions (exact
+and contained match), drawings (nearest wanted picture, likelihood after right and after shuffled words), retrieval.
+An evaluation of your own is a function `(subject) -> dict[str, Figure]` (`dps_hf.evaluation`), given by its dotted
+path. Finished evaluations are kept in the output: if the command is interrupted, it continues with the next one.
+`--fresh` runs them again.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import GenerationConfig
 from trl import TrlParser
 
 from dps_hf import NANO
+from dps_hf.data.sources import read_records
+from dps_hf.evaluation.held_out import HeldOut, choose_records
 from dps_hf.evaluation.runner import print_figures, run_evaluations
 from dps_hf.evaluation.subject import Subject
 from dps_hf.inference import load
+from dps_hf.judges.resolve import find_judge, make_judge, verdict_options
 from dps_hf.resolve import resolve
 
 
@@ -26,10 +34,15 @@ from dps_hf.resolve import resolve
 class ScriptArguments:
     """
     tasks: dotted paths of evaluations, or of modules whose `EVALUATIONS` lists several.
+    dataset: held-out records, in any form that the training scripts take.
+    answers: what answers about pictures are, "captions" or "questions"; by default it is guessed and printed.
+    judge: name or dotted path of a judge that scores what the model answers to the data set, as in
+        `build_preferences.py`.
+    judge_options: keyword arguments of the judge.
     model: folder or name of the model.
     output: JSON file for the figures.
     sheet: dotted path of a function `(subject) -> Image` that draws a page to look at. It is saved beside the figures,
-        as PNG.
+        as PNG. With `dataset` alone, the default is a page of its answers and drawings beside what was wanted.
     items: the number of items that a figure comes from, if there are as many.
     guidance, temperature, top_k: of the drawings, by default those of the model's generation config; temperature 0 is
         greedy.
@@ -39,6 +52,10 @@ class ScriptArguments:
     """
 
     tasks: list[str] = field(default_factory=list)
+    dataset: str | None = None
+    answers: str | None = None
+    judge: str | None = None
+    judge_options: dict = field(default_factory=dict)
     model: str = NANO
     output: Path = Path("outputs/figures.json")
     sheet: str | None = None
@@ -53,6 +70,12 @@ class ScriptArguments:
     def __post_init__(self):
         if self.items < 1:
             raise ValueError(f"items must be 1 or more; got {self.items}.")
+        if self.judge and not self.dataset:
+            raise ValueError(
+                f"judge scores answers to a dataset; got the judge {self.judge} and no dataset. Name one."
+            )
+        if self.judge:
+            find_judge(self.judge, self.judge_options)  # before anything takes long
 
 
 def choose_sampling(script: ScriptArguments, config: GenerationConfig) -> dict:
@@ -66,20 +89,45 @@ def choose_sampling(script: ScriptArguments, config: GenerationConfig) -> dict:
     return {**chosen, "do_sample": True}
 
 
+def describe_dataset(script: ScriptArguments, records: Any) -> dict[str, str]:
+    """What the figures of the data set depend on, without folders of this machine."""
+    named = script.dataset if isinstance(script.dataset, str) else json.dumps(script.dataset)
+    about = {"dataset": Path(named).name if Path(named).is_absolute() else named}
+    about["dataset_fingerprint"] = str(getattr(records, "fingerprint", None) or getattr(records, "_fingerprint", ""))
+    if script.answers:
+        about["dataset_answers"] = script.answers
+    if script.judge:
+        options = verdict_options(script.judge_options)
+        about["judge"] = f"{script.judge} {json.dumps(options, default=str)}" if options else script.judge
+    return about
+
+
 def main(script: ScriptArguments) -> None:
     # Model
     model, processor = load(script.model)
     sampling = choose_sampling(script, model.generation_config)
     subject = Subject(model, processor, script.items, script.seed, sampling, script.batch_size)
 
+    # Dataset
+    held_out, about = None, {}
+    if script.dataset:
+        records = read_records(script.dataset)
+        judge = script.judge and make_judge(script.judge, script.judge_options, lambda: (model, processor))
+        held_out = HeldOut(choose_records(records, subject), script.answers, judge)
+        about = describe_dataset(script, records)
+        print(held_out.describe())
+
     # Evaluations
-    report = run_evaluations(subject, Path(script.model).name, script.tasks, script.output, script.fresh)
+    own = held_out.list_evaluations() if held_out else None
+    name = Path(script.model).name
+    report = run_evaluations(subject, name, script.tasks, script.output, script.fresh, own, about)
     print_figures(report)
     print(f"\nFigures: {script.output}")
-    if script.sheet:
+    draw_sheet = resolve(script.sheet, "sheet") if script.sheet else held_out and held_out.draw_sheet
+    if draw_sheet:
         path = script.output.with_suffix(".png")
         if script.fresh or not path.exists():
-            resolve(script.sheet, "sheet")(subject).save(path)
+            draw_sheet(subject).save(path)
         print(f"Drawings: {path}")
 
 

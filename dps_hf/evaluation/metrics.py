@@ -20,6 +20,21 @@ def _plain(text: str) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
+NUMBERS = {
+    "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7",
+    "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
+
+
+def normalize_answer(text: str) -> str:
+    """Normalises an answer like the scripts of SQuAD and VQA.
+
+    Capitals, punctuation and English articles go, and English numbers become digits.
+    """
+    words = _plain(text.replace("'", "")).split()
+    return " ".join(NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
+
+
 def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
     """Peak signal-to-noise ratio of two 8-bit pictures of one shape, in dB; infinite when they are equal."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)

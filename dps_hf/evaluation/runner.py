@@ -4,10 +4,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -63,23 +63,39 @@ def describe(subject: Subject) -> dict:
     }
 
 
-def run_evaluations(subject: Subject, name: str, tasks: list[str], output: Path, fresh: bool = False) -> dict:
+def run_evaluations(
+    subject: Subject,
+    name: str,
+    tasks: list[str],
+    output: Path,
+    fresh: bool = False,
+    dataset: Mapping[str, Evaluation] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> dict:
     """Runs the evaluations that `output` does not hold yet, writes their figures there, and returns the report.
 
     Args:
         name: what the report calls the model.
         tasks: paths as in [`find_evaluations`].
         fresh: runs these evaluations again even if `output` holds them.
+        dataset: evaluations by name, those of a data set; see [`~dps_hf.evaluation.held_out.HeldOut`].
+        about: what else the figures of `dataset` depend on, such as its name. It is added to the recipe.
 
     Raises:
         ValueError: `output` holds figures of another model or of other settings, or as in [`find_evaluations`].
     """
-    evaluations, recipe = find_evaluations(tasks), describe(subject)
+    evaluations = find_evaluations(tasks) if tasks or not dataset else {}
+    if taken := sorted(set(evaluations) & set(dataset or {})):
+        raise ValueError(f"tasks must not be called like an evaluation of the dataset; got {', '.join(taken)}.")
+    evaluations |= dataset or {}
+    recipe = describe(subject) | dict(about or {})
     report = {"model": name, "parameters": subject.model.num_parameters(), "recipe": recipe, "seconds": {}}
     if output.exists():
         kept = json.loads(output.read_text())
         others = [task for task in kept["seconds"] if task not in evaluations]
-        changed = [key for key in recipe if kept["recipe"].get(key) != recipe[key]]
+        # Figures of tasks do not depend on a data set that is added later, or left out.
+        known = {key: value for key, value in recipe.items() if key in kept["recipe"] or key not in (about or {})}
+        changed = [key for key, value in known.items() if kept["recipe"].get(key) != value]
         if changed and (others or not fresh):
             raise ValueError(
                 f"{output} holds figures with other {', '.join(changed)}. Give another --output, or --fresh and all "
@@ -87,6 +103,7 @@ def run_evaluations(subject: Subject, name: str, tasks: list[str], output: Path,
             )
         if not changed:
             report = {key: value for key, value in kept.items() if not (fresh and key in evaluations)}
+            report["recipe"] = kept["recipe"] | recipe
     if all(
         task in evaluations for task in report["seconds"]
     ):  # a task that is added later keeps the command of the rest
