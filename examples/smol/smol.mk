@@ -5,6 +5,9 @@ python ?= python3
 recipes := examples/recipes/smol
 out := runs/smol
 here := examples/smol
+# More arguments for the first two scripts, such as another language model.
+model_args ?=
+data_args ?=
 
 .DELETE_ON_ERROR:
 
@@ -34,7 +37,7 @@ $(out)/connector/trainer_state.json: $(out)/data/text.jsonl
 	$(python) examples/train.py --config $(recipes)/connector.yaml
 
 $(out)/data/text.jsonl: $(out)/parts/model.safetensors
-	$(python) $(here)/make_data.py --model $(out)/parts --output $(out)/data
+	$(python) $(here)/make_data.py --model $(out)/parts --output $(out)/data $(data_args)
 
 $(out)/parts/model.safetensors:
-	$(python) $(here)/make_model.py --output $(out)/parts
+	$(python) $(here)/make_model.py --output $(out)/parts $(model_args)

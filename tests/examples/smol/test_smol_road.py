@@ -1,21 +1,38 @@
 """The road of `make smol` on a tiny random language model in place of the published one."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 from transformers import LlamaForCausalLM
 
 from dps_hf.nano import emoji
 
 
+ROOT = Path(__file__).parents[3]
+SHORT = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "use_cpu": True, "disable_tqdm": True}
+
+
 @pytest.fixture(scope="session")
-def parts(example, make_text_config, tiny_tokenizer, tmp_path_factory):
-    """What `make_model.py` makes of a tiny language model."""
-    base, output = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("smol") / "parts"
-    LlamaForCausalLM(make_text_config(max_position_embeddings=512)).save_pretrained(base)
-    tiny_tokenizer.save_pretrained(base)
+def base(make_text_config, tiny_tokenizer, tmp_path_factory):
+    """The folder of a tiny random language model."""
+    folder = tmp_path_factory.mktemp("base")
+    LlamaForCausalLM(make_text_config(max_position_embeddings=512)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parts(example, base, tmp_path_factory):
+    """What `make_model.py` makes of it."""
+    output = tmp_path_factory.mktemp("smol") / "parts"
     example("smol/make_model.py").main(str(output), str(base))
     return output
 
@@ -65,3 +82,30 @@ def test_the_page_shows_names_drawings_and_answers(example, parts, tmp_path):
     names = [json.loads(line)["text"] for line in (held_out / "metadata.jsonl").read_text().splitlines()]
     assert all(re.search(f"<b>{re.escape(name)}</b>", html) for name in names)
     assert "capital of France" in html
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_road_goes_from_a_language_model_to_a_page_and_files_for_llama_cpp(base, tmp_path):
+    """All stages with the shipped recipes, each for two steps."""
+    out, recipes = tmp_path / "runs", tmp_path / "recipes"
+    recipes.mkdir()
+    for recipe in (ROOT / "examples/recipes/smol").glob("*.yaml"):
+        fields = yaml.safe_load(recipe.read_text().replace("runs/smol", str(out)))
+        fields |= SHORT if "max_steps" in fields else {"items": 4}
+        (recipes / recipe.name).write_text(yaml.safe_dump(fields))
+    variables = {"python": sys.executable, "out": out, "recipes": recipes}
+    variables |= {"model_args": f"--base {base}", "data_args": "--limit 6"}
+    command = ["make", "--file=examples/smol/smol.mk", *(f"{name}={value}" for name, value in variables.items())]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len(list((out / "gguf").glob("*.gguf"))) == 2
+    assert "data:image/png;base64," in (out / "page.html").read_text()
+    figures = json.loads((out / "names.json").read_text())
+    assert figures["questions"]["exact"]["n"] == 4
+    assert json.loads((out / "knowledge.json").read_text())["questions"]["contained"]["n"] == 4
+
+    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "Nothing to be done" in again.stdout or "up to date" in again.stdout
