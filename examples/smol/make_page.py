@@ -6,6 +6,7 @@ python examples/smol/make_page.py --model runs/smol/merged --output runs/smol/pa
 import argparse
 import base64
 import json
+from collections import Counter
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -67,10 +68,24 @@ def write_figures(files: list[Path]) -> str:
     return f"<h2>Figures, 95 % intervals and numbers of items</h2><table>{''.join(rows)}</table>" if rows else ""
 
 
+def compare_with_chance(names: Path, held_out: Path) -> str:
+    """How often held-out pictures are named rightly, beside the name that is right most often if always given."""
+    figure = json.loads(names.read_text())["questions"]["exact"]
+    truths = [json.loads(line)["text"] for line in (held_out / "metadata.jsonl").read_text().splitlines()]
+    chance = Counter(truths).most_common(1)[0][1] / len(truths)
+    low, high = figure["ci95"]
+    return (
+        f"{figure['value']:.1%} of {figure['n']} held-out pictures are named rightly (95 % interval {low:.1%} to "
+        f"{high:.1%}); the best answer that is always the same is right for {chance:.1%}."
+    )
+
+
 def main(
     model: str, held_out: Path, output: Path, figures: list[Path], question: str, names: int, drawings: int
 ) -> None:
     dps, processor = dps_hf.load(model)
+    named_rightly = compare_with_chance(figures[0], held_out) if figures else ""
+    print(named_rightly)
     pictures, truths = read_held_out(held_out, max(names, drawings))
     answers = dps_hf.ask(dps, processor, [question] * names, pictures[:names], progress="names", max_new_tokens=24)
     named = ""
@@ -87,10 +102,12 @@ def main(
         drew += f"<div>{embed(drawing)}{embed(picture)}<br><b>{escape(truth)}</b></div>"
     said = ""
     for asked, answer in zip(QUESTIONS, dps_hf.ask(dps, processor, QUESTIONS, progress="answers", max_new_tokens=48)):
+        print(f"{asked} {answer.text}")
         said += f"<dt>{escape(asked)}</dt><dd>{escape(answer.text)}</dd>"
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(Path(model).name)}</title>
 <meta name="viewport" content="width=device-width"><style>{STYLE}</style>
-<h1>{escape(Path(model).name)}: held-out pictures, named and drawn</h1>{write_figures(figures)}
+<h1>{escape(Path(model).name)}: held-out pictures, named and drawn</h1>
+<p>{escape(named_rightly)}</p>{write_figures(figures)}
 <h2>Named: the true name, and the answer to “{escape(question)}”</h2><div class="items">{named}</div>
 <h2>Drawn from the name: the drawing, and the held-out picture</h2><div class="items">{drew}</div>
 <h2>Asked without a picture</h2><dl>{said}</dl></html>
@@ -104,7 +121,9 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="runs/smol/merged", help="folder of the model (default: %(default)s)")
     parser.add_argument("--held_out", type=Path, default="runs/smol/data/held_out", help="folder of pictures")
     parser.add_argument("--output", type=Path, default="runs/smol/page.html", help="the page (default: %(default)s)")
-    parser.add_argument("--figures", type=Path, nargs="*", default=[], help="files that examples/evaluate.py wrote")
+    parser.add_argument(
+        "--figures", type=Path, nargs="*", default=[], help="files of examples/evaluate.py: first of names"
+    )
     parser.add_argument("--question", default="What is this?", help="about each picture (default: %(default)s)")
     parser.add_argument("--names", type=int, default=36, help="how many pictures are named (default: %(default)s)")
     parser.add_argument("--drawings", type=int, default=12, help="how many are drawn (default: %(default)s)")

@@ -82,6 +82,7 @@ def test_the_page_shows_names_drawings_and_answers(example, parts, tmp_path):
     names = [json.loads(line)["text"] for line in (held_out / "metadata.jsonl").read_text().splitlines()]
     assert all(re.search(f"<b>{re.escape(name)}</b>", html) for name in names)
     assert "capital of France" in html
+    assert "25.0% of 12 held-out pictures" in html and "always the same is right for 33.3%" in html
 
 
 @pytest.mark.slow
