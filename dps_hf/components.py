@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Collection
 from typing import TypeAlias
 
 import torch
@@ -42,9 +43,9 @@ def from_components(
 ) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
     """Joins a decoder, an image encoder and an image tokenizer, and makes the processor that belongs to them.
 
-    The connector and the embeddings of new tokens are fresh. Each part may be a checkpoint (its weights are taken as
-    they are), a loaded model (which is copied and stays as it is) or a config (fresh weights). All parts but the image
-    tokenizer take the decoder's dtype.
+    The connector and the embeddings of new tokens are fresh, and `config.untrained_parts` names them until they are
+    trained. Each part may be a checkpoint (its weights are taken as they are), a loaded model (which is copied and
+    stays as it is) or a config (fresh weights). All parts but the image tokenizer take the decoder's dtype.
 
     Args:
         text: any decoder that `AutoModelForCausalLM` loads, with its head or without.
@@ -143,6 +144,9 @@ def assemble_model(
         if new_codes:
             liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
     model.tie_weights()
+    config.untrained_parts = ["connector", *(["new_tokens"] if new_codes else [])]
+    if new_codes:
+        config.first_new_token_id = num_known
     return model.eval()
 
 
@@ -243,9 +247,37 @@ def replace_image_tokenizer(
     # One table where the two are tied.
     for weight in dict.fromkeys([model.get_input_embeddings().weight, model.get_output_embeddings().weight]):
         liken(weight, model.config.image_code_start_id, found)
+    model.config.untrained_parts = sorted({*getattr(model.config, "untrained_parts", ()), "new_tokens"})
     changed = make_processor(processor.tokenizer, model.config)
     changed.image_processor, changed.chat_template = processor.image_processor, processor.chat_template
     return changed
+
+
+def find_untrained_parts(config: DPSConfig) -> list[str]:
+    """The parts whose weights have been random since the model was put together, and were not trained yet."""
+    return list(getattr(config, "untrained_parts", None) or [])
+
+
+def mark_trained(config: DPSConfig, parts: Collection[str]) -> None:
+    """Notes in a model's config that these parts are not random any more."""
+    if left := [part for part in find_untrained_parts(config) if part not in parts]:
+        config.untrained_parts = left
+    elif hasattr(config, "untrained_parts"):
+        del config.untrained_parts
+
+
+def find_new_tokens(config: DPSConfig) -> list[int]:
+    """The ids of the image codes, and of the other tokens that DPS has added to the decoder's vocabulary."""
+    start = config.image_code_start_id
+    ids = {
+        config.image_token_id,
+        config.boi_token_id,
+        config.eoi_token_id,
+        *range(start, start + config.codebook_size),
+    }
+    # Such as <think>. They come right before the codes; `from_components` notes where they begin.
+    ids |= {*range(getattr(config, "first_new_token_id", start), start)}
+    return sorted(ids)
 
 
 def same_image_tokenizer(one: PreTrainedModel, other: PreTrainedModel) -> bool:

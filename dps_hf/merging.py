@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
+from dps_hf.components import find_new_tokens, mark_trained
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
@@ -37,7 +38,7 @@ def load_adapter(
     named = max(processor.tokenizer.get_vocab().values()) + 1
     rows, base_rows = _count_rows(model, adapter), model.config.vocab_size
     remedy = f"Save the tokenizer that it was trained with beside it: processor.save_pretrained({adapter!r})."
-    trained = max(_find_trained_tokens(adapter), default=-1)
+    trained = max(_find_trained_tokens(PeftConfig.from_pretrained(adapter)), default=-1)
     if trained >= named:
         raise ValueError(
             f"trainable_token_indices of the adapter {adapter} go up to {trained}, and its tokenizer has {named} "
@@ -67,6 +68,7 @@ def merge(adapted: PeftModel) -> DPSForConditionalGeneration:
     the model has two tables, and `config.tie_word_embeddings` is false.
     """
     model, tables = adapted.get_base_model(), set()
+    trained = _find_trained_parts(adapted.active_peft_config, model)
     tied, model.config.tie_word_embeddings = model.config.tie_word_embeddings, False
     # Trained as one table, the two differ by rounding once they are merged.
     as_one = getattr(adapted.active_peft_config, "ensure_weight_tying", False)
@@ -79,6 +81,7 @@ def merge(adapted: PeftModel) -> DPSForConditionalGeneration:
     embeddings, head = merged.get_input_embeddings(), merged.get_output_embeddings()
     if tied and (as_one or torch.equal(embeddings.weight, head.weight)):
         head.weight, merged.config.tie_word_embeddings = embeddings.weight, True
+    mark_trained(merged.config, trained)
     return merged
 
 
@@ -103,9 +106,16 @@ def _replace_tokenizer(processor: DPSProcessor, adapter: str) -> DPSProcessor | 
     )
 
 
-def _find_trained_tokens(adapter: str) -> set[int]:
+def _find_trained_parts(config: PeftConfig, model: DPSForConditionalGeneration) -> set[str]:
+    """The parts of a new model that an adapter trained whole."""
+    saved = {name.rpartition(".")[2] for name in getattr(config, "modules_to_save", None) or ()}
+    embeddings = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    whole = embeddings.rpartition(".")[2] in saved or _find_trained_tokens(config) >= {*find_new_tokens(model.config)}
+    return ({"connector"} & saved) | ({"new_tokens"} if whole else set())
+
+
+def _find_trained_tokens(config: PeftConfig) -> set[int]:
     """The ids of the tokens whose embeddings an adapter trained individually."""
-    config = PeftConfig.from_pretrained(adapter)
     indices = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     lists = indices.values() if isinstance(indices, dict) else [indices]
     return {index for one in lists for index in one}

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.data.record import words_of
+from dps_hf.data.record import get_text
 from dps_hf.inference import load
 from dps_hf.judges.resolve import find_judge, make_judge
 from dps_hf.judges.verdict import NO_REPLY, Case, Judge, counts_of, fault_of
@@ -23,8 +23,16 @@ from dps_hf.preferences.prompts import Prompt, read_prompts, task_prompts
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
+from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.resuming import is_finished, train_and_save
-from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_lora_config
+from dps_hf.training.trained_parts import (
+    NoteTrainedParts,
+    SkipUnusedParts,
+    choose_trained_parts,
+    complete_adapter,
+    describe_trained,
+    make_lora_config,
+)
 
 
 @dataclass
@@ -40,6 +48,9 @@ class ScriptArguments:
         the judge.
     num_prompts: number of different prompts from tasks.
     aspect: the aspect whose score is the reward; if left out, the mean of all aspects.
+    train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
+        `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
+        by default.
     vision_tower: whether the vision tower is trained, too.
     norm_learning_rate: learning rate for the logarithm of the scale of the decoder's last norm, which sets how sure
         the model is of its tokens; 0 does not train it.
@@ -51,6 +62,7 @@ class ScriptArguments:
     prompts: Path | None = None
     num_prompts: int = 1000
     aspect: str | None = None
+    train: dict = field(default_factory=dict)
     vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
@@ -74,7 +86,7 @@ class JudgeReward:
         self.rewarded = False
 
     def __call__(self, prompts, completions, completion_ids, answers, text, images=None, **kwargs):
-        responses = [words_of(completion) for completion in completions]
+        responses = [get_text(completion) for completion in completions]
         if self.draw:
             tokens = torch.tensor(completion_ids, device=self.model.device)  # whole drawings have one length
             pixels = self.model.decode_image_tokens(tokens)
@@ -134,6 +146,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
     # Model
     model, processor = load_for_training(arguments, script.vision_tower)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
     check_four_bit_training(model, True)
     if draw:
         forbid_words(model)
@@ -153,12 +166,15 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
         args=training,
         train_dataset=as_dataset(prompts),
         processing_class=processor,
-        peft_config=make_lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
-        callbacks=[Curves(), SkipUnusedParts()],
+        peft_config=make_lora_config(model, arguments, last_norm=script.norm_learning_rate > 0, rates=rates),
+        callbacks=[Curves(), SkipUnusedParts(), NoteTrainedParts(rates)],
     )
+    complete_adapter(trainer.model)
     if script.norm_learning_rate > 0:
-        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate)
-    print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained")
+        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate, rates)
+    elif script.train:
+        trainer.optimizer_cls_and_kwargs = make_optimizer(training, rates)
+    print(describe_trained(trainer.model, rates))
     train_and_save(trainer, script, arguments)
 
 

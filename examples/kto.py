@@ -7,18 +7,26 @@ https://huggingface.co/papers/2402.01306. `examples/build_preferences.py` makes 
 the training is interrupted, the same command resumes it from the last checkpoint with the same losses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.data.preferences import read_preferences
-from dps_hf.data.record import words_of
+from dps_hf.data.record import get_text
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
+from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.resuming import is_finished, train_and_save
-from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, make_lora_config
+from dps_hf.training.trained_parts import (
+    NoteTrainedParts,
+    SkipUnusedParts,
+    choose_trained_parts,
+    complete_adapter,
+    describe_trained,
+    make_lora_config,
+)
 
 
 @dataclass
@@ -27,6 +35,9 @@ class ScriptArguments:
     dataset: a folder that `datasets` saved, or the dotted path of a function that returns a dataset, with the columns
         `prompt`, `completion`, `label`, and `images` if prompts have pictures.
     balance: gives the rarer label a higher weight, so that good and bad responses have the same total weight.
+    train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
+        `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
+        by default.
     vision_tower: whether the vision tower is trained, too.
     norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which decides how confident the model
         is. 0 leaves the norm as it is.
@@ -34,13 +45,14 @@ class ScriptArguments:
 
     dataset: str
     balance: bool = True
+    train: dict = field(default_factory=dict)
     vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
 
 def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
     """Whether a completion begins with a drawing."""
-    return words_of(completion).startswith(processor.boi_token)
+    return get_text(completion).startswith(processor.boi_token)
 
 
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
@@ -48,6 +60,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         return
     # Model
     model, processor = load_for_training(arguments, script.vision_tower)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
     check_four_bit_training(model, training.eval_strategy != "no")
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 
@@ -86,12 +99,15 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         args=training,
         train_dataset=responses,
         processing_class=processor,
-        peft_config=make_lora_config(model, arguments, script.vision_tower, script.norm_learning_rate > 0),
-        callbacks=[Curves(), SkipUnusedParts()],
+        peft_config=make_lora_config(model, arguments, last_norm=script.norm_learning_rate > 0, rates=rates),
+        callbacks=[Curves(), SkipUnusedParts(), NoteTrainedParts(rates)],
     )
+    complete_adapter(trainer.model)
     if script.norm_learning_rate > 0:
-        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate)
-    print(f"{len(check_trained(trainer.model, script.vision_tower))} tensors are trained; {good} good, {bad} bad")
+        trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate, rates)
+    elif script.train:
+        trainer.optimizer_cls_and_kwargs = make_optimizer(training, rates)
+    print(f"{describe_trained(trainer.model, rates)} {good} good, {bad} bad")
     train_and_save(trainer, script, arguments)
 
 

@@ -9,57 +9,70 @@ If the training is interrupted, the same command resumes it from the last checkp
 from dataclasses import dataclass, field
 
 import torch
-from transformers import CONFIG_MAPPING, GenerationConfig, TrainingArguments, set_seed
+from transformers import CONFIG_MAPPING, GenerationConfig, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
 from dps_hf.components import replace_image_tokenizer
-from dps_hf.data.dropouts import Dropouts
-from dps_hf.data.guidance import Schedule, read_schedules
+from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture, ShuffledWords, name_of
 from dps_hf.inference import load
 from dps_hf.resolve import resolve
+from dps_hf.training.collator import RecordCollator
 from dps_hf.training.curves import Curves
+from dps_hf.training.datasets import DataArguments, make_evaluation_data, make_training_data
+from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.packing import PackingCollator
 from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
-from dps_hf.training.trained_parts import SkipUnusedParts, freeze_parts
+from dps_hf.training.samples import Samples
+from dps_hf.training.trained_parts import (
+    NoteTrainedParts,
+    SkipUnusedParts,
+    choose_trained_parts,
+    describe_trained,
+)
 from dps_hf.training.trainer import DPSTrainer
 
 
 @dataclass
-class ScriptArguments:
-    """
+class ScriptArguments(DataArguments):
+    """Those of [`~dps_hf.training.datasets.DataArguments`], and:
+
     model: a DPS to start from. If `image_tokenizer` is given, too, it replaces the model's own. Without `model`, a new
-        one is made of the parts below.
-    text_config: fields of the decoder's config, `model_type` among them.
-    text_tokenizer, vision_tower, image_tokenizer: folders of these parts.
-    freeze_vision_tower: whether the vision tower stays as it is.
-    tasks: task to weight. A task is the dotted path of a function, such as `my_package.my_task`.
-    num_records: how many records differ. They repeat in turn. By default none repeats.
-    guidance: name of a task to `start` and `end`, the shares of the levels of guidance when training begins and ends.
-        With `start` alone they do not change. By default 2 of 3 examples have worked steps.
-    prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
+        one is made of the parts below, each a name on the Hub or a folder.
+    text: a decoder with its tokenizer.
+    text_config: in place of `text`, fields of the config of a decoder with random weights, `model_type` among them.
+    text_tokenizer: a tokenizer, if it is not that of `text`.
+    vision, image_tokenizer: an image encoder, and an image tokenizer or a model that has one.
+    vision_tower: the same as `vision`.
+    freeze_vision_tower: whether the vision tower stays as it is; the same as `vision_tower: 0` in `train`.
+    train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 0}`; see
+        `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate`.
+    packing: whether records are packed into rows without padding. Otherwise each record is padded to the longest of
+        its batch, as DeepSpeed's ZeRO-3 needs it.
+    assistant_only_loss, completion_only_loss: as in trl.
     code_dropout: share of the drawings in which some codes are hidden from the codes that follow, so that the model
         has to use the prompt.
     code_smoothing: share of the target that goes to each neighbour of a code, along each of its digits, but for the
         last steps.
     extra_loss: dotted path of a function that takes the model, its processor and the step and returns a loss, which is
         added in every `extra_loss_steps`-th step.
-    evaluation_records: number of records of each task for evaluation, held out if the task holds any out.
     generation: fields of the generation config that is saved with the model.
     """
 
     model: str | None = None
+    text: str | None = None
     text_config: dict = field(default_factory=dict)
     text_tokenizer: str | None = None
+    vision: str | None = None
     vision_tower: str | None = None
     image_tokenizer: str | None = None
     freeze_vision_tower: bool = False
-    tasks: dict = field(default_factory=dict)
-    num_records: int | None = None
-    guidance: dict = field(default_factory=dict)
-    prompt_dropout: float = 0.1
+    train: dict = field(default_factory=dict)
+    packing: bool = True
+    assistant_only_loss: bool = True
+    completion_only_loss: bool | None = None
     code_dropout: float = 0.0
     code_smoothing: float = 0.0
     extra_loss: str | None = None
@@ -76,20 +89,29 @@ def load_or_make_model(script: ScriptArguments) -> tuple[DPSForConditionalGenera
             if processor is not known:
                 print(f"The image tokenizer is replaced: {model.config.codebook_size} codes are learned anew.")
         return model, processor
-    if script.text_config.get("model_type") not in CONFIG_MAPPING:
+    if not script.text and script.text_config.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(
-            "Give model, a DPS to start from, or text_config with a model_type that transformers knows, such as "
-            f"llama; got {script.text_config}. See the recipes."
+            "Give model, a DPS to start from, text, a decoder to start from, or text_config with a model_type that "
+            f"transformers knows, such as llama; got {script.text_config}. See the recipes."
         )
-    if missing := [name for name in ("vision_tower", "image_tokenizer") if not getattr(script, name)]:
+    parts = {"vision": script.vision or script.vision_tower, "image_tokenizer": script.image_tokenizer}
+    if missing := [name for name, part in parts.items() if not part]:
         raise ValueError(f"Give the folder of {' and '.join(missing)}, or model.")
     fields = dict(script.text_config)
-    return from_components(
-        text=CONFIG_MAPPING[fields.pop("model_type")](**fields),
-        vision=script.vision_tower,
-        image_tokenizer=script.image_tokenizer,
-        tokenizer=script.text_tokenizer,
-    )
+    text = script.text or CONFIG_MAPPING[fields.pop("model_type")](**fields)
+    model, processor = from_components(text, **parts, tokenizer=script.text_tokenizer)
+    return model.float(), processor
+
+
+def hold_out_shuffled_words(script: ScriptArguments) -> dict[str, Mixture | ShuffledWords]:
+    """The held-out drawings of tasks, with their own words and with those of others."""
+    held_out: dict[str, Mixture | ShuffledWords] = {}
+    for task in [task for task in script.tasks if task.endswith("t2i")]:
+        # Without plans, which would reveal the prompt that is shuffled.
+        name, unguided = name_of(task), {name_of(task): Schedule({"none": 1})}
+        bare = Mixture({task: 1}, length=script.evaluation_records, split="validation", guidance=unguided)
+        held_out |= {name: bare, f"{name}_shuffled_words": ShuffledWords(bare)}
+    return held_out
 
 
 def main(script: ScriptArguments, training: TrainingArguments) -> None:
@@ -99,46 +121,43 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     choose_precision(training)
     # Model
     model, processor = load_or_make_model(script)
-    freeze_parts(model, vision_tower=not script.freeze_vision_tower)
+    rates = choose_trained_parts(
+        model, script.train, training.learning_rate, vision_tower=not script.freeze_vision_tower
+    )
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, **script.generation
     )
     model.generation_config.validate(strict=True)  # otherwise it fails only when the first checkpoint is saved
-    print(f"{model.num_parameters():,} parameters, {model.num_parameters(only_trainable=True):,} of them trained")
+    print(f"{model.num_parameters():,} parameters. {describe_trained(model, rates)}")
 
     # Dataset
-    if training.max_steps < 1:
-        raise ValueError(f"max_steps must be 1 or more, since the mixture has no end; got {training.max_steps}.")
-    batch_size = training.train_batch_size
-    length = training.max_steps * batch_size * training.gradient_accumulation_steps * training.world_size
-    guidance = read_schedules(script.guidance)
-    mixture = Mixture(script.tasks, training.seed, length, guidance=guidance, num_records=script.num_records)
-    held_out = {
-        name_of(task): Mixture({task: 1}, length=script.evaluation_records, split="validation")
-        for task in script.tasks
-    }
-    for task in [task for task in script.tasks if task.endswith("t2i")]:
-        # Without plans, which would reveal the prompt that is shuffled.
-        name, unguided = name_of(task), {name_of(task): Schedule({"none": 1})}
-        bare = Mixture({task: 1}, length=script.evaluation_records, split="validation", guidance=unguided)
-        held_out |= {name: bare, f"{name}_shuffled_words": ShuffledWords(bare)}
+    records, held_out = make_training_data(script, training, model, processor, code_dropout=script.code_dropout)
+    if held_out:
+        held_out |= hold_out_shuffled_words(script)
+    evaluated = make_evaluation_data(script, training, held_out)
 
     # Training
     training.remove_unused_columns = False
     training.prediction_loss_only = True
-    training.train_sampling_strategy = "sequential"  # the mixture is random already
-    trainer = DPSTrainer(
+    collator = PackingCollator if script.packing else RecordCollator
+    callbacks = [Curves(), SkipUnusedParts(), NoteTrainedParts(rates)]
+    own = {
+        "extra_loss": resolve(script.extra_loss, "extra_loss") if script.extra_loss else None,
+        "extra_loss_steps": script.extra_loss_steps,
+        "code_smoothing": script.code_smoothing,
+    }
+    trainer = (DPSTrainer if script.packing else Trainer)(
         model=model,
         args=training,
-        data_collator=PackingCollator(model, processor),
-        train_dataset=Dropouts(mixture, training.seed, script.prompt_dropout, script.code_dropout),
-        eval_dataset=held_out,
+        data_collator=collator(model, processor, script.assistant_only_loss, script.completion_only_loss),
+        train_dataset=records,
+        eval_dataset=evaluated,
         processing_class=processor,
-        callbacks=[Curves(), SkipUnusedParts()],
-        extra_loss=resolve(script.extra_loss, "extra_loss") if script.extra_loss else None,
-        extra_loss_steps=script.extra_loss_steps,
-        code_smoothing=script.code_smoothing,
+        callbacks=[*callbacks, Samples(held_out, processor, script.samples)] if script.samples else callbacks,
+        optimizer_cls_and_kwargs=make_optimizer(training, rates) if script.train else None,
+        **(own if script.packing else {}),
     )
+    trainer.model_accepts_loss_kwargs = False  # each batch has the same weight
     train_and_save(trainer, script)
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dps_hf.data.record import Message, Record, pick, pictures_of
+from dps_hf.data.record import Message, Record, pick, get_pictures
 
 
 IMAGE_MARK = "<image>"  # where LLaVA's texts have a picture
@@ -550,6 +550,6 @@ def _pictures(value: Any) -> list:
     if isinstance(value, (str, bytes, Mapping)) or hasattr(value, "getbands") or hasattr(value, "shape"):
         value = [value]
     try:
-        return pictures_of(cast(Any, {"images": value}))
+        return get_pictures(cast(Any, {"images": value}))
     except ValueError as error:
         raise BadRow(str(error)) from None

@@ -1,6 +1,7 @@
 """The record: the format of all training examples."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypedDict, TypeVar
 
 import numpy as np
@@ -28,15 +29,27 @@ class _Conversation(TypedDict):
 class Record(_Conversation, total=False):
     """One conversation.
 
-    The i-th `{"type": "image"}` of the conversation, in any role, is `images[i]`. A drawing to learn is an assistant
-    message whose content is `[{"type": "image"}]`. Reasoning is part of the assistant's text, as
-    `<think>steps</think>answer`. `hint` and `steps` are optional help, which `guidance.guide` adds to the messages.
-    `more` are further questions about the pictures at the beginning of the prompt, with their answers. The questions
-    are independent of each other, and `steps` lead to all answers. [`~dps_hf.data.dropouts.Dropouts`] sets the last
-    three fields: whether a drawing is learned without its prompt, the share of its codes that is hidden from later
-    codes, and the seed that chooses these codes.
+    The i-th `{"type": "image"}` of the conversation, in any role, is `images[i]`. A drawing is an image part of an
+    assistant message. Reasoning is part of the assistant's text, as `<think>steps</think>answer`.
+
+    A record whose only message is the assistant's is plain text: it is learned whole, without the chat template, and
+    the end token follows.
+
+    Optional fields; `None` counts as absent:
+        num_prompt_messages: the first so many messages are the prompt and are not learned. Without it, every message of
+            the assistant is learned.
+        codes: the codes of each drawing, in order, `num_codes` integers each. `images` then holds only the pictures of
+            the other messages. [`~dps_hf.data.codes.encode_ahead`] sets it.
+        hint, steps: help, which `guidance.guide` adds to the messages.
+        more: further questions about the pictures at the beginning of the last question, with their answers. The
+            questions are independent of each other, and `steps` lead to all answers.
+        drop_prompt, hidden_codes, hidden_codes_seed: whether a drawing is learned without its prompt, the share of its
+            codes that is hidden from later codes, and the seed that chooses these codes.
+            [`~dps_hf.data.dropouts.Dropouts`] sets them.
     """
 
+    num_prompt_messages: int
+    codes: list[list[int]]
     hint: str
     steps: str
     more: list[tuple[str, str]]
@@ -82,21 +95,31 @@ def validate(example: Mapping[str, Any]) -> None:
             raise ValueError(f"The record lacks '{field}'; it has {sorted(example)}. Add '{field}' as a list.")
     if not isinstance(example["messages"], (list, tuple)):
         raise ValueError(f"'messages' must be a list; got {type(example['messages']).__name__}.")
-    pictures = pictures_of(example)
+    pictures = get_pictures(example)
     if not example["messages"]:
         raise ValueError("'messages' is empty. Give at least one user and one assistant message.")
 
-    image_parts = 0
+    image_parts = drawings = 0
     for i, message in enumerate(example["messages"]):
-        image_parts += _validate_message(f"messages[{i}]", message)
-    if image_parts != len(pictures):
+        count = _validate_message(f"messages[{i}]", message)
+        image_parts += count
+        drawings += count if message["role"] == "assistant" else 0
+    _validate_prompt(example)
+    if example.get("codes") is not None:
+        _validate_codes(example["codes"], drawings)
+        if image_parts - drawings != len(pictures):
+            raise ValueError(
+                f"'messages' mention {image_parts - drawings} image(s) outside of the assistant's but 'images' holds "
+                f"{len(pictures)}. In a record with 'codes', leave the pictures of drawings out of 'images'."
+            )
+    elif image_parts != len(pictures):
         raise ValueError(
             f"'messages' mention {image_parts} image(s) but 'images' holds {len(pictures)}. "
             'Put one {"type": "image"} part where each picture belongs.'
         )
 
 
-def pictures_of(example: Mapping[str, Any]) -> list:
+def get_pictures(example: Mapping[str, Any]) -> list:
     """The pictures of a record, opened or not. A record whose list is `None` has none.
 
     Raises:
@@ -116,7 +139,7 @@ def pictures_of(example: Mapping[str, Any]) -> list:
     return list(images)
 
 
-def words_of(answer: str | Sequence[Mapping[str, Any]] | None) -> str:
+def get_text(answer: str | Sequence[Mapping[str, Any]] | None) -> str:
     """The text of an answer of trl: a string, or messages whose content is a string or a list of parts."""
     if answer is None or isinstance(answer, str):
         return answer or ""
@@ -125,6 +148,36 @@ def words_of(answer: str | Sequence[Mapping[str, Any]] | None) -> str:
         content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
         for content in contents
     )
+
+
+def _validate_prompt(example: Mapping[str, Any]) -> None:
+    count, messages = example.get("num_prompt_messages"), example["messages"]
+    if count is None:
+        return
+    if not isinstance(count, Integral) or isinstance(count, bool) or not 0 <= count < len(messages):
+        raise ValueError(
+            f"'num_prompt_messages' must be an integer from 0 to {len(messages) - 1}, so that of the {len(messages)} "
+            f"messages at least one is learned; got {count!r}. Lower it, or leave it out."
+        )
+    if not any(message["role"] == "assistant" for message in messages[count:]):
+        raise ValueError(
+            f"'num_prompt_messages' must leave an assistant message to learn; got {count!r} of {len(messages)} "
+            "messages. Lower it, or add the answer."
+        )
+
+
+def _validate_codes(codes: Any, drawings: int) -> None:
+    remedy = "Give the codes of each drawing in order, or leave 'codes' out and put the drawings into 'images'."
+    if isinstance(codes, (str, bytes, Mapping)) or not hasattr(codes, "__len__"):
+        raise ValueError(f"'codes' must be a list of lists of integers; got {codes!r}. {remedy}")
+    if len(codes) != drawings:
+        raise ValueError(f"'messages' mention {drawings} drawing(s) but 'codes' holds {len(codes)}. {remedy}")
+    for i, drawing in enumerate(codes):
+        if isinstance(drawing, (str, bytes, Mapping)) or not hasattr(drawing, "__len__") or not len(drawing):
+            raise ValueError(f"'codes'[{i}] must be a list of integers; got {drawing!r}. {remedy}")
+        array = np.asarray(drawing)
+        if array.ndim != 1 or array.dtype.kind not in "iu" or array.min() < 0:
+            raise ValueError(f"'codes'[{i}] must be integers of 0 or more; got {drawing!r}. {remedy}")
 
 
 def _validate_message(where: str, message: Mapping[str, Any]) -> int:

@@ -28,7 +28,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.fingerprint import Hasher
 from PIL.Image import Image as Picture
 
-from dps_hf.data.record import pictures_of
+from dps_hf.data.record import get_pictures
 from dps_hf.model.image_processing_dps import DPSImageProcessor, array_to_picture
 from dps_hf.resolve import resolve
 
@@ -378,6 +378,6 @@ def open_pictures(example: Any, image_processor: DPSImageProcessor) -> list[Pict
         TypeError, ValueError: a picture is missing, is of another type, or cannot be opened.
     """
     # Without a format, `datasets` returns arrays as lists of numbers.
-    kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in pictures_of(example)]
+    kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in get_pictures(example)]
     opened = image_processor.fetch_images(kept)
     return [image if isinstance(image, Picture) else array_to_picture(image) for image in opened]

@@ -459,12 +459,12 @@ def find_pictures(source: Source, row: Mapping[str, Any]) -> str | None:
 def make_lazy_dataset(records: Records) -> Dataset:
     """Makes a `datasets.Dataset` whose records are made when they are requested.
 
-    A batch has the fields that all of its records have.
+    A field that some records of a batch lack is `None` there.
     """
 
     def make(batch: dict) -> dict:
         made = [records[index] for index in batch["index"]]
-        names = [name for name in made[0] if all(name in record for record in made)]
-        return {name: [record[name] for record in made] for name in names}  # type: ignore[literal-required]
+        names = dict.fromkeys(name for record in made for name in record)
+        return {name: [record.get(name) for record in made] for name in names}
 
     return Dataset.from_dict({"index": range(len(records))}).with_transform(make)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers.utils.logging import tqdm
 
-from dps_hf.data.record import words_of
+from dps_hf.data.record import get_text
 from dps_hf.data.sources import open_pictures
 from dps_hf.inference import complete, drawing_text
 from dps_hf.model.image_processing_dps import DPSImageProcessor
@@ -37,7 +37,7 @@ class Turn:
     @property
     def prompt(self) -> str:
         """The text of the last question."""
-        return words_of(self.messages[-1:]) if self.messages else ""
+        return get_text(self.messages[-1:]) if self.messages else ""
 
     @property
     def pictures(self) -> tuple[Image.Image, ...]:
@@ -68,7 +68,7 @@ def split_turns(record: Mapping[str, Any]) -> list[Turn]:
             else:
                 content.append({"type": "image", "image": next(codes if assistant and codes else pictures)})
         if assistant and before and index >= (record.get("num_prompt_messages") or 0):
-            words = words_of([{"content": content}])
+            words = get_text([{"content": content}])
             drawings = [part["image"] for part in content if part["type"] == "image"]
             wanted = drawings[-1] if drawings else DPSProcessor.split_thinking(words)[1]
             if wanted != "":

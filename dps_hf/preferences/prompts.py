@@ -12,7 +12,7 @@ from PIL import Image
 
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture, name_of
-from dps_hf.data.record import Message, Record, pictures_of, validate
+from dps_hf.data.record import Message, Record, get_pictures, validate
 from dps_hf.data.sources import IMAGE_PROCESSOR, leave_unopened, open_pictures, read_dataset
 from dps_hf.judges.verdict import find_control_token
 from dps_hf.model.image_processing_dps import to_rgb
@@ -83,7 +83,7 @@ def prompts_of(
         name = record.get("task") or task
         prompt = Prompt(
             text="".join(words),
-            images=tuple(pictures_of(record)[start : start + shown]),
+            images=tuple(get_pictures(record)[start : start + shown]),
             answers=tuple(right for _, right in worked),
             draw=_pictures_in(answer) > 0,
             think=name in think,

@@ -1,103 +1,97 @@
 """Records to padded batches for the library's and trl's trainers."""
 
-import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import numpy as np
-from PIL import Image
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import logging
 
-from dps_hf.data.record import Message, Record, words_of
-from dps_hf.data.sources import open_pictures
-from dps_hf.inference import encode
-from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
+from dps_hf.data.codes import copy_image_tokenizer, encode_drawings
+from dps_hf.data.record import Message, Record, get_text
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.training.conversations import Conversation, Tokens, tokenize, write_conversation
 
 
-def encode_drawings(
-    records: list[Record], model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor
-) -> list[Record]:
-    """The records with each picture in an answer replaced by the text of its codes.
-
-    trl's trainers accept pictures in prompts only, so drawings reach them as text. Pictures are opened, whether they
-    are given as pictures, arrays, bytes or paths.
-
-    Raises:
-        ValueError: a picture is missing or cannot be opened. The error names the record's place in the batch.
-    """
-    records = _with_pictures(records, processor)
-    targets = [image for record in records for image, role in _pictures(record) if role == "assistant"]
-    if not targets:
-        return records
-    codes = iter(encode(model, processor, targets).cpu())
-    encoded = []
-    for record in records:
-        messages: list = []
-        for message in record["messages"]:
-            parts = message["content"]
-            if message["role"] == "assistant":
-                parts = [
-                    {"type": "text", "text": processor.drawing_text(next(codes))} if part["type"] == "image" else part
-                    for part in parts
-                ]
-            messages.append({"role": message["role"], "content": parts})
-        images = [image for image, role in _pictures(record) if role != "assistant"]
-        encoded.append(cast(Record, {**record, "messages": messages, "images": images}))
-    return encoded
-
-
-def _with_pictures(records: list[Record], processor: DPSProcessor) -> list[Record]:
-    opened = []
-    for i, record in enumerate(records):
-        try:
-            opened.append(cast(Record, {**record, "images": open_pictures(record, processor.image_processor)}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"record {i} of the batch: {error}") from error
-    return opened
-
-
-def copy_image_tokenizer(model: DPSForConditionalGeneration) -> DPSModel:
-    """A copy of the image tokenizer on the CPU, because a loader's workers must not touch the model's accelerator."""
-    others = {id(part): None for name, part in model.model.named_children() if name != "image_tokenizer"}
-    whole: AbstractContextManager = nullcontext()
-    if is_deepspeed_zero3_enabled():  # which shards all weights as soon as they are loaded
-        import deepspeed
-
-        whole = deepspeed.zero.GatheredParameters([*model.model.image_tokenizer.parameters()])
-    with whole:
-        return copy.deepcopy(model.model, others).cpu().requires_grad_(False)
-
-
-def _pictures(record: Record) -> list[tuple[Image.Image, str]]:
-    """The pictures of a record and the role of the message that each stands in."""
-    roles = [m["role"] for m in record["messages"] for part in m["content"] if part["type"] == "image"]
-    return list(zip(record["images"], roles, strict=True))
-
-
-def write_prompt_and_text(processor: DPSProcessor, question: list[Message], answer: Message) -> tuple[str, str]:
-    """The messages before an answer as the text that the model sees, and the same text with the answer."""
-    thinks = words_of([answer]).startswith("<think>")
-    chat = {"tokenize": False, "enable_thinking": thinks}
-    prompt = processor.apply_chat_template(question, add_generation_prompt=True, **chat)
-    return prompt, processor.apply_chat_template([*question, answer], **chat)
+logger = logging.get_logger(__name__)
 
 
 class Collator:
-    """What collators share: how records become text, and what a record loses.
+    """What collators share: how records become tokens, which tokens are learned, and what a record loses.
 
     `drop_prompt` and `hidden_codes` of a record, which [`~dps_hf.data.dropouts.Dropouts`] sets, decide what is lost.
+    Drawings without `codes` are encoded here.
 
     Args:
         model: gives its config, and a copy of its image tokenizer.
+        assistant_only_loss: whether only messages of the assistant are learned. Otherwise all text is. Placeholders of
+            pictures never are.
+        completion_only_loss: whether the first `num_prompt_messages` messages of a record are left out of the loss. By
+            default they are in the records that have this field.
     """
 
-    def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor):
+    def __init__(
+        self,
+        model: DPSForConditionalGeneration,
+        processor: DPSProcessor,
+        assistant_only_loss: bool = True,
+        completion_only_loss: bool | None = None,
+    ):
         self.config, self.processor = model.config, processor
+        self.assistant_only_loss, self.completion_only_loss = assistant_only_loss, completion_only_loss
         self.encoder = copy_image_tokenizer(model)
 
     def encode(self, records: list[Record]) -> list[Record]:
         return encode_drawings(records, self.encoder, self.processor)
+
+    def tokenize(self, records: Sequence[Record], chats: Iterable[tuple[int, Sequence[Message]]]) -> list[Tokens]:
+        """Tokenizes chats, each given with the index of the record that it belongs to.
+
+        Raises:
+            ValueError: a chat has nothing to learn, more tokens than the decoder has a table of positions for, or
+                another number of placeholders than pictures. The error names the record. Where positions are rotary,
+                more tokens than the decoder is made for are a warning.
+        """
+        texts, owners = [], []
+        for index, messages in chats:
+            try:
+                texts.append(self._write(records[index], messages))
+            except ValueError as error:
+                raise ValueError(f"{_name(records[index], index)}: {error}") from error
+            owners.append(index)
+        tokens = tokenize(self.processor, texts)
+        for index, one in zip(owners, tokens, strict=True):
+            self._check_length(len(one.ids), _name(records[index], index))
+        return tokens
+
+    def _check_length(self, length: int, name: str) -> None:
+        config = self.config.text_config
+        limit = getattr(config, "max_position_embeddings", None)
+        if not limit or length <= limit:
+            return
+        complaint = f"{name} has {length} tokens, and the decoder is made for {limit}. "
+        if getattr(config, "rope_parameters", None) is None:  # a table of positions, which ends there
+            raise ValueError(complaint + "Shorten it, split it, or leave it out; nothing is cut off silently.")
+        logger.warning_once(complaint + "It is learned whole, but you may want to shorten or to split it.")
+
+    def _write(self, record: Record, messages: Sequence[Message]) -> Conversation:
+        chat = write_conversation(
+            self.processor, record, messages, self.assistant_only_loss, self.completion_only_loss
+        )
+        found = chat.text.count(self.processor.image_token)
+        if found != len(record["images"]):
+            raise ValueError(
+                f"its text has {found} {self.processor.image_token}, and there are {len(record['images'])} pictures in "
+                "its prompts. Write that name in no text, and one image part for each picture."
+            )
+        return chat
+
+    def find_drawing(self, tokens: Tokens) -> int | None:
+        """The index of the begin-of-image token in the last answer, None if that has no drawing."""
+        try:
+            return tokens.ids.index(cast(int, self.config.boi_token_id), tokens.last)
+        except ValueError:
+            return None
 
     def hide_codes(self, ids: list[int], begin: int, record: Record) -> list[int]:
         """The tokens with some codes replaced by padding, in the drawing whose begin-of-image token is at `begin`."""
@@ -109,40 +103,40 @@ class Collator:
         return [*ids[: begin + 1], *codes.tolist(), *ids[begin + 1 + len(codes) :]]
 
 
+def _name(record: Record, index: int) -> str:
+    """The place of a record in the batch, and how it begins."""
+    return f"record {index} of the batch ({get_text(record['messages'][:1])[:40]!r})"
+
+
 class RecordCollator(Collator):
-    """Records to a padded batch; the loss is on the last answer alone.
+    """Records to a padded batch; the loss is on all answers of each record, by default.
 
     A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
-    may be text, a drawing, or a plan followed by a drawing.
+    may be text, a drawing, or a plan followed by a drawing. `more` questions are learned by
+    [`~dps_hf.training.packing.PackingCollator`] alone.
     """
 
     def __call__(self, records: list[Record]) -> dict:
         records = self.encode(records)
-        prompts, texts = [], []
-        for record in records:
-            *question, answer = record["messages"]
-            prompt, text = write_prompt_and_text(self.processor, question, answer)
-            prompts.append(prompt)
-            texts.append(text)
-
-        pictures = [image for record in records for image in record["images"]]
-        batch = self.processor(
-            text=texts, images=pictures or None, padding=True, padding_side="left", return_tensors="pt"
+        tokens = self.tokenize(records, ((i, record["messages"]) for i, record in enumerate(records)))
+        batch = self.processor.tokenizer.pad(
+            {"input_ids": [one.ids for one in tokens]}, padding=True, padding_side="left", return_tensors="pt"
         )
-        # Without pictures: the answer holds none, so its length is the same.
-        lengths = [[len(ids) for ids in self.processor.tokenizer(side)["input_ids"]] for side in (texts, prompts)]
-        labels = batch["input_ids"].clone()
-        for row, (record, length, prompt_length) in enumerate(zip(records, *lengths, strict=True)):
-            answer_length = length - prompt_length
-            labels[row, :-answer_length] = -100
-            drawings = (labels[row] == self.config.boi_token_id).nonzero()
-            if not len(drawings):
+        ids, mask = batch["input_ids"], batch["attention_mask"]  # each (batch, sequence)
+        labels = ids.new_full(ids.shape, -100)
+        for row, (record, one) in enumerate(zip(records, tokens, strict=True)):
+            start = ids.shape[1] - len(one.ids)
+            learned = ids.new_tensor(one.learned) > 0
+            labels[row, start:][learned] = ids[row, start:][learned]
+            begin = self.find_drawing(one)
+            if begin is None:
                 continue
-            begin = int(drawings[0])
             if record.get("drop_prompt"):
                 # What the unguided half of a guided batch sees: begin-of-image and nothing before.
-                batch["attention_mask"][row, :begin] = 0
-                labels[row, : begin + 1] = -100
-            ids = batch["input_ids"][row]
-            batch["input_ids"][row] = ids.new_tensor(self.hide_codes(ids.tolist(), begin, record))
-        return {**batch, "labels": labels}
+                mask[row, : start + begin] = 0
+                labels[row, : start + begin + 1] = -100
+            ids[row, start:] = ids.new_tensor(self.hide_codes(one.ids, begin, record))
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if pictures := [image for record in records for image in record["images"]]:
+            batch["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return batch

@@ -1,16 +1,19 @@
 """Trains the scale of the decoder's last norm at a rate of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from dps_hf.training.trained_parts import LAST_NORM
+from dps_hf.training.optimizer import make_optimizer
+from dps_hf.training.trained_parts import PARTS, is_last_norm
 
 
-def make_norm_optimizer(training: TrainingArguments, learning_rate: float) -> tuple[Callable, dict[str, Any]]:
+def make_norm_optimizer(
+    training: TrainingArguments, learning_rate: float, rates: Mapping[str, float] | None = None
+) -> tuple[Callable, dict[str, Any]]:
     """`optimizer_cls_and_kwargs` of a [`~transformers.Trainer`]: its own optimizer, which scales the last norm, too.
 
     The scale of the last norm decides how confident a decoder is. Whatever an adapter adds before the norm is
@@ -20,29 +23,26 @@ def make_norm_optimizer(training: TrainingArguments, learning_rate: float) -> tu
 
     Args:
         learning_rate: of the logarithm of the scale. With Adam, one step changes the scale by this share at most.
+        rates: of the parts, as in [`~dps_hf.training.optimizer.make_optimizer`]; by default that of `training`.
     """
-    optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
+    rates = dict.fromkeys(PARTS, training.learning_rate) if rates is None else rates
+    make, arguments = make_optimizer(training, rates, without=is_last_norm)
 
     def build(model: nn.Module, **fields) -> torch.optim.Optimizer:
-        norms, offsets, others = [], [], []
+        optimizer = make()(model, **fields)
+        norms, offsets = [], []
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and LAST_NORM.search(name) and parameter.ndim == 1:
+            if parameter.requires_grad and is_last_norm(name, parameter):
                 norms.append(parameter)
                 offsets.append(_measure_offset(model.get_submodule(name.rpartition(".")[0])))
-            elif parameter.requires_grad:
-                others.append(parameter)
-        groups = [
-            {"params": others, "weight_decay": training.weight_decay},  # first: its rate is the one that is logged
-            {"params": norms, "weight_decay": 0.0, "lr": learning_rate},
-        ]
-        optimizer = optimizer_class(groups, **fields)
+        optimizer.add_param_group({"params": norms, "weight_decay": 0.0, "lr": learning_rate})
         before: list[torch.Tensor] = []
 
         @torch.no_grad()
         def share_gradient(optimizer: torch.optim.Optimizer, *_) -> None:
             """Gives all weights of a norm the gradient of the logarithm of its scale, so that they move alike."""
             before.clear()
-            for norm, offset in zip(optimizer.param_groups[1]["params"], offsets):  # FSDP2 has put its own ones there
+            for norm, offset in zip(optimizer.param_groups[-1]["params"], offsets):  # FSDP2 has put its own ones there
                 before.append(norm.detach().clone())
                 if norm.grad is not None:
                     norm.grad.copy_((norm.grad * (norm + offset)).sum().expand_as(norm.grad))
@@ -50,7 +50,7 @@ def make_norm_optimizer(training: TrainingArguments, learning_rate: float) -> tu
         @torch.no_grad()
         def scale(optimizer: torch.optim.Optimizer, *_) -> None:
             """Turns what the optimizer has added into a factor."""
-            for norm, old, offset in zip(optimizer.param_groups[1]["params"], before, offsets):
+            for norm, old, offset in zip(optimizer.param_groups[-1]["params"], before, offsets):
                 norm.copy_((old + offset) * (norm - old).mean().exp() - offset)
 
         optimizer.register_step_pre_hook(share_gradient)

@@ -3,10 +3,11 @@
 import math
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.training.packing import make_attention_mask
+from dps_hf.training.packing import make_attention_mask, takes_masks
 
 
 BLOCK = 256  # answers whose logits are computed at a time on a CPU, to stay in its cache
@@ -22,6 +23,8 @@ def packed_loss(
 ) -> torch.Tensor:
     """The loss of a [`~dps_hf.training.packing.PackingCollator`]'s batch. Logits are computed only for answers.
 
+    It is the mean over the labels, each with its weight in `loss_weights`.
+
     Args:
         model: as the trainer wraps it.
         bare: the same model, unwrapped.
@@ -30,12 +33,25 @@ def packed_loss(
             label smoothing (https://huggingface.co/papers/1512.00567, section 7) along the lattice of finite scalar
             quantisation. Codes that look alike are learned together, so a code can be drawn where training never
             showed it.
+
+    Raises:
+        ValueError: the head is sharded over several processes.
     """
     inputs = {name: value for name, value in batch.items() if name in ("input_ids", "position_ids", "pixel_values")}
-    inputs["attention_mask"] = make_attention_mask(batch["examples"], batch["branches"])
+    if takes_masks(bare):
+        inputs["attention_mask"] = make_attention_mask(batch["examples"], batch["branches"], bare.dtype)
+    elif "flash" in bare.model.language_model.config._attn_implementation:
+        # Its kernels find records by their positions in one row only.
+        batch = {name: value.view(1, -1) if value.dim() == 2 else value for name, value in batch.items()}
+        inputs = {name: batch[name] for name in inputs}
     labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:]
     outputs = model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
     hidden, rows = outputs.hidden_states[-1][:, :-1], bare.get_output_embeddings().weight
+    if isinstance(rows, DTensor) or hasattr(rows, "ds_id"):
+        raise ValueError(
+            "The packed loss needs the whole head on each process, and FSDP or ZeRO-3 shards it. Set packing to false, "
+            "or train with DDP or ZeRO-2."
+        )
     if not torch.is_grad_enabled():
         rows = rows.detach()  # a parameter always asks for its gradient
     first, end = bare.config.image_code_start_id, bare.config.image_code_start_id + bare.config.codebook_size

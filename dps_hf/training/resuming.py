@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dps_hf.data.sources import read_dataset
+from dps_hf.data.sources import fingerprint_of
 from dps_hf.files import write_whole
 from dps_hf.judges.resolve import verdict_options
 
@@ -177,8 +177,9 @@ def _describe(training: TrainingArguments, others: tuple) -> dict[str, str]:
     settings = {name: getattr(training, name) for name in LEARNING if hasattr(training, name)}
     settings |= {field.name: getattr(one, field.name) for one in others for field in fields(one)}
     settings["judge_options"] = verdict_options(settings.pop("judge_options", {}))
-    if settings.get("dataset"):  # its contents may change under the same name
-        settings["fingerprint of the dataset"] = read_dataset(settings["dataset"])._fingerprint
+    for name in ("dataset", "evaluation_dataset"):
+        if settings.get(name):  # its contents may change under the same name
+            settings[f"fingerprint of the {name}"] = fingerprint_of(settings[name])
     return {name: str(value) for name, value in settings.items()}
 
 

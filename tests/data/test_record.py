@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dps_hf.data.record import record, validate, words_of
+from dps_hf.data.record import record, validate, get_text
 
 
 @pytest.fixture
@@ -92,4 +92,4 @@ def test_a_picture_that_is_missing_is_named(picture, missing):
     ],
 )
 def test_words_of_an_answer_are_found_however_it_is_given(answer, words):
-    assert words_of(answer) == words
+    assert get_text(answer) == words

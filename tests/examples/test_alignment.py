@@ -25,7 +25,10 @@ from two_processes import launch
 import dps_hf.judges.openai
 import dps_hf.judges.server
 import dps_hf.nano.exact_judge
+from dps_hf.data.guidance import read_schedules
+from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import record
+from dps_hf.data.sources import make_lazy_dataset
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.training.loading import forbid_words, load_for_training
 from dps_hf.training.resuming import find_last_checkpoint
@@ -515,14 +518,13 @@ def test_a_judge_reads_answers_however_trl_gives_them(example, tiny_model, tiny_
     assert seen == ["yes", "yes", "yes", "", ""]
 
 
-def test_sft_anneals_its_guidance(train, example, monkeypatch):
+def test_sft_anneals_its_guidance(train):
     script = {
         "guidance": {"scenes_cot": {"start": {"steps": 1}, "end": {"none": 1}}},
         "tasks": {"dps_hf.nano.tasks.scenes_cot": 1},
     }
-    sft = example("sft.py")
-    mixture = sft.Mixture(script["tasks"], 0, 40, guidance=sft.read_schedules(script["guidance"]))
-    seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in sft.make_lazy_dataset(mixture)]
+    mixture = Mixture(script["tasks"], 0, 40, guidance=read_schedules(script["guidance"]))
+    seen = ["<think>" in row["messages"][-1]["content"][0]["text"] for row in make_lazy_dataset(mixture)]
     assert sum(seen[:10]) > 6 > 4 > sum(seen[-10:])
     curve = losses(train("sft", script=script, max_steps=12, learning_rate=0.02))
     assert curve[-1] < curve[0]

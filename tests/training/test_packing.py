@@ -128,10 +128,10 @@ def test_answers_in_words_lose_nothing(make_model, tiny_processor, asked):
     assert all(torch.equal(dropping[name], plain[name]) for name in plain)
 
 
-def test_a_drawing_of_an_earlier_turn_is_not_learned(make_model, tiny_processor):
+def test_a_drawing_of_the_prompt_is_not_learned_and_drops_nothing(make_model, tiny_processor):
     said = record("t", ["a red square"], [RED])
     asked = record("t", ["What is it?"], ["a square"])
-    both = {**said, "messages": [*said["messages"], *asked["messages"]]}
+    both = {**said, "messages": [*said["messages"], *asked["messages"]], "num_prompt_messages": 3}
     collate = PackingCollator(make_model(), tiny_processor)
     assert answers(collate([{**both, "drop_prompt": True}]), tiny_processor) == ["a square"]
 

@@ -1,0 +1,263 @@
+"""Drawings of records as codes: encoded in each batch, or once ahead of training."""
+
+import copy
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+from accelerate import PartialState
+from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
+from datasets.fingerprint import Hasher
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from dps_hf.data.dropouts import Records
+from dps_hf.data.record import Message, Record, get_pictures
+from dps_hf.data.sources import open_pictures
+from dps_hf.inference import encode, weights_digest
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
+from dps_hf.model.processing_dps import DPSProcessor
+
+
+SHARD = 4096  # records in one file of the cache; an interrupted encoding goes on at the first file that is missing
+# Settings of saved parts that say where they come from and not what they do.
+ORIGINS = ("architectures", "auto_map", "dtype", "processor_class", "transformers_version")
+
+CODES = List(List(Value("int32")))
+PARTS = List({"type": Value("string"), "text": Value("string")})
+FEATURES = {
+    "messages": List({"role": Value("string"), "content": PARTS}),
+    "images": List(Image()),
+    "codes": CODES,
+    "task": Value("string"),
+    "num_prompt_messages": Value("int64"),
+    "hint": Value("string"),
+    "steps": Value("string"),
+    "more": List(List(Value("string"))),
+}
+
+
+class EncodedRecords:
+    """Records whose drawings are codes: `codes` holds them, and `images` only the pictures of the other messages.
+
+    Args:
+        records: where all but the codes comes from.
+        codes: a row for each record, with the column `codes`.
+        fingerprint: differs for other records, another image tokenizer and other settings of drawings.
+    """
+
+    def __init__(self, records: Records, codes: Dataset, fingerprint: str):
+        self.records, self.codes, self.fingerprint = records, codes, fingerprint
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.records[index]
+        images = get_pictures(record) if record.get("codes") is not None else _split_pictures(record)[0]
+        return cast(Record, {**record, "images": images, "codes": self.codes[index]["codes"]})
+
+    def to_dataset(self) -> Dataset:
+        """Copies the records into one `datasets.Dataset`, without the pictures of drawings."""
+
+        def make():
+            for i in range(len(self)):
+                record = self[i]
+                yield {name: record.get(name) for name in FEATURES}
+
+        return Dataset.from_generator(make, features=Features(FEATURES), fingerprint=self.fingerprint)
+
+    def save_to_disk(self, path: str | PathLike, **options: Any) -> None:
+        """Saves the records, from which a model can be trained without its image tokenizer.
+
+        Args:
+            options: whatever `datasets.Dataset.save_to_disk` takes.
+        """
+        self.to_dataset().save_to_disk(path, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """As [`~EncodedRecords.save_to_disk`], but uploads the records; `options` are those of `datasets`."""
+        return self.to_dataset().push_to_hub(repo_id, **options)
+
+
+def encode_ahead(
+    records: Records, model: DPSForConditionalGeneration, processor: DPSProcessor, batch_size: int = 32
+) -> EncodedRecords:
+    """Encodes the drawings of records once, before training.
+
+    The codes are kept in the cache of `datasets` (`HF_DATASETS_CACHE`), by a fingerprint of the records, the image
+    tokenizer's weights and config, and the image processor's settings. A second call with the same things reads them
+    from there. On several processes the main one encodes and the others wait. A set that takes longer than the time
+    limit of the process group (`ddp_timeout`) should be encoded on one process first.
+
+    Args:
+        records: have an attribute `fingerprint`, are a `datasets.Dataset`, or are hashed as they are.
+        model: may be on the CPU: drawings are encoded on the accelerator if there is one.
+        batch_size: number of records that are encoded at a time.
+
+    Raises:
+        ValueError: `batch_size` is below 1, or a picture is missing or cannot be opened. The error names the number of
+            the record.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
+    state, encoder = PartialState(), copy_image_tokenizer(model)
+    fingerprint = Hasher.hash([_fingerprint(records), _image_tokenizer_digest(encoder, processor)])
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "dps_hf_codes" / fingerprint
+
+    def encode_batch(batch: dict[str, list[int]]) -> dict[str, list]:
+        encoder.to(state.device)
+        some = [records[index] for index in batch["index"]]
+        some = [one if _needs_codes(one) else cast(Record, {**one, "images": []}) for one in some]
+        opened = _open(some, processor, [f"record {index}" for index in batch["index"]])
+        return {"codes": _encode(opened, encoder, processor)}
+
+    with state.main_process_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        shards = []
+        for start in range(0, max(len(records), 1), SHARD):
+            stop = min(start + SHARD, len(records))
+            shards.append(
+                Dataset.from_dict({"index": range(start, stop)}).map(
+                    encode_batch,
+                    batched=True,
+                    batch_size=batch_size,
+                    remove_columns="index",
+                    features=Features({"codes": CODES}),
+                    load_from_cache_file=True,
+                    cache_file_name=str(folder / f"{start}.arrow"),
+                    new_fingerprint=f"{fingerprint}-{start}",
+                    desc=f"Encoding the drawings of records {start} to {stop} of {len(records)}",
+                )
+            )
+    return EncodedRecords(records, concatenate_datasets(shards), fingerprint)
+
+
+def _fingerprint(records: Records) -> str:
+    for name in ("fingerprint", "_fingerprint"):
+        if found := getattr(records, name, None):
+            return str(found)
+    return Hasher.hash(records)
+
+
+def _image_tokenizer_digest(encoder: DPSModel, processor: DPSProcessor) -> str:
+    """What the codes of a picture depend on."""
+    settings = [
+        {name: value for name, value in some.to_dict().items() if name not in ORIGINS and not name.startswith("_")}
+        for some in (encoder.image_tokenizer.config, processor.image_processor)
+    ]
+    return weights_digest(encoder.image_tokenizer) + json.dumps(settings, sort_keys=True, default=str)
+
+
+def encode_drawings(
+    records: list[Record], model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor
+) -> list[Record]:
+    """The records with each picture in an answer replaced by the text of its codes.
+
+    trl's trainers accept pictures in prompts only, so drawings reach them as text. Pictures are opened, whether they
+    are given as pictures, arrays, bytes or paths. Only drawings without `codes` are encoded.
+
+    Raises:
+        ValueError: a picture is missing or cannot be opened, or codes do not belong to this image tokenizer. The error
+            names the record's place in the batch.
+    """
+    places = [f"record {i} of the batch" for i in range(len(records))]
+    records = _open(records, processor, places)
+    encoded = []
+    for place, record, codes in zip(places, records, _encode(records, model, processor), strict=True):
+        try:
+            drawings = iter([_write_drawing(processor, one) for one in codes])
+        except ValueError as error:
+            raise ValueError(f"{place}: 'codes' belong to another image tokenizer: {error}") from error
+        messages = [
+            Message(
+                role=message["role"],
+                content=[
+                    {"type": "text", "text": next(drawings)}
+                    if part["type"] == "image" and message["role"] == "assistant"
+                    else {"type": "image"}
+                    if part["type"] == "image"
+                    else {"type": "text", "text": part["text"]}
+                    for part in message["content"]
+                ],
+            )
+            for message in record["messages"]
+        ]
+        images = record["images"] if record.get("codes") is not None else _split_pictures(record)[0]
+        rest = {name: value for name, value in record.items() if name != "codes"}
+        encoded.append(cast(Record, {**rest, "messages": messages, "images": images}))
+    return encoded
+
+
+def _write_drawing(processor: DPSProcessor, codes: Any) -> str:
+    codes = [int(code) for code in codes]
+    if codes and not 0 <= min(codes) <= max(codes) < len(processor.code_ids):
+        raise ValueError(f"they must lie in [0, {len(processor.code_ids)}); got {min(codes)} to {max(codes)}.")
+    return processor.drawing_text(codes)
+
+
+def _encode(
+    records: list[Record], model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor
+) -> list[list[list[int]]]:
+    """The codes of each drawing of each record; those that a record has are taken as they are."""
+    drawings = [image for record in records if _needs_codes(record) for image in _split_pictures(record)[1]]
+    codes = iter(encode(model, processor, drawings).tolist() if drawings else ())
+    return [
+        [next(codes) for _ in range(_count_drawings(record))]
+        if record.get("codes") is None
+        else [[int(code) for code in drawing] for drawing in record["codes"]]
+        for record in records
+    ]
+
+
+def _needs_codes(record: Record) -> bool:
+    return record.get("codes") is None and _count_drawings(record) > 0
+
+
+def _open(records: list[Record], processor: DPSProcessor, places: list[str]) -> list[Record]:
+    opened = []
+    for place, record in zip(places, records, strict=True):
+        try:
+            opened.append(cast(Record, {**record, "images": open_pictures(record, processor.image_processor)}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place}: {error}") from error
+    return opened
+
+
+def _list_roles(record: Mapping[str, Any]) -> list[str]:
+    """The role of the message of each image part."""
+    return [m["role"] for m in record["messages"] for part in m["content"] if part["type"] == "image"]
+
+
+def _count_drawings(record: Mapping[str, Any]) -> int:
+    return _list_roles(record).count("assistant")
+
+
+def _split_pictures(record: Record) -> tuple[list, list]:
+    """The pictures of a record without `codes`: those of prompts, and the drawings."""
+    roles = _list_roles(record)
+    if not roles:
+        return [], []
+    if len(roles) != len(record["images"]):
+        raise ValueError(
+            f"'messages' mention {len(roles)} image(s) but 'images' holds {len(record['images'])}. "
+            'Put one {"type": "image"} part where each picture belongs.'
+        )
+    pairs = list(zip(record["images"], roles, strict=True))
+    drawings = [image for image, role in pairs if role == "assistant"]
+    return [image for image, role in pairs if role != "assistant"], drawings
+
+
+def copy_image_tokenizer(model: DPSForConditionalGeneration) -> DPSModel:
+    """A copy of the image tokenizer on the CPU, because a loader's workers must not touch the model's accelerator."""
+    others = {id(part): None for name, part in model.model.named_children() if name != "image_tokenizer"}
+    whole: AbstractContextManager = nullcontext()
+    if is_deepspeed_zero3_enabled():  # which shards all weights as soon as they are loaded
+        import deepspeed
+
+        whole = deepspeed.zero.GatheredParameters([*model.model.image_tokenizer.parameters()])
+    with whole:
+        return copy.deepcopy(model.model, others).cpu().requires_grad_(False)

@@ -1,0 +1,112 @@
+"""The trainer's optimizer with a learning rate for each part, and for the rows of new tokens."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from peft import PeftModel
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import Trainer, TrainingArguments
+
+from dps_hf.components import find_new_tokens
+from dps_hf.training.trained_parts import find_tables, part_of
+
+
+def make_optimizer(
+    training: TrainingArguments, rates: Mapping[str, float], without: Callable[[str, nn.Parameter], bool] | None = None
+) -> tuple[Callable, dict[str, Any]]:
+    """`optimizer_cls_and_kwargs` of a [`~transformers.Trainer`]: its own optimizer, with a rate for each part.
+
+    Every schedule scales all rates alike. The rate of the decoder, if it is trained, is the one that is logged.
+
+    The rows of new tokens are part of the tables of embeddings and head. If the two have different rates, the whole
+    table is trained at the higher one, and after each step the change of the other rows is scaled down. This is exact
+    for optimizers whose step is proportional to the rate, such as AdamW. If one of the rates is 0, those rows have a
+    gradient of zeros, no weight decay, and stay equal bit by bit.
+
+    Args:
+        rates: from [`~dps_hf.training.trained_parts.choose_trained_parts`].
+        without: which parameters, by name, are left out.
+
+    Raises:
+        ValueError: when the optimizer is made, if the rates of the decoder and of new tokens differ, both are above 0,
+            and DeepSpeed hides rows from the optimizer.
+    """
+    optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
+
+    def build(model: nn.Module, **fields) -> torch.optim.Optimizer:
+        old, new = rates.get("decoder", 0.0), rates.get("new_tokens", 0.0)
+        rows_differ = old != new and not isinstance(model, PeftModel)  # an adapter has the rows as a weight of its own
+        tables = [weight for weight in find_tables(model) if weight.requires_grad] if rows_differ else []
+        if tables and old and new and PartialState().distributed_type == DistributedType.DEEPSPEED:
+            raise ValueError(
+                f"train.decoder and train.new_tokens must be equal, or one of them 0, with DeepSpeed, which hides "
+                f"rows from the optimizer; got {old:g} and {new:g}. Take FSDP2 or DDP, or equal rates."
+            )
+        whole = {id(weight) for weight in tables}
+        decaying = {*Trainer.get_decay_parameter_names(None, model)}  # type: ignore[arg-type]
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {
+            (part, decays): [] for part in rates for decays in (True, False)
+        }
+        for name, parameter in model.named_parameters():
+            part = part_of(name)
+            if parameter.requires_grad and id(parameter) not in whole and not (without and without(name, parameter)):
+                # Old tokens do not decay while the new ones are trained alone: neither do the new ones.
+                decays = name in decaying and "trainable_tokens_delta" not in name
+                groups[part if part in rates else next(iter(rates)), decays].append(parameter)  # type: ignore[index]
+        given: list[dict[str, Any]] = [
+            {"params": parameters, "lr": rates[part], "weight_decay": training.weight_decay * decays}
+            for (part, decays), parameters in groups.items()
+            if parameters
+        ]
+        if tables:
+            given.append(
+                {"params": tables, "lr": max(old, new), "weight_decay": training.weight_decay * bool(old and new)}
+            )
+        optimizer = optimizer_class(given, **fields)
+        if tables:
+            _slow_rows(optimizer, len(given) - 1, model, old, new)
+        return optimizer
+
+    return lambda: build, arguments
+
+
+def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: nn.Module, old: float, new: float) -> None:
+    """Gives the rows of the tables in one of the optimizer's groups the rates `old` and, for new tokens, `new`."""
+    factors = torch.full((len(find_tables(model)[0]), 1), old / max(old, new))
+    factors[find_new_tokens(model.config)] = new / max(old, new)
+    factors = factors.to(find_tables(model)[0].device)
+    kept = factors != 0
+    before: list[torch.Tensor] = []
+
+    def mask(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * kept.to(gradient.device)
+
+    def mask_gradients(model: nn.Module, _) -> None:
+        """Masks before gradients are clipped. FSDP2 shows its gathered weights only while the model runs."""
+        for table in find_tables(model):
+            if table.requires_grad and not hasattr(table, "_masks_rows"):
+                table.register_hook(mask)
+                table._masks_rows = True
+
+    @torch.no_grad()
+    def keep(optimizer: torch.optim.Optimizer, *_) -> None:
+        before.extend(table.detach().clone() for table in optimizer.param_groups[group]["params"])
+
+    @torch.no_grad()
+    def slow(optimizer: torch.optim.Optimizer, *_) -> None:
+        for table, was in zip(optimizer.param_groups[group]["params"], before, strict=True):
+            factor = factors.to(table.device)
+            if isinstance(table, DTensor):
+                factor = distribute_tensor(factor, table.device_mesh, table.placements, src_data_rank=None)
+            table.copy_(torch.where(factor == 1, table, was + (table - was) * factor.to(was.dtype)))
+        before.clear()
+
+    if not kept.all():
+        model.register_forward_pre_hook(mask_gradients)
+    if PartialState().distributed_type != DistributedType.DEEPSPEED:
+        optimizer.register_step_pre_hook(keep)
+        optimizer.register_step_post_hook(slow)
