@@ -87,7 +87,8 @@ def main(
     named_rightly = compare_with_chance(figures[0], held_out) if figures else ""
     print(named_rightly)
     pictures, truths = read_held_out(held_out, max(names, drawings))
-    answers = dps_hf.ask(dps, processor, [question] * names, pictures[:names], progress="names", max_new_tokens=24)
+    shown = pictures[:names]
+    answers = dps_hf.ask(dps, processor, [question] * len(shown), shown, progress="names", max_new_tokens=24)
     named = ""
     for picture, truth, answer in zip(pictures, truths, answers):  # as many as there are answers
         kind = "right" if name_match(answer.text, truth) else "wrong"

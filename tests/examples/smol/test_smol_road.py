@@ -100,7 +100,16 @@ def test_the_road_goes_from_a_language_model_to_a_page_and_files_for_llama_cpp(b
     command = ["make", "--file=examples/smol/smol.mk", *(f"{name}={value}" for name, value in variables.items())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
 
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    def make(*targets):
+        return subprocess.run([*command, *targets], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    done = make(f"{out}/data/text.jsonl")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [{"prompt": "hello", "completion": "Hello."}, {"prompt": "Name a fruit.", "completion": "An apple."}]
+    (out / "data/text.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )  # random words are no answers
+    done = make()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len(list((out / "gguf").glob("*.gguf"))) == 2
     assert "data:image/png;base64," in (out / "page.html").read_text()
@@ -108,5 +117,5 @@ def test_the_road_goes_from_a_language_model_to_a_page_and_files_for_llama_cpp(b
     assert figures["questions"]["exact"]["n"] == 4
     assert json.loads((out / "knowledge.json").read_text())["questions"]["contained"]["n"] == 4
 
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert "Nothing to be done" in again.stdout or "up to date" in again.stdout
+    again = make().stdout
+    assert "Nothing to be done" in again or "up to date" in again
