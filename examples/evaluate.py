@@ -21,7 +21,8 @@ from transformers import GenerationConfig
 from trl import TrlParser
 
 from dps_hf import NANO
-from dps_hf.data.sources import read_records
+from dps_hf.data.rows import read_settings
+from dps_hf.data.sources import LazyRecords, fingerprint_of, read_records, split_off
 from dps_hf.evaluation.held_out import HeldOut, choose_records
 from dps_hf.evaluation.runner import print_figures, run_evaluations
 from dps_hf.evaluation.subject import Subject
@@ -34,11 +35,6 @@ from dps_hf.resolve import resolve
 class ScriptArguments:
     """
     tasks: dotted paths of evaluations, or of modules whose `EVALUATIONS` lists several.
-    dataset: held-out records, in any form that the training scripts take.
-    answers: what answers about pictures are, "captions" or "questions"; by default it is guessed and printed.
-    judge: name or dotted path of a judge that scores what the model answers to the data set, as in
-        `build_preferences.py`.
-    judge_options: keyword arguments of the judge.
     model: folder or name of the model.
     output: JSON file for the figures.
     sheet: dotted path of a function `(subject) -> Image` that draws a page to look at. It is saved beside the figures,
@@ -49,13 +45,16 @@ class ScriptArguments:
     batch_size: the number of items in one call of `generate`.
     seed: chooses the items and the random numbers of sampling.
     fresh: runs evaluations again that the output already holds.
+    dataset: held-out records, in any form that the training scripts take. Captioned pictures are described and drawn.
+    evaluation_share: the share of `dataset` that a training with the seed `training_seed` held out, if that is to be
+        measured; by default everything is.
+    answers: what answers about pictures are, "captions" or "questions"; by default it is guessed and printed.
+    judge: name or dotted path of a judge that scores what the model answers to the data set, as in
+        `build_preferences.py`.
+    judge_options: keyword arguments of the judge. Replies are kept beside the output.
     """
 
     tasks: list[str] = field(default_factory=list)
-    dataset: str | None = None
-    answers: str | None = None
-    judge: str | None = None
-    judge_options: dict = field(default_factory=dict)
     model: str = NANO
     output: Path = Path("outputs/figures.json")
     sheet: str | None = None
@@ -66,6 +65,12 @@ class ScriptArguments:
     batch_size: int = 48
     seed: int = 0
     fresh: bool = False
+    dataset: str | None = None  # or what a recipe says, a mapping or a list
+    evaluation_share: float | None = None
+    training_seed: int = 42
+    answers: str | None = None
+    judge: str | None = None
+    judge_options: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if self.items < 1:
@@ -91,9 +96,13 @@ def choose_sampling(script: ScriptArguments, config: GenerationConfig) -> dict:
 
 def describe_dataset(script: ScriptArguments, records: Any) -> dict[str, str]:
     """What the figures of the data set depend on, without folders of this machine."""
-    named = script.dataset if isinstance(script.dataset, str) else json.dumps(script.dataset)
-    about = {"dataset": Path(named).name if Path(named).is_absolute() else named}
-    about["dataset_fingerprint"] = str(getattr(records, "fingerprint", None) or getattr(records, "_fingerprint", ""))
+    settings = read_settings(script.dataset)
+    titles = [f"{one.title} ({one.split})" if one.split else one.title for one in settings]
+    is_read = isinstance(records, LazyRecords)
+    about = {
+        "dataset": ", ".join(titles),
+        "dataset_fingerprint": records.fingerprint if is_read else fingerprint_of(script.dataset),
+    }
     if script.answers:
         about["dataset_answers"] = script.answers
     if script.judge:
@@ -103,21 +112,27 @@ def describe_dataset(script: ScriptArguments, records: Any) -> dict[str, str]:
 
 
 def main(script: ScriptArguments) -> None:
+    # Dataset
+    records = None
+    if script.dataset:
+        records = read_records(script.dataset, script.training_seed)
+        if script.evaluation_share is not None:
+            records = split_off(records, script.evaluation_share, script.training_seed)[1]
+
     # Model
     model, processor = load(script.model)
     sampling = choose_sampling(script, model.generation_config)
     subject = Subject(model, processor, script.items, script.seed, sampling, script.batch_size)
 
-    # Dataset
+    # Evaluations
     held_out, about = None, {}
-    if script.dataset:
-        records = read_records(script.dataset)
-        judge = script.judge and make_judge(script.judge, script.judge_options, lambda: (model, processor))
+    if records is not None:
+        replies = script.output.with_name(f"{script.output.stem}-replies.jsonl")
+        loaded = model, processor
+        judge = script.judge and make_judge(script.judge, script.judge_options, lambda: loaded, cache=replies)
         held_out = HeldOut(choose_records(records, subject), script.answers, judge)
         about = describe_dataset(script, records)
         print(held_out.describe())
-
-    # Evaluations
     own = held_out.list_evaluations() if held_out else None
     name = Path(script.model).name
     report = run_evaluations(subject, name, script.tasks, script.output, script.fresh, own, about)

@@ -8,12 +8,14 @@ the training is interrupted, the same command resumes it from the last checkpoin
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.data.preferences import read_preferences
 from dps_hf.data.record import get_text
 from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.preferences.drawings import write_drawings
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
@@ -32,8 +34,10 @@ from dps_hf.training.trained_parts import (
 @dataclass
 class ScriptArguments:
     """
-    dataset: a folder that `datasets` saved, or the dotted path of a function that returns a dataset, with the columns
-        `prompt`, `completion`, `label`, and `images` if prompts have pictures.
+    dataset: a name on the Hub, a file, a folder, or the dotted path of a function; or a mapping or a list of them, as
+        described in `dps_hf/data/rows.py`. Usual columns are `prompt`, `completion`, `label`, and `images` if
+        prompts have pictures. Rows that cannot be used are listed in `skipped.jsonl` in `output_dir`.
+    max_skipped: the share of such rows above which the script stops.
     balance: gives the rarer label a higher weight, so that good and bad responses have the same total weight.
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
@@ -43,7 +47,8 @@ class ScriptArguments:
         is. 0 leaves the norm as it is.
     """
 
-    dataset: str
+    dataset: str  # a recipe may give a mapping or a list
+    max_skipped: float = 0.1
     balance: bool = True
     train: dict = field(default_factory=dict)
     vision_tower: bool = False
@@ -65,8 +70,12 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 
     # Dataset
+    skipped = Path(training.output_dir) / "skipped.jsonl"
+    with training.main_process_first():
+        responses = read_preferences(script.dataset, training.seed, skipped, script.max_skipped)
+    responses = write_drawings(responses, model, processor, skipped=skipped, max_skipped=script.max_skipped)
     # Shuffled, because trl uses the response before each one as a response to another prompt.
-    responses = read_preferences(script.dataset).shuffle(seed=training.seed)
+    responses = responses.shuffle(seed=training.seed)
     labels = responses["label"][:]
     good, bad = sum(labels), len(labels) - sum(labels)
     if not good or not bad:

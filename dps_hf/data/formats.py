@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dps_hf.data.record import Message, Record, pick, get_pictures
+from dps_hf.data.record import Message, Record, get_pictures, pick
 
 
 IMAGE_MARK = "<image>"  # where LLaVA's texts have a picture
@@ -136,7 +136,7 @@ class Form:
         """The value of a field in a row, `None` if the row has none."""
         column = self.columns.get(name)
         value = row.get(column) if column else None
-        if column in self.names and isinstance(value, int):
+        if column and column in self.names and isinstance(value, int):
             return self.names[column][value].replace("_", " ") if value >= 0 else None
         return value
 
@@ -396,16 +396,8 @@ def read_messages(turns: Iterable[Mapping[str, Any]], pictures: Sequence, codes:
                 raise BadRow(f"messages[{i}] has no text")
             messages.append({"role": role, "content": parts})
             places += [] if codes is not None and role == "assistant" else own
-    if (
-        pictures
-        and not any(
-            part["type"] == "image"
-            for message in messages
-            if message["role"] != "assistant"
-            for part in message["content"]
-        )
-        and None not in places
-    ):
+    shown = [part["type"] for message in messages if message["role"] != "assistant" for part in message["content"]]
+    if pictures and "image" not in shown and None not in places:
         before, question = _first_question(messages)
         question["content"] = [*({"type": "image"} for _ in pictures), *question["content"]]
         places[before:before] = [None] * len(pictures)

@@ -67,7 +67,7 @@ def read_preferences(
     if "images" not in rows.column_names:
         return rows
     fetch = any(setting.fetch_urls for setting in settings)
-    return rows.with_transform(_OpenPairs(rows, skips, fetch))
+    return rows.with_transform(OpenPairs(rows, skips, fetch))
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ class _MapPair:
     embeds: bool
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        fields = [name for name in ("prompt", "chosen", "rejected", "completion") if name in self.answers]
-        made: dict[str, Any] = {name: [] for name in ("prompt", *fields)} if self.converts else {}
+        made: dict[str, Any] = {name: [] for name in ("prompt", *self.answers)} if self.converts else {}
         made |= {"label": None} if self.converts and "label" in self.source.form.columns else {}
         made |= {"images": []} if self.embeds else {}
         try:
@@ -108,7 +107,7 @@ class _MapPair:
         values = {name: form.get(row, name) for name in ("prompt", *self.answers)}
         if "jpg_0" in form.columns:
             values |= dict(zip(("chosen", "rejected"), self._order(row)))
-        elif "prompt" not in form.columns:
+        elif "prompt" not in form.columns or _begins_with_question(values.get("chosen")):
             values |= _split_prompt(values["chosen"], values["rejected"])
         made: dict[str, Any] = {}
         for name in self.answers:
@@ -166,6 +165,12 @@ def _split_prompt(chosen: Any, rejected: Any) -> dict[str, Any]:
     return extract_prompt({"chosen": chosen, "rejected": rejected})
 
 
+def _begins_with_question(answer: Any) -> bool:
+    """Whether an answer is the whole conversation."""
+    first = answer[0] if isinstance(answer, (list, tuple)) and answer else None
+    return isinstance(first, Mapping) and first.get("role") in ("system", "user")
+
+
 def _as_chat(value: Any, role: str, name: str) -> list[dict]:
     """Messages of a prompt or an answer, which is a text or messages."""
     if isinstance(value, str):
@@ -187,6 +192,12 @@ def _kept(picture: Any) -> dict[str, Any]:
     if isinstance(picture, Mapping):
         return {"bytes": picture.get("bytes"), "path": picture.get("path")}
     return {"bytes": None, "path": picture} if isinstance(picture, str) else {"bytes": picture, "path": None}
+
+
+def list_drawings(preferences: Dataset) -> list[str]:
+    """The columns that hold answers which are pictures."""
+    names = (*PICK_A_PIC[:2], *(f"{name}_picture" for name in ("chosen", "rejected", "completion")))
+    return [name for name in names if name in preferences.column_names]
 
 
 def _may_hold_pictures(prompt: Any) -> bool:
@@ -231,7 +242,8 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
         mapper,
         remove_columns=rows.column_names,
         features=Features({**features, "reason": Value("string")}),
-        new_fingerprint=Hasher.hash([rows._fingerprint, repr(replace(source, rows=rows._fingerprint)), converts]),  # type: ignore[arg-type]
+        new_fingerprint=Hasher.hash([rows._fingerprint, repr(setting), repr(form), source.folder, converts]),
+        load_from_cache_file=images is None,  # files of pictures may have changed
         desc=f"Reading {setting.title}",
     )
     reasons = mapped["reason"][:]
@@ -251,7 +263,7 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
     rows = rows.rename_columns(
         {column: f"{name}_picture" for name in answers if (column := form.columns.get(name)) in drawings}
     )
-    kept = [name for name in rows.column_names if name.endswith("_picture") or name in PICK_A_PIC[:2]]
+    kept = list_drawings(rows) if drawings or "jpg_0" in form.columns else []
     if not converts:
         kept = rows.column_names
     elif images and not embeds:
@@ -267,11 +279,13 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
     return pairs if len(good) == len(pairs) else pairs.select(good)
 
 
-class _OpenPairs:
+@dataclass(frozen=True)
+class OpenPairs:
     """Opens the pictures of prompts. In the place of a row with an unreadable picture is another one."""
 
-    def __init__(self, rows: Dataset, skips: Skips, fetch_urls: bool):
-        self.rows, self.skips, self.fetch_urls = rows, skips, fetch_urls
+    rows: Dataset
+    skips: Skips
+    fetch_urls: bool
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         if "images" not in batch:  # another column was requested
@@ -290,8 +304,9 @@ class _OpenPairs:
                 if self.skips.path is None:
                     raise
                 if start is None:
-                    start = zlib.crc32(repr(row.get("prompt")).encode())
-                    self.skips.add("preferences", start, f"unreadable picture: {error}")
+                    prompt = repr(row.get("prompt"))
+                    start = zlib.crc32(prompt.encode())
+                    self.skips.add("preferences", f"{prompt:.300}", f"unreadable picture: {error}")
                 other = self.rows[(start + step) % len(self.rows)]
                 row = {name: other[name] for name in row}
         raise ValueError(f"No row has a readable picture. {self.skips.summary()}")

@@ -1,7 +1,6 @@
 """The record: the format of all training examples."""
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, TypedDict, TypeVar
 
 import numpy as np
@@ -36,8 +35,8 @@ class Record(_Conversation, total=False):
     the end token follows.
 
     Optional fields; `None` counts as absent:
-        num_prompt_messages: the first so many messages are the prompt and are not learned. Without it, every message of
-            the assistant is learned.
+        num_prompt_messages: the first so many messages are the prompt and are not learned. Without it, every message
+            of the assistant is learned.
         codes: the codes of each drawing, in order, `num_codes` integers each. `images` then holds only the pictures of
             the other messages. [`~dps_hf.data.codes.encode_ahead`] sets it.
         hint, steps: help, which `guidance.guide` adds to the messages.
@@ -154,7 +153,7 @@ def _validate_prompt(example: Mapping[str, Any]) -> None:
     count, messages = example.get("num_prompt_messages"), example["messages"]
     if count is None:
         return
-    if not isinstance(count, Integral) or isinstance(count, bool) or not 0 <= count < len(messages):
+    if (type(count) is not int and not isinstance(count, np.integer)) or not 0 <= count < len(messages):
         raise ValueError(
             f"'num_prompt_messages' must be an integer from 0 to {len(messages) - 1}, so that of the {len(messages)} "
             f"messages at least one is learned; got {count!r}. Lower it, or leave it out."

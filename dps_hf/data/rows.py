@@ -113,19 +113,19 @@ def read_settings(dataset: DatasetSetting, setting: str = "dataset") -> list[Set
     known = [one.name for one in fields(Setting)]
     settings = []
     for one in listed:
-        given = {"path": one} if isinstance(one, (str, Path)) else one
+        given: Any = {"path": one} if isinstance(one, (str, Path)) else one
         if not isinstance(given, Mapping) or not given.get("path"):
             raise ValueError(
                 f"{setting} must be a path or a name, or a mapping with path, such as {{path: my_data.jsonl, weight: "
                 f"2}}; got {one!r}."
             )
-        given = {("name" if key == "config" else key): value for key, value in given.items()}
+        given = {("name" if key == "config" else str(key)): value for key, value in given.items()}
         if unknown := sorted({*given} - {*known}):
             raise ValueError(f"{setting} has no field {', '.join(unknown)}. Its fields are {', '.join(known)}.")
         weight = given.get("weight")
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0):
             raise ValueError(f"{setting}.weight must be a number above 0; got {weight!r}.")
-        settings.append(Setting(**{**given, "path": os.path.expanduser(str(given["path"]))}))
+        settings.append(Setting(**given | {"path": os.path.expanduser(str(given["path"]))}))
     return settings
 
 
@@ -175,12 +175,13 @@ def fingerprint_rows(setting: Setting, rows: Dataset | IterableDataset) -> str:
     return Hasher.hash([repr(setting), stamps])
 
 
-def _is_saved(path: str) -> bool:
+def is_saved(path: str | Path) -> bool:
+    """Whether `datasets` saved a data set in this folder."""
     return any(os.path.exists(os.path.join(path, name)) for name in ("state.json", "dataset_dict.json"))
 
 
 def is_ours(setting: Setting) -> bool:
-    return _is_saved(setting.path) or (setting.is_remote and _is_dotted(setting))
+    return is_saved(setting.path) or (setting.is_remote and _is_dotted(setting))
 
 
 def _is_dotted(setting: Setting) -> bool:

@@ -18,7 +18,6 @@ import numpy as np
 from datasets import (
     Dataset,
     IterableDataset,
-    concatenate_datasets,
     interleave_datasets,
 )
 from datasets.fingerprint import Hasher
@@ -96,16 +95,32 @@ def read_records(
             return streams[0]
         strategy = "all_exhausted" if weights else "all_exhausted_without_replacement"
         return interleave_datasets(streams, weights, seed, stopping_strategy=strategy)
-    tables = [
-        Dataset.from_dict({"source": np.full(len(source.rows), i), "row": np.arange(len(source.rows))})
-        for i, source in enumerate(sources)
-    ]
+    return LazyRecords(sources, mix([len(source.rows) for source in sources], weights, seed), skips)
+
+
+def mix(lengths: Sequence[int], weights: Sequence[float] | None, seed: int) -> np.ndarray:
+    """The order in which the rows of several data sets are seen.
+
+    With weights, each data set has its share of the records in random order, and is repeated until every row of every
+    data set has been seen. Without, each row is seen once.
+
+    Args:
+        weights: one for each data set; they add up to 1.
+
+    Returns:
+        `(records, 2)`: the number of the data set, and of its row, for each record.
+    """
+    counts = lengths
     if weights:
-        table = interleave_datasets(tables, weights, seed, stopping_strategy="all_exhausted")
-    else:
-        table = concatenate_datasets(tables)
-    columns = table.with_format("numpy")[:]
-    return LazyRecords(sources, np.stack([columns["source"], columns["row"]], axis=1), skips)
+        total = max(length / weight for length, weight in zip(lengths, weights))
+        counts = [max(length, round(total * weight)) for length, weight in zip(lengths, weights)]
+    table = np.concatenate(
+        [
+            np.stack([np.full(count, i, np.uint32), np.arange(count, dtype=np.uint32) % length], axis=1)
+            for i, (length, count) in enumerate(zip(lengths, counts))
+        ]
+    )
+    return np.random.default_rng(seed).permutation(table) if weights else table
 
 
 def read_unanswered(dataset: DatasetSetting) -> Iterator[Record]:
@@ -147,8 +162,8 @@ def split_off(records: "LazyRecords", share: float, seed: int = 0) -> tuple["Laz
     if held_out >= len(rows):
         raise ValueError(f"evaluation_share {share} leaves no rows for training; there are {len(rows)}.")
     chosen = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:held_out])]
-    span = rows[:, 1].max() + 1
-    is_held_out = np.isin(records.table @ [span, 1], chosen @ [span, 1])
+    numbers = np.array([int(rows[:, 1].max()) + 1, 1])
+    is_held_out = np.isin(records.table @ numbers, chosen @ numbers)
     return (
         LazyRecords(records.sources, records.table[~is_held_out], records.skips),
         LazyRecords(records.sources, chosen, records.skips),
@@ -207,12 +222,12 @@ class Skips:
     def __init__(self, path: str | Path | None, max_share: float):
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_skipped must be between 0 and 1; got {max_share}.")
-        self.path, self.max_share = path and Path(path), max_share
+        self.path, self.max_share = Path(path) if path else None, max_share
         self.seen, self.reasons = 0, Counter[str]()
-        self._listed: set[tuple[str, int]] = set()
+        self._listed: set[tuple[str, int | str]] = set()
         self._offset = 0
 
-    def add(self, source: str, row: int, reason: str) -> None:
+    def add(self, source: str, row: int | str, reason: str) -> None:
         """Counts a bad row.
 
         Raises:
@@ -234,7 +249,7 @@ class Skips:
         listed = f" All are listed in {self.path}." if self.path else ""
         return f"The most frequent reason, {count} times: {reason}.{listed}"
 
-    def write(self, source: str, row: int, reason: str) -> None:
+    def write(self, source: str, row: int | str, reason: str) -> None:
         """Lists a row, unless it is listed."""
         path = self.path
         assert path is not None
@@ -249,9 +264,9 @@ class Skips:
         if (source, row) not in self._listed:
             self._listed.add((source, row))
             path.parent.mkdir(parents=True, exist_ok=True)
-            line = json.dumps({"source": source, "row": row, "reason": reason}, ensure_ascii=False) + "\n"
+            listed = json.dumps({"source": source, "row": row, "reason": reason}, ensure_ascii=False) + "\n"
             with path.open("ab") as file:
-                file.write(line.encode())  # one write, so lines of several processes do not mix
+                file.write(listed.encode())  # one write, so lines of several processes do not mix
 
 
 @dataclass(frozen=True)
@@ -459,7 +474,7 @@ def find_pictures(source: Source, row: Mapping[str, Any]) -> str | None:
 def make_lazy_dataset(records: Records) -> Dataset:
     """Makes a `datasets.Dataset` whose records are made when they are requested.
 
-    A field that some records of a batch lack is `None` there.
+    Fields that some records of a batch lack are `None` in these records.
     """
 
     def make(batch: dict) -> dict:

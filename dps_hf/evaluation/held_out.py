@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from dps_hf.contact_sheet import Item, Section, draw_page
+from dps_hf.data.sources import LazyRecords
 from dps_hf.evaluation.captions import score_captions
 from dps_hf.evaluation.figures import Figure, mean, share
 from dps_hf.evaluation.metrics import normalize_answer
@@ -110,12 +112,12 @@ class HeldOut:
 
         Without captions, the pictures are the wanted drawings, and their captions the prompts.
         """
-        texts, pictures = zip(*self._pairs())
+        texts, shown = zip(*self._pairs())
         pictures = [
             picture
             if isinstance(picture, Image.Image)
             else show_wanted(subject.model, subject.processor, Turn((), picture))
-            for picture in pictures
+            for picture in shown
         ]
         names = _digests(pictures)
         first = {name: picture for name, picture in zip(names, pictures)}  # each picture once
@@ -187,11 +189,42 @@ class HeldOut:
 
 
 def choose_records(records: Any, subject: Subject) -> list[Mapping[str, Any]]:
-    """`subject.items` records at random, all if there are fewer, or the first of a stream."""
+    """`subject.items` records at random, all if there are fewer, or the first of a stream.
+
+    A captioned picture is described and drawn, which are two records, unless the data set says which shares of its
+    pictures are described and drawn.
+    """
     if not hasattr(records, "__len__"):
         return list(records.take(subject.items))
-    chosen = subject.rng("dataset").permutation(len(records))[: subject.items]
-    return [records[int(index)] for index in sorted(chosen)]
+    chosen = sorted(map(int, subject.rng("dataset").permutation(len(records))[: subject.items]))
+    captioned = _find_captioned(records) if isinstance(records, LazyRecords) else []
+    if not captioned:
+        return [records[index] for index in chosen]
+    found: list[Mapping[str, Any]] = []
+    for way in ("describe", "draw"):
+        asked = _ask_captioned(records, captioned, way)
+        found += [asked[i] for i in chosen if way == "describe" or records.table[i][0] in captioned]
+    return found
+
+
+def _find_captioned(records: LazyRecords) -> list[int]:
+    """The numbers of the data sets of captioned pictures for which no shares are set."""
+    return [
+        number
+        for number, source in enumerate(records.sources)
+        if source.form.kind == "captions"
+        and not any("share" in way for way in (source.setting.captions or {}).values())
+    ]
+
+
+def _ask_captioned(records: LazyRecords, captioned: Sequence[int], way: str) -> LazyRecords:
+    """The same records with all captioned pictures described, or all drawn."""
+    sources = list(records.sources)
+    for number in captioned:
+        form = sources[number].form
+        captions = replace(form.captions, describe=float(way == "describe"), draw=float(way == "draw"))
+        sources[number] = replace(sources[number], form=replace(form, captions=captions))
+    return LazyRecords(sources, records.table, records.skips)
 
 
 @torch.no_grad()

@@ -59,7 +59,8 @@ def split_turns(record: Mapping[str, Any]) -> list[Turn]:
     """
     pictures = iter(open_pictures(record, DPSImageProcessor(fetch_urls=True)) if record.get("images") else [])
     codes = iter(record["codes"]) if record.get("codes") else None
-    turns, before = [], []
+    turns: list[Turn] = []
+    before: list[dict[str, Any]] = []
     for index, message in enumerate(record["messages"]):
         assistant, content = message["role"] == "assistant", []
         for part in message["content"]:

@@ -39,6 +39,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "*.model", "*.gguf
 SHARD_BYTES = 500_000_000  # largest size of a Parquet file
 HEAD_BYTES = 32_000_000  # largest part of a file that is searched for keys and paths
 
+SHOWN_PICTURES = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|jpe?g|gif|webp))\)")
 KEYS = re.compile(
     r"\bhf_[A-Za-z0-9]{30,}|\bsk-[\w-]{20,}|\bgh[pousr]_\w{30,}|\bAKIA[0-9A-Z]{16}\b|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
@@ -70,8 +71,8 @@ def push(
         api: the client with endpoint and token. By default they come from the environment.
 
     Raises:
-        ValueError: the folder lacks files, the card's metadata is wrong, or a file contains a key or a path of this
-            machine.
+        ValueError: the folder lacks files or pictures that the card shows, the card's metadata is wrong, or a file
+            contains a key or a path of this machine.
         FileExistsError: the repository contains files, and `exist_ok` is False.
         PermissionError: there is no token, or it has no permission to write.
         ConnectionError: the Hub could not be reached, or the push failed.
@@ -85,6 +86,8 @@ def push(
         else:
             files = _model_files(folder, card)
         files |= {Path(path).name: Path(path) for path in beside}
+        if missing := sorted({*SHOWN_PICTURES.findall(card.text)} - set(files)):
+            raise ValueError(f"The card shows {', '.join(missing)}, which {folder} lacks. Give it in beside.")
         files["README.md"] = card.content.encode()
         _check_leaks(files, [folder, Path.cwd()], api.token if isinstance(api.token, str) else get_token())
 

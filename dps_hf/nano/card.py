@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from dps_hf.hub.cards import figures, model_card
+from dps_hf.hub.cards import flatten_figures, model_card
 
 
 # The Hub's names: a task by a word in the name of its evaluation, a metric by the name of its figure.
@@ -28,7 +28,7 @@ METRIC_TYPES = {
 
 def nano_card(template: str | PathLike, results: str | PathLike) -> ModelCard:
     """The card of dps-nano. Most of its figures are shares of right answers, "accuracy" on the Hub."""
-    names = figures(json.loads(Path(results).read_text(encoding="utf-8")))
+    names = flatten_figures(json.loads(Path(results).read_text(encoding="utf-8")))
     tasks = {name.rpartition(".")[0] for name in names}
     return model_card(
         template,

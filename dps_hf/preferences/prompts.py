@@ -13,7 +13,8 @@ from PIL import Image
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture, name_of
 from dps_hf.data.record import Message, Record, get_pictures, validate
-from dps_hf.data.sources import IMAGE_PROCESSOR, leave_unopened, open_pictures, read_dataset
+from dps_hf.data.rows import BUILDERS, IMAGE_PROCESSOR, is_saved, leave_unopened, open_pictures, read_dataset
+from dps_hf.data.sources import read_unanswered
 from dps_hf.judges.verdict import find_control_token
 from dps_hf.model.image_processing_dps import to_rgb
 from dps_hf.model.processing_dps import DPSProcessor
@@ -117,8 +118,9 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
     """Your own prompts, each only once.
 
     Args:
-        path: a text file with a prompt for a drawing on each line; or a folder of records that `datasets` saved, whose
-            last questions are asked. Prompts without a task get the name of the file or folder as their task.
+        path: a text file with a prompt for a drawing on each line; or records in any form that
+            [`~dps_hf.data.sources.read_records`] takes from files and folders, whose last questions are asked. Prompts
+            without a task get the name of the file or folder as their task.
         think: names of the tasks in which the model thinks aloud.
 
     Raises:
@@ -126,6 +128,11 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
         ValueError: the file has no prompt or is not UTF-8, or the folder has several splits or no records; or a line
             or a record is wrong (for example it holds a control token), and the error gives its number.
     """
+    if (path.is_file() and path.suffix != ".txt" and path.suffix in BUILDERS) or (
+        path.is_dir() and not is_saved(path)
+    ):
+        yield from prompts_of(map(_check_question, read_unanswered(path)), think, path.stem)
+        return
     if not path.is_dir():
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -157,11 +164,14 @@ def _checked(dataset: Dataset, path: Path) -> Iterator[Record]:
             one["images"] = open_pictures(one, IMAGE_PROCESSOR)
             if "user" not in [message["role"] for message in one["messages"][-2:]]:
                 raise ValueError("'messages' must end with a question of the user, or with one and its answer.")
-            for part in one["messages"][-1 if one["messages"][-1]["role"] == "user" else -2]["content"]:
-                if name := find_control_token(part.get("text") or ""):
-                    raise ValueError(
-                        f"a question must not hold control tokens; got {name!r}. Write it in other words."
-                    )
+            _check_question(one)
         except (TypeError, ValueError, OSError) as error:
             raise ValueError(f"record {i} of {path}: {error}") from error
         yield one
+
+
+def _check_question(one: Record) -> Record:
+    for part in one["messages"][-1 if one["messages"][-1]["role"] == "user" else -2]["content"]:
+        if name := find_control_token(part.get("text") or ""):
+            raise ValueError(f"a question must not hold control tokens; got {name!r}. Write it in other words.")
+    return one

@@ -81,8 +81,8 @@ class Collator:
         found = chat.text.count(self.processor.image_token)
         if found != len(record["images"]):
             raise ValueError(
-                f"its text has {found} {self.processor.image_token}, and there are {len(record['images'])} pictures in "
-                "its prompts. Write that name in no text, and one image part for each picture."
+                f"its text has {found} {self.processor.image_token}, and there are {len(record['images'])} pictures "
+                "in its prompts. Write that name in no text, and one image part for each picture."
             )
         return chat
 

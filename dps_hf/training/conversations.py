@@ -57,8 +57,8 @@ def write_conversation(
         assistant_only, completion_only: as `assistant_only_loss` and `completion_only_loss` of trl.
 
     Raises:
-        ValueError: `completion_only` is true and the record has no `num_prompt_messages`, there is nothing to learn, or
-            the chat template does not let answers be found.
+        ValueError: `completion_only` is true and the record has no `num_prompt_messages`, there is nothing to learn,
+            or the chat template does not let answers be found.
     """
     count = record.get("num_prompt_messages")
     if count is None and completion_only:

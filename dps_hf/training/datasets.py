@@ -45,12 +45,12 @@ class DataArguments:
     samples: how many held-out records are drawn and described on the page `output_dir/samples` at each evaluation.
     """
 
-    dataset: Any = None
+    dataset: str | None = None  # a command line has strings only; a recipe may have mappings and lists
     tasks: dict = field(default_factory=dict)
     dataset_weight: float = 1.0
     guidance: dict = field(default_factory=dict)
     num_records: int | None = None
-    evaluation_dataset: Any = None
+    evaluation_dataset: str | None = None
     evaluation_share: float | None = None
     evaluation_records: int = 64
     max_skipped: float = 0.1
@@ -123,6 +123,8 @@ def make_training_data(
                 for task in data.tasks
             }
     if isinstance(records, IterableDataset):
+        # Otherwise accelerate cuts batches by rows, and a batch has fewer pictures than rows.
+        training.accelerator_config.dispatch_batches = False
         return records.map(_DropOne(training.seed, data.prompt_dropout, code_dropout), with_indices=True), held_out
     return Dropouts(records, training.seed, data.prompt_dropout, code_dropout), held_out
 

@@ -49,8 +49,8 @@ def packed_loss(
     hidden, rows = outputs.hidden_states[-1][:, :-1], bare.get_output_embeddings().weight
     if isinstance(rows, DTensor) or hasattr(rows, "ds_id"):
         raise ValueError(
-            "The packed loss needs the whole head on each process, and FSDP or ZeRO-3 shards it. Set packing to false, "
-            "or train with DDP or ZeRO-2."
+            "The packed loss needs the whole head on each process, and FSDP or ZeRO-3 shards it. Set packing to "
+            "false, or train with DDP or ZeRO-2."
         )
     if not torch.is_grad_enabled():
         rows = rows.detach()  # a parameter always asks for its gradient

@@ -43,8 +43,8 @@ class PackingCollator(Collator):
     cannot be given such a mask ([`takes_masks`]), they are separate records in fact.
 
     An answer of n tokens has the weight of n ** 0.5 tokens. So the many tokens of a drawing neither outweigh a short
-    name nor count for almost nothing each (InternVL 2.5, https://huggingface.co/papers/2412.05271, section 3.3). If all
-    text is learned, a whole record counts as one answer.
+    name nor count for almost nothing each (InternVL 2.5, https://huggingface.co/papers/2412.05271, section 3.3). If
+    all text is learned, a whole record counts as one answer.
 
     A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
     may be text, a drawing, or a plan followed by a drawing.

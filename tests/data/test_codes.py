@@ -1,16 +1,20 @@
 """Drawings that are encoded once, ahead of training."""
 
+import os
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from two_processes import run_on_two
 
 from dps_hf.data.codes import encode_ahead, encode_drawings
 from dps_hf.data.dropouts import Dropouts
 from dps_hf.data.record import record, validate
 from dps_hf.data.sources import read_records
+from dps_hf.inference import load
 from dps_hf.model.image_tokenizer_dps import DPSImageTokenizer
 from dps_hf.training.collator import RecordCollator
 from dps_hf.training.packing import PackingCollator
@@ -32,6 +36,19 @@ class Records:
     def __getitem__(self, index):
         self.read += 1
         return self.records[index]
+
+
+@pytest.fixture
+def make_seeing_model(make_model):
+    """Makes models whose image tokenizer tells pictures apart, unlike one of fresh weights."""
+
+    def make():
+        model = make_model()
+        for part in (0, -1):
+            torch.nn.init.normal_(model.model.image_tokenizer.encoder[part].weight)
+        return model
+
+    return make
 
 
 @pytest.fixture
@@ -61,12 +78,13 @@ def encoded_pictures(monkeypatch):
 
 
 @pytest.mark.parametrize("collator", [RecordCollator, PackingCollator])
-def test_batches_of_codes_equal_those_of_pictures(make_model, tiny_processor, records, collator):
-    model = make_model()
+def test_batches_of_codes_equal_those_of_pictures(make_seeing_model, tiny_processor, records, collator):
+    model = make_seeing_model()
     collate = collator(model, tiny_processor)
     ahead = encode_ahead(records, model, tiny_processor)
     one, other = (collate([some[i] for i in range(3)]) for some in (records, ahead))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert len({str(codes) for i in range(3) for codes in ahead[i]["codes"]}) == 3
     assert [len(ahead[i]["images"]) for i in range(3)] == [1, 1, 0]
     for i in range(3):
         validate(ahead[i])
@@ -118,15 +136,15 @@ def test_an_interrupted_encoding_goes_on_where_it_stopped(
 
 
 def test_a_saved_set_trains_without_the_image_tokenizer(
-    make_model, tiny_processor, records, encoded_pictures, tmp_path
+    make_seeing_model, tiny_processor, records, encoded_pictures, tmp_path
 ):
-    model = make_model()
+    model = make_seeing_model()
     expected = PackingCollator(model, tiny_processor)(records)
     encode_ahead(Records(records, "a"), model, tiny_processor).save_to_disk(tmp_path / "set")
     torch.nn.init.normal_(model.model.image_tokenizer.encoder[0].weight)  # as with a config in place of a checkpoint
     encoded_pictures.clear()
     saved = read_records(tmp_path / "set")
-    assert [len(images) for images in saved["images"]] == [1, 1, 0]
+    assert [len(one["images"]) for one in saved] == [1, 1, 0]
     batch = PackingCollator(model, tiny_processor)([saved[i] for i in range(3)])
     assert not encoded_pictures and all(torch.equal(batch[name], expected[name]) for name in expected)
 
@@ -158,6 +176,22 @@ def test_all_processes_wait_for_the_main_one(make_model, tiny_processor, records
     monkeypatch.setattr("dps_hf.data.codes.PartialState.main_process_first", lambda self: FirstMain())
     encode_ahead(records, make_model(), tiny_processor)
     assert order == [0, 1], "all encoding is inside"
+
+
+def encode_on(rank: int, base: str, cache: str) -> tuple[int, list]:
+    """The number of records that a process read to encode them, and the codes that it gets."""
+    datasets.config.HF_DATASETS_CACHE = cache
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}  # as launchers do
+    model, processor = load(base, device="cpu")
+    some = Records([record("t", ["a red square"], [RED]), record("t", ["a blue square"], [BLUE])], "a")
+    ahead = encode_ahead(some, model, processor)
+    return some.read, [ahead[i]["codes"] for i in range(2)]
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_main_one_encodes(saved_model, tmp_path):
+    (first, codes), (second, others) = run_on_two(encode_on, tmp_path, saved_model, str(tmp_path / "shared"))
+    assert (first, second) == (2, 0) and codes == others
 
 
 def test_codes_of_another_image_tokenizer_are_refused(tiny_model, tiny_processor):

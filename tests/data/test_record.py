@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dps_hf.data.record import record, validate, get_text
+from dps_hf.data.record import get_text, record, validate
 
 
 @pytest.fixture
@@ -93,3 +93,35 @@ def test_a_picture_that_is_missing_is_named(picture, missing):
 )
 def test_words_of_an_answer_are_found_however_it_is_given(answer, words):
     assert get_text(answer) == words
+
+
+def test_a_record_with_codes_has_no_pictures_of_drawings():
+    picture = Image.new("RGB", (8, 8))
+    edit = record("t", [picture, "make it blue"], [picture])
+    validate({**edit, "codes": None, "num_prompt_messages": None})
+    validate({**edit, "images": [picture], "codes": [[1, 2]], "num_prompt_messages": 1})
+    for fields, complaint in (
+        ({"codes": [[1, 2]]}, r"1 image\(s\) outside of the assistant's but 'images' holds 2.*leave the pictures"),
+        ({"codes": [], "images": [picture]}, r"mention 1 drawing\(s\) but 'codes' holds 0"),
+        ({"codes": [[1, 2], [3, 4]], "images": [picture]}, "'codes' holds 2"),
+        ({"codes": "12", "images": [picture]}, "'codes' must be a list of lists of integers; got '12'"),
+        ({"codes": [[]], "images": [picture]}, r"'codes'\[0\] must be a list of integers; got \[\]"),
+        ({"codes": [7], "images": [picture]}, r"'codes'\[0\] must be a list of integers; got 7"),
+        ({"codes": [[-1, 2]], "images": [picture]}, r"'codes'\[0\] must be integers of 0 or more; got \[-1, 2\]"),
+        ({"codes": [[0.5, 2]], "images": [picture]}, r"'codes'\[0\] must be integers"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            validate({**edit, **fields})
+
+
+@pytest.mark.parametrize("count", [-1, 2, 1.0, True, "1"])
+def test_the_prompt_must_leave_messages_to_learn(count):
+    with pytest.raises(ValueError, match=f"'num_prompt_messages' must be an integer from 0 to 1.*got {count!r}"):
+        validate({**record("t", ["a"], ["b"]), "num_prompt_messages": count})
+
+
+def test_a_prompt_without_an_answer_after_it_is_refused():
+    one = record("t", ["a"], ["b"])
+    one["messages"].append(one["messages"][0])
+    with pytest.raises(ValueError, match="'num_prompt_messages' must leave an assistant message to learn; got 2 of 3"):
+        validate({**one, "num_prompt_messages": 2})

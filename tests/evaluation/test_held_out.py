@@ -8,6 +8,7 @@ from datasets import Dataset
 from PIL import Image
 
 from dps_hf.data.record import record
+from dps_hf.data.sources import read_records
 from dps_hf.evaluation.held_out import HeldOut, choose_records, score_drawings
 from dps_hf.evaluation.metrics import normalize_answer
 from dps_hf.evaluation.runner import run_evaluations
@@ -197,3 +198,14 @@ def test_a_random_part_of_a_large_set_is_measured(subject):
     assert len(set(numbers)) == 100 and numbers != list(range(100))
     assert numbers == [row["number"] for row in choose_records(rows, subject)]
     assert [row["number"] for row in choose_records(rows.to_iterable_dataset(), subject)] == list(range(100))
+
+
+def test_captioned_pictures_are_described_and_drawn_unless_shares_are_set(subject, tmp_path):
+    for name in COLOURS:
+        PICTURES[name].save(tmp_path / f"{name}.png")
+    rows = [json.dumps({"file_name": f"{name}.png", "text": f"a {name} square"}) for name in COLOURS]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    both = HeldOut(choose_records(read_records(str(tmp_path)), subject))
+    assert {kind: len(turns) for kind, turns in both.turns.items()} == {"captions": 8, "drawings": 8}
+    drawn = {"path": str(tmp_path), "captions": {"draw": {"share": 1}}}
+    assert list(HeldOut(choose_records(read_records(drawn), subject)).turns) == ["drawings"]

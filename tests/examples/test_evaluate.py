@@ -116,6 +116,79 @@ def test_figures_of_another_recipe_are_never_mixed(evaluate, output, saved_model
         evaluate.main(evaluate.ScriptArguments([NANO_TASKS], saved_model, output, items=5, guidance=2.0))
 
 
+JUDGE = """
+from dps_hf.judges.verdict import Verdict
+
+
+def whiteness(cases):
+    return [Verdict({"white": 0.5}, "", "whiteness", case.origin) for case in cases]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures with captions, as people have them."""
+    colours = ("red", "blue", "green", "black", "white", "yellow")
+    (tmp_path / "squares").mkdir()
+    for colour in colours:
+        Image.new("RGB", (20, 16), colour).save(tmp_path / "squares" / f"{colour}.png")
+    rows = [{"file_name": f"{colour}.png", "text": f"a {colour} square"} for colour in colours]
+    (tmp_path / "squares" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "squares"
+
+
+def test_a_folder_of_captioned_pictures_is_measured_and_judged(evaluate, saved_model, folder, monkeypatch, capsys):
+    for library in ("sacrebleu", "rouge_score", "pycocoevalcap"):
+        pytest.importorskip(library)
+    (folder.parent / "my_own_judge.py").write_text(JUDGE)
+    monkeypatch.syspath_prepend(str(folder.parent))
+    output = folder.parent / "squares.json"
+    options = {"model": saved_model, "output": output, "dataset": str(folder), "judge": "my_own_judge.whiteness"}
+    evaluate.main(evaluate.ScriptArguments(**options))
+    report, printed = json.loads(output.read_text()), capsys.readouterr().out
+    assert "The records hold 6 captions, 6 drawings." in printed
+    assert list(report["seconds"]) == ["captions", "drawings", "retrieval", "right_words", "judgements"]
+    assert report["judgements"]["drawings"] == {"value": 0.5, "n": 6, "ci95": [0.5, 0.5]}
+    assert report["recipe"]["dataset"] == "squares" and str(folder) not in json.dumps(report["recipe"])
+    for task in report["seconds"]:
+        for figure in report[task].values():
+            assert figure["ci95"][0] <= figure["value"] <= figure["ci95"][1] + 1e-6 and figure["n"] == 6
+    with Image.open(output.with_suffix(".png")) as sheet:
+        assert sheet.height > 400
+
+    evaluate.main(evaluate.ScriptArguments(**options))
+    assert "batch" not in capsys.readouterr().out and json.loads(output.read_text()) == report, "nothing is run again"
+    Image.new("RGB", (20, 16), "pink").save(folder / "red.png")
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "red.png", "text": "another"}')
+    with pytest.raises(ValueError, match="other dataset_fingerprint"):
+        evaluate.main(evaluate.ScriptArguments(**options))
+
+
+def test_what_a_training_held_out_can_be_measured(evaluate, saved_model, folder, capsys):
+    pytest.importorskip("sacrebleu")
+    output = folder.parent / "part.json"
+    options = {"model": saved_model, "output": output, "dataset": {"path": str(folder)}, "evaluation_share": 0.34}
+    evaluate.main(evaluate.ScriptArguments(**options))
+    assert "The records hold 2 captions, 2 drawings." in capsys.readouterr().out
+
+
+def test_a_data_set_is_named_on_the_command_line_or_described_in_a_recipe(evaluate, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset: [{path: mine, split: test}, theirs]\n")
+    for arguments, dataset in (
+        (["--dataset", "mine"], "mine"),
+        (["--config", str(recipe)], [{"path": "mine", "split": "test"}, "theirs"]),
+    ):
+        [script] = TrlParser(evaluate.ScriptArguments).parse_args_and_config(arguments)
+        assert script.dataset == dataset
+
+
+def test_a_judge_without_a_data_set_is_refused(evaluate):
+    with pytest.raises(ValueError, match="judge scores answers to a dataset"):
+        evaluate.ScriptArguments(judge="my.judge")
+
+
 def test_temperature_zero_is_greedy(evaluate):
     script = evaluate.ScriptArguments(temperature=0.0)
     config = evaluate.GenerationConfig(guidance_scale=2.0)

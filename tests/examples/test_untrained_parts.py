@@ -3,7 +3,6 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import JanusVQVAE, JanusVQVAEConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 from trl import ModelConfig, SFTConfig
 
 from dps_hf.components import find_new_tokens, find_untrained_parts, from_components, replace_image_tokenizer
@@ -18,36 +17,9 @@ LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8}
 FRESH = {"connector": 1e-3, "new_tokens": 1e-2}
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory, make_text_config) -> dict:
-    """Folders of a Llama whose tokenizer knows no picture, a SigLIP and Janus' VQ, shrunk."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("parts")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    torch.manual_seed(0)
-    fields = {"vocab_size": 259, "eos_token_id": 258, "pad_token_id": 256, "max_position_embeddings": 1024}
-    fields |= {"initializer_range": 0.02}
-    for tied in (True, False):
-        text = LlamaForCausalLM(make_text_config(tie_word_embeddings=tied, **fields))
-        text.save_pretrained(folder / ("text" if tied else "untied"))
-        tokenizer.save_pretrained(folder / ("text" if tied else "untied"))
-    tower = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    SiglipVisionModel(SiglipVisionConfig(**tower, image_size=16, patch_size=8)).save_pretrained(folder / "vision")
-    vq = {"embed_dim": 8, "num_embeddings": 16, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1}
-    vq |= {"latent_channels": 32, "num_patches": 2, "z_channels": 8, "double_latent": False}
-    JanusVQVAE(JanusVQVAEConfig(**vq)).save_pretrained(folder / "codes")
-    return {name: str(folder / name) for name in ("text", "untied", "vision", "codes")}
-
-
 @pytest.fixture(params=["text", "untied"])
-def new_model(request, parts, tmp_path) -> str:
-    model, processor = from_components(parts[request.param], parts["vision"], parts["codes"])
+def new_model(request, shrunk_parts, tmp_path) -> str:
+    model, processor = from_components(shrunk_parts[request.param], shrunk_parts["vision"], shrunk_parts["codes"])
     model.save_pretrained(tmp_path / "new")
     processor.save_pretrained(tmp_path / "new")
     return str(tmp_path / "new")

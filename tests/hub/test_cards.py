@@ -93,6 +93,90 @@ def test_a_card_without_results_or_with_a_field_missing_is_refused(results, tmp_
         model_card(CARDS / "base.md", "me/sums", path, **FIELDS)
 
 
+@pytest.fixture
+def my_run(tmp_path, make_model, tiny_processor):
+    """A model whose decoder has a card beside it, whose vision tower is on the Hub, and the folder of its training."""
+    (tmp_path / "parts" / "my-decoder").mkdir(parents=True)
+    (tmp_path / "parts" / "my-decoder" / "README.md").write_text("---\nlicense: mit\n---\n# my decoder\n")
+    make_model().save_pretrained(tmp_path / "mine")
+    tiny_processor.save_pretrained(tmp_path / "mine")
+    config = json.loads((tmp_path / "mine" / "config.json").read_text())
+    config["text_config"]["_name_or_path"] = str(tmp_path / "parts" / "my-decoder")
+    config["vision_config"]["_name_or_path"] = "google/siglip-base-patch16-224"
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run").mkdir()
+    state = {"global_step": 1500, "epoch": 2.0, "log_history": []}
+    (tmp_path / "run" / "trainer_state.json").write_text(json.dumps(state))
+    settings = {"train": "{'connector': 0.001, 'decoder': 2e-05}", "learning_rate": "2e-05", "lora_r": "None"}
+    settings |= {"dataset": str(tmp_path / "pictures"), "use_peft": "False"}
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def my_card(place, results, **fields):
+    options = {"folder": place / "mine", "trained": place / "run", "samples": [place / "results.png"]}
+    options |= {key: FIELDS[key] for key in ("description", "limits", "data")}
+    return model_card(CARDS / "base.md", "me/mine", results, **{**options, **fields})
+
+
+def test_the_card_of_ones_own_model_names_parts_licences_and_training(my_run, results):
+    parts = {"vision tower": {"licence": "apache-2.0"}}
+    path = results(0.5)
+    report = json.loads(path.read_text())
+    report["command"] = f"python examples/evaluate.py --dataset {my_run}/pictures --model={my_run}/mine --items 9"
+    report["recipe"]["dataset"] = "pictures"
+    report["captions"] = {"cider": {"value": 8.5, "n": 9, "ci95": [8, 9]}}
+    path.write_text(json.dumps(report))
+    card = my_card(my_run, path, parts=parts, license="mit")
+    for row in (
+        "| decoder | my-decoder | mit |",
+        "| vision tower | google/siglip-base-patch16-224 | apache-2.0 |",
+        "| steps | 1,500 |",
+        "| epochs | 2 |",
+        "| train | {'connector': 0.001, 'decoder': 2e-05} |",
+        "| dataset | pictures |",
+        "| `captions.cider` | 8.5 | 8 – 9 | 9 |",
+        "![Samples](results.png)",
+        "`python examples/evaluate.py --dataset pictures --model=mine --items 9`",
+    ):
+        assert row in card.text, row
+    assert str(my_run) not in card.content and "image tokenizer |" not in card.text and "lora_r" not in card.text
+    assert card.data.base_model == ["google/siglip-base-patch16-224"] and card.data.license == "mit"
+    [captions] = [result for result in card.data.eval_results if result.task_name == "captions"]
+    assert (captions.task_type, captions.dataset_name) == ("image-to-text", "pictures")
+    assert "nano" not in card.content and "emoji" not in card.content
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {},
+            r"lack the licence of the vision tower google/.* Give parts=\{'vision tower': \{'licence': '...'\}\}",
+        ),
+        ({"parts": {"tower": {"licence": "mit"}}}, "parts must be of decoder, vision tower, image tokenizer"),
+        (
+            {"parts": {"image tokenizer": {"licence": "mit"}, "vision tower": {"licence": "mit"}}},
+            "the name of the image",
+        ),
+        ({"parts": {"vision tower": {"licence": "apache-2.0"}}}, "license must be given .* they have apache-2.0, mit"),
+        ({"folder": "nowhere"}, "nowhere has no config.json"),
+        ({"trained": "nowhere"}, "nowhere has no trainer_state.json"),
+        ({"base_model": "/data/base"}, "base_model must be a name on the Hub such as me/dps; got the path /data/base"),
+        ({"data": [{"data": "cats", "what": "all"}]}, r"data\[0\] lacks licence; got .* Give licence"),
+    ],
+)
+def test_the_error_says_which_field_of_ones_own_card_is_missing(my_run, results, fields, message):
+    if "nowhere" in message or "data" in message:
+        fields = {"parts": {"vision tower": {"licence": "mit"}}, **fields}
+    with pytest.raises(ValueError, match=message):
+        my_card(my_run, results(0.5), **fields)
+
+
+def test_parts_with_one_licence_give_it_to_the_model(my_run, results):
+    assert my_card(my_run, results(0.5), parts={"vision tower": {"licence": "mit"}}).data.license == "mit"
+
+
 def test_the_shipped_card_is_made_of_the_committed_results():
     card = nano_card(CARDS / "dps-nano.md", CARDS / "results" / "dps-nano.json")
     shipped = Path(dps_hf.NANO, "README.md").read_text(encoding="utf-8")

@@ -287,6 +287,16 @@ def test_where_parts_were_loaded_from_stays_here(saved, server, api):
     assert pushed["text_config"] == config["text_config"]
 
 
+def test_the_pictures_of_a_card_are_pushed_or_asked_for(saved, server, api):
+    card = ModelCard(CARD + "![Samples](samples.png)\n![logo](https://example.com/logo.png)\n")
+    with pytest.raises(ValueError, match=r"The card shows samples.png, which .* lacks. Give it in beside"):
+        push(saved, "me/tiny", card, api=api)
+    assert not server.commits
+    Image.new("RGB", (8, 8)).save(saved.parent / "samples.png")
+    push(saved, "me/tiny", card, beside=[saved.parent / "samples.png"], api=api)
+    assert "samples.png" in server.files("me/tiny")
+
+
 def test_an_adapter_names_its_base_on_the_hub(adapter, server, api):
     folder, _ = adapter
     with pytest.raises(ValueError, match="must name its base_model"):

@@ -1,9 +1,11 @@
 """Packed rows: to the model each record, and each question of it, is as if it stood alone."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from transformers import MistralConfig, Qwen2Config
 
 from dps_hf.data.dropouts import Dropouts
 from dps_hf.data.guidance import guide
@@ -156,3 +158,115 @@ def test_more_questions_share_the_pictures_that_begin_the_first(make_model, tiny
     late = {**record("t", ["Which", BLUE, "colour?"], ["blue"]), "more": [("Size?", "16")]}
     with pytest.raises(ValueError, match="must begin with its pictures"):
         PackingCollator(make_model(), tiny_processor)([late])
+
+
+NOISE = list(map(Image.fromarray, np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)))
+
+
+@pytest.fixture(scope="module")
+def conversations():
+    """Several turns, pictures in any of them, drawings, and text alone, short and long."""
+    one, two, three, four = NOISE
+    seen, drawn = {"type": "image"}, [{"type": "image"}]
+    text = lambda words: [{"type": "text", "text": words}]  # noqa: E731
+    turns = [
+        [("user", [seen, *text("What?")]), ("assistant", text("a square")), ("user", [*text("And "), seen])],
+        [("system", text("Be short.")), ("user", text("Draw.")), ("assistant", drawn), ("user", text("Now blue."))],
+        [("user", text("Hi")), ("assistant", text("Hello")), ("user", text("Capital?"))],
+    ]
+    lasts = [text("a circle, which is much longer than what was said of the other"), drawn, text("<think>x</think>P")]
+    images = [[one, two], [three, four], []]
+    made = [
+        {
+            "messages": [
+                *({"role": role, "content": content} for role, content in some),
+                {"role": "assistant", "content": last},
+            ],
+            "images": pictures,
+            "task": "t",
+        }
+        for some, last, pictures in zip(turns, lasts, images, strict=True)
+    ]
+    plain = {"messages": [{"role": "assistant", "content": text("Once upon a time.")}], "images": [], "task": "t"}
+    return [*made, plain, {**made[0], "num_prompt_messages": 2}]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("decoder", "attention"),
+    [
+        *((decoder, "eager") for decoder in ("llama", "gpt2", "gemma2", "gemma3", "mistral")),  # Gemma 2 has no other
+        *((decoder, "sdpa") for decoder in ("llama", "qwen2", "gpt2", "gemma3", "mistral", "qwen2 with a window")),
+    ],
+)
+def test_the_loss_of_any_decoder_is_that_of_its_conversations_one_by_one(
+    make_model, make_config, make_text_config, make_decoder_config, tiny_processor, conversations, asked, decoder,
+    attention, whole,
+):  # fmt: skip
+    window = {"sliding_window": 5}
+    text_config = (
+        make_text_config()
+        if decoder == "llama"
+        else make_text_config(MistralConfig, **window)
+        if decoder == "mistral"
+        else make_text_config(Qwen2Config, use_sliding_window=True, max_window_layers=1, **window)
+        if "window" in decoder
+        else make_decoder_config(decoder)
+    )
+    model = make_model(make_config(text_config=text_config))
+    model.set_attn_implementation(attention)
+    options = {"assistant_only_loss": not whole}
+    examples = [*conversations, *([] if whole else [asked])]
+    collate = PackingCollator(model, tiny_processor, **options, packed_length=200)
+    batch = collate(examples)
+    assert len(batch["input_ids"]) < len(examples), "several share a row"
+    assert collate.shares_prompts == (decoder in ("llama", "qwen2", "gpt2"))
+    total = weight = 0.0
+    for one in alone(examples):
+        single = RecordCollator(model, tiny_processor, **options)([one])
+        labels = single.pop("labels")[0, 1:]
+        nats = torch.nn.functional.cross_entropy(model(**single).logits[0, :-1], labels, reduction="none")
+        due = labels != -100
+        # An answer is a run of labels, or all labels of a record of which all text is learned.
+        runs = torch.zeros_like(labels) if whole else (~due).cumsum(0)
+        for run in runs[due].unique():
+            count = int((due & (runs == run)).sum())
+            total, weight = total + nats[due & (runs == run)].mean() * count**0.5, weight + count**0.5
+    torch.testing.assert_close(packed_loss(model, model, batch, codes_alone=False), total / weight)
+
+
+def test_a_decoder_that_cannot_be_packed_is_refused(tiny_processor, make_model):
+    model = make_model()
+    model.model.language_model.__class__._is_stateful = True
+    try:
+        with pytest.raises(ValueError, match=r"LlamaModel carries a state from token to token. Train it without"):
+            PackingCollator(model, tiny_processor)
+    finally:
+        del model.model.language_model.__class__._is_stateful
+
+
+def test_rows_have_the_length_that_is_asked_for(make_model, tiny_processor):
+    some = [record("t", [f"{i}?"], ["yes"]) for i in range(9)]
+    assert PackingCollator(make_model(), tiny_processor, packed_length=200)(some)["input_ids"].shape == (2, 200)
+    with pytest.raises(ValueError, match="packed_length must be 1 or more; got 0"):
+        PackingCollator(make_model(), tiny_processor, packed_length=0)
+
+
+def test_one_long_row_gives_the_loss_of_several_rows(make_model, tiny_processor, records):
+    """Kernels of flash attention take one row, and tell records apart by positions."""
+    model = make_model()
+    batch = PackingCollator(model, tiny_processor, packed_length=100)(alone(records))
+    assert len(batch["input_ids"]) > 1
+    expected = packed_loss(model, model, batch, codes_alone=False)
+    model.model.language_model.config._attn_implementation = "flash"
+    seen = []
+    forward = model.forward
+
+    def run(**inputs):
+        seen.append(inputs["input_ids"].shape)
+        assert "attention_mask" not in inputs
+        model.model.language_model.config._attn_implementation = "sdpa"
+        return forward(**inputs)
+
+    torch.testing.assert_close(packed_loss(run, model, batch, codes_alone=False), expected)
+    assert seen == [(1, batch["input_ids"].numel())]

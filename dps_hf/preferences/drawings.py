@@ -1,0 +1,111 @@
+"""Answers that are pictures, as text of their codes, because trl's trainers take pictures in prompts only."""
+
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset, Value
+from datasets.fingerprint import Hasher
+
+from dps_hf.data.preferences import OpenPairs, list_drawings
+from dps_hf.data.rows import IMAGE_PROCESSOR, open_pictures
+from dps_hf.data.sources import Skips
+from dps_hf.inference import encode
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.training.collator import copy_image_tokenizer
+
+
+def write_drawings(
+    preferences: Dataset,
+    model: DPSForConditionalGeneration,
+    processor: DPSProcessor,
+    batch_size: int = 32,
+    skipped: str | Path | None = None,
+    max_skipped: float = 0.1,
+) -> Dataset:
+    """Replaces answers that are pictures by the text of their codes. Preferences without any are returned as they are.
+
+    Drawings are encoded on the accelerator, once: `datasets` keeps the result for these rows and this image tokenizer.
+
+    Args:
+        preferences: what [`~dps_hf.data.preferences.read_preferences`] returns.
+        skipped, max_skipped: as for `read_preferences`: rows whose drawings cannot be opened are listed and left out.
+
+    Raises:
+        ValueError: too many drawings cannot be opened; without `skipped`, one cannot.
+    """
+    columns = list_drawings(preferences)
+    if not columns:
+        return preferences
+    opener = preferences.format["format_kwargs"].get("transform")
+    state, encoder = PartialState(), copy_image_tokenizer(model).eval()
+    rows = preferences.with_format(None)
+    answers = [name for name in ("chosen", "rejected", "completion") if name in rows.column_names]
+
+    def write(batch: dict[str, list]) -> dict[str, list]:
+        encoder.to(state.device)
+        pictures: list = []
+        places: list[tuple[int, str]] = []
+        reasons = [""] * len(batch[answers[0]])
+        for i in range(len(reasons)):
+            wanted = {part["column"] for name in answers for message in batch[name][i] for part in message["content"]}
+            try:
+                opened = {
+                    column: open_pictures({"images": [batch[column][i]]}, IMAGE_PROCESSOR)[0]
+                    for column in sorted(wanted - {None})
+                }
+            except (TypeError, ValueError, OSError) as error:
+                reasons[i] = f"unreadable picture: {error}"
+                continue
+            pictures += opened.values()
+            places += [(i, column) for column in opened]
+        codes = encode(encoder, processor, pictures).tolist() if pictures else []
+        texts = {place: processor.drawing_text(one) for place, one in zip(places, codes, strict=True)}
+        made = {
+            name: [
+                [{**message, "content": [_write(part, i, texts) for part in message["content"]]} for message in chat]
+                for i, chat in enumerate(batch[name])
+            ]
+            for name in answers
+        }
+        return {**made, "reason": reasons}
+
+    weights = sha256()
+    for _, weight in sorted(encoder.image_tokenizer.state_dict().items()):
+        weights.update(weight.float().numpy().tobytes())
+    with state.main_process_first():
+        written = rows.map(
+            write,
+            batched=True,
+            batch_size=batch_size,
+            remove_columns=columns,
+            features=_without(rows, columns),
+            new_fingerprint=Hasher.hash([rows._fingerprint, weights.hexdigest(), repr(processor.image_processor)]),
+            desc="Encoding drawings",
+        )
+    skips, reasons = Skips(skipped, max_skipped), written["reason"][:]
+    good = [i for i, reason in enumerate(reasons) if not reason]
+    skips.seen = len(good)
+    for i, reason in enumerate(reasons):
+        if reason and skipped is None:
+            raise ValueError(f"drawing of row {i}: {reason}")
+        if reason:
+            skips.add("drawings", i, reason)
+    written = written.remove_columns("reason").select(good)
+    return written.with_transform(replace(opener, rows=written)) if isinstance(opener, OpenPairs) else written
+
+
+def _write(part: dict, i: int, texts: dict[tuple[int, str], str]) -> dict:
+    if part["column"] is None:
+        return part
+    return {"type": "text", "text": texts.get((i, part["column"])), "column": None}
+
+
+def _without(rows: Dataset, columns: list[str]):
+    features = rows.features.copy()
+    for column in columns:
+        del features[column]
+    features["reason"] = Value("string")
+    return features
