@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, TrainingArguments
+from trl import ModelConfig, SFTConfig
 
 from dps_hf.nano import emoji
 
@@ -85,6 +87,16 @@ def test_the_page_shows_names_drawings_and_answers(example, parts, tmp_path):
     assert "25.0% of 12 held-out pictures" in html and "always the same is right for 33.3%" in html
 
 
+def test_the_recipes_have_only_fields_of_the_script_that_their_page_names(example):
+    folder = ROOT / "examples/recipes/smol"
+    rows = re.findall(r"^\| `([\w.]+)` \| `examples/([\w./]+)` \|", (folder / "README.md").read_text(), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(path.name for path in folder.glob("*.yaml"))
+    libraries = {"train.py": (TrainingArguments,), "sft.py": (SFTConfig, ModelConfig), "evaluate.py": ()}
+    for name, script in rows:
+        known = {field.name for one in (example(script).ScriptArguments, *libraries[script]) for field in fields(one)}
+        assert set(yaml.safe_load((folder / name).read_text())) <= known, name
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_road_goes_from_a_language_model_to_a_page_and_files_for_llama_cpp(base, tmp_path):
@@ -92,9 +104,9 @@ def test_the_road_goes_from_a_language_model_to_a_page_and_files_for_llama_cpp(b
     out, recipes = tmp_path / "runs", tmp_path / "recipes"
     recipes.mkdir()
     for recipe in (ROOT / "examples/recipes/smol").glob("*.yaml"):
-        fields = yaml.safe_load(recipe.read_text().replace("runs/smol", str(out)))
-        fields |= SHORT if "max_steps" in fields else {"items": 4}
-        (recipes / recipe.name).write_text(yaml.safe_dump(fields))
+        settings = yaml.safe_load(recipe.read_text().replace("runs/smol", str(out)))
+        settings |= SHORT if "max_steps" in settings else {"items": 4}
+        (recipes / recipe.name).write_text(yaml.safe_dump(settings))
     variables = {"python": sys.executable, "out": out, "recipes": recipes}
     variables |= {"model_args": f"--base {base}", "data_args": "--limit 6"}
     command = ["make", "--file=examples/smol/smol.mk", *(f"{name}={value}" for name, value in variables.items())]
