@@ -48,12 +48,16 @@ demo: $(VENV)/.extra-data ## dps-nano describes IMAGE="picture.png", draws PROMP
 
 # Training allocates and frees large tensors in every step. With these settings glibc keeps their memory, in large pages, instead of
 # returning it to the system, which saves a fifth of the time.
-nano align: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
+nano align smol: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
 
 .PHONY: nano
 nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in about 2 hours on 2 cores with AMX, and measure it
 	$(MAKE) --jobs=2 --file=examples/nano/nano.mk python=$(python)
 	$(python) examples/evaluate.py --config examples/recipes/nano/evaluate.yaml --model runs/nano --output runs/nano/figures.json
+
+.PHONY: smol
+smol: $(VENV)/.extra-train $(VENV)/.extra-serve ## teach SmolLM2-135M to name and draw emoji, in under an hour on 2 cores
+	$(MAKE) --file=examples/smol/smol.mk python=$(python)
 
 .PHONY: evaluate
 evaluate: $(VENV)/.extra-train ## measure dps-nano and write the figures into its card

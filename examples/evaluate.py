@@ -28,7 +28,7 @@ from dps_hf.evaluation.held_out import HeldOut, choose_records
 from dps_hf.evaluation.runner import print_figures, run_evaluations
 from dps_hf.evaluation.subject import Subject
 from dps_hf.inference import load
-from dps_hf.judges.resolve import find_judge, make_judge, keep_verdict_options
+from dps_hf.judges.resolve import find_judge, keep_verdict_options, make_judge
 from dps_hf.resolve import resolve
 
 

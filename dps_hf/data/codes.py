@@ -17,7 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from dps_hf.data.dropouts import Records
 from dps_hf.data.record import Message, Record, get_pictures
 from dps_hf.data.sources import open_pictures
-from dps_hf.inference import encode, digest_weights
+from dps_hf.inference import digest_weights, encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
 
