@@ -131,8 +131,7 @@ def drawing_sample(
             columns = torch.arange(input_ids.shape[1], device=input_ids.device)
             mask = torch.cat([mask, mask * (columns >= drawing.last_begin(input_ids)[:, None])])
             # The unguided half gets no pictures: it sees nothing before its drawing.
-            unguided_ids = torch.where(next_ids == drawing.placeholder, drawing.begin, next_ids)
-            next_ids = torch.cat([next_ids, unguided_ids])
+            next_ids = torch.cat([next_ids, next_ids.masked_fill(next_ids == drawing.placeholder, drawing.begin)])
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
         outputs = model(
             input_ids=next_ids,

@@ -22,7 +22,7 @@ try:
     from transformers.activations import ACT2FN
     from transformers.cache_utils import Cache
     from transformers.generation import GenerateDecoderOnlyOutput
-    from transformers.image_utils import infer_channel_dimension_format, is_valid_image
+    from transformers.image_utils import infer_channel_dimension_format, is_valid_image, make_flat_list_of_images
     from transformers.modeling_outputs import BaseModelOutputWithPooling
     from transformers.models.auto import modeling_auto
     from transformers.processing_utils import ImagesKwargs, MultiModalData

@@ -32,8 +32,6 @@ from .processing_dps import DPSProcessor  # noqa: F401
 
 
 # The fields are spelled out, so that no version of the library takes one away.
-
-
 @dataclass
 class DPSImageFeatures(BaseModelOutputWithPooling):
     """

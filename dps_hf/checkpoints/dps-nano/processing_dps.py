@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 
 from .configuration_dps import AUTO_MAP
-from .library_dps import MultiModalData
+from .library_dps import MultiModalData, make_flat_list_of_images
 
 
 class DPSProcessor(transformers.ProcessorMixin):
@@ -22,11 +22,10 @@ class DPSProcessor(transformers.ProcessorMixin):
         grid_size (`int`): patches along one side of a drawing.
         num_codes (`int`, *optional*): codes in a drawing; by default one for each patch.
 
-    `apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True)` lets the model think first.
-
-    Text may contain names of tokens: `<image>` in a question counts as a picture, and `<|im_end|>` ends the question.
-    For text that you do not trust, use `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)`
-    (transformers 5.23), which reads such names as plain text. Names of codes stay codes, because drawings use them.
+    `apply_chat_template(..., enable_thinking=True)` lets the model think first. Text may contain names of tokens:
+    `<image>` in a question counts as a picture, and `<|im_end|>` ends the question. For text that you do not trust,
+    use `apply_chat_template(..., tokenize=True, sanitize_control_tokens=True)` (transformers 5.23), which reads such
+    names as plain text. Names of codes stay codes, because drawings use them.
     """
 
     _auto_class = "AutoProcessor"
@@ -77,15 +76,19 @@ class DPSProcessor(transformers.ProcessorMixin):
 
     def validate_inputs(self, images=None, text=None, **kwargs):
         """As in the library, and checks that each text has one placeholder for each of its own pictures."""
-        rows = [[]] * len(text or ()) if images is None else images
-        if text is not None and isinstance(rows, list) and all(isinstance(row, list) for row in rows):
-            found, given = [sample.count(self.image_token) for sample in text], [len(row) for row in rows]
+        if text is not None:
+            rows = [[]] * len(text) if images is None else images
+            found, where = [sample.count(self.image_token) for sample in text], ""
+            if isinstance(rows, list) and all(isinstance(row, list) for row in rows):
+                given = [len(row) for row in rows]
+                unequal = (i for i, (one, other) in enumerate(zip_longest(found, given)) if one != other)
+                where = f" in text {next(unequal, None)}"
+            else:
+                found, given = [sum(found)], [len(make_flat_list_of_images(rows))]
             if found != given:
-                where = next(i for i, pair in enumerate(zip_longest(found, given)) if pair[0] != pair[1])
                 raise ValueError(
-                    f"The number of {self.image_token} tokens in the prompts should be the same as the number of "
-                    f"images passed; got {found} and {given}, which differ in text {where}. Write one where each "
-                    "picture belongs, and give each text a list of its pictures."
+                    f"The number of {self.image_token} in the prompts should be the number of images passed; "
+                    f"got {found} and {given}, which differ{where}. Give each text a list of its pictures."
                 )
         super().validate_inputs(images=images, text=text, **kwargs)
 
