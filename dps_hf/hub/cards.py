@@ -35,10 +35,10 @@ MEANINGS = {
     "CIDEr 10.",
     "questions": "Answers that are a right one (`exact`) or hold one (`contained`), without regard to capitals, "
     "punctuation and articles.",
-    "drawings": "Drawings that are closer to the wanted picture than to the other ones, by the features of the model's "
-    "vision tower: as the first (`r1`), or among the first five (`r5`).",
-    "retrieval": "Pictures and captions that find each other by their features, as the first (`r1`) or among the first "
-    "five (`r5`).",
+    "drawings": "Drawings whose wanted picture is the nearest of all wanted pictures (`r1`), or one of the five nearest "
+    "(`r5`), by the features of the model's vision tower.",
+    "retrieval": "Pictures and captions that find each other by their features, as the first (`r1`) or among the "
+    "first five (`r5`).",
     "right_words": "Wanted pictures that the model finds likelier after their own prompt than after another one "
     "(`likelier`, 0.5 by chance), and by how much (`gap`, nats for one code).",
     "judgements": "The mean score of a judge, from 0 to 1.",
