@@ -35,7 +35,7 @@ MEANINGS = {
     "CIDEr 10.",
     "questions": "Answers that are a right one (`exact`) or hold one (`contained`), without regard to capitals, "
     "punctuation and articles.",
-    "drawings": "Drawings whose wanted picture is the nearest of all wanted pictures (`r1`), or one of the five nearest "
+    "drawings": "Drawings whose wanted picture is the nearest of all wanted ones (`r1`), or one of the five nearest "
     "(`r5`), by the features of the model's vision tower.",
     "retrieval": "Pictures and captions that find each other by their features, as the first (`r1`) or among the "
     "first five (`r5`).",
