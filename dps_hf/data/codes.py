@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
@@ -15,8 +15,9 @@ from datasets.fingerprint import Hasher
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from dps_hf.data.dropouts import Records
-from dps_hf.data.record import Message, Record, get_pictures
-from dps_hf.data.sources import open_pictures
+from dps_hf.data.formats import BadRow
+from dps_hf.data.record import Message, Record, count_drawings, get_pictures, split_pictures
+from dps_hf.data.sources import LazyRecords, open_pictures
 from dps_hf.inference import digest_weights, encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
@@ -45,7 +46,8 @@ class EncodedRecords:
 
     Args:
         records: where all but the codes comes from.
-        codes: a row for each record, with the column `codes`.
+        codes: a row for each record: the `codes` of its drawings, `None` if it has none, and in `place` the index of
+            the record that they belong to, another one if a picture is bad.
         fingerprint: differs for other records, another image tokenizer and other settings of drawings.
     """
 
@@ -56,9 +58,15 @@ class EncodedRecords:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
-        record = self.records[index]
-        images = get_pictures(record) if record.get("codes") is not None else _split_pictures(record)[0]
-        return cast(Record, {**record, "images": images, "codes": self.codes[index]["codes"]})
+        place, codes = self.codes[index]["place"], self.codes[index]["codes"]
+        if codes is None:  # nothing is drawn, unless a row is bad and the next one draws, which is encoded later
+            record = self.records[index]
+            return record if _needs_codes(record) else cast(Record, {"codes": [], **record})
+        if isinstance(self.records, LazyRecords):  # pictures of drawings need not be opened
+            return cast(Record, {**self.records.open_prompt(place), "codes": codes})
+        record = self.records[place]
+        images = get_pictures(record) if record.get("codes") is not None else split_pictures(record)[0]
+        return cast(Record, {**record, "images": images, "codes": codes})
 
     def to_dataset(self) -> Dataset:
         """Copies the records into one `datasets.Dataset`, without the pictures of drawings."""
@@ -110,10 +118,10 @@ def encode_ahead(
 
     def encode_batch(batch: dict[str, list[int]]) -> dict[str, list]:
         encoder.to(state.device)
-        some = [records[index] for index in batch["index"]]
-        some = [one if _needs_codes(one) else cast(Record, {**one, "images": []}) for one in some]
+        places, some = zip(*(_find_drawing(records, index) for index in batch["index"]), strict=True)
         opened = _open(some, processor, [f"record {index}" for index in batch["index"]])
-        return {"codes": _encode(opened, encoder, processor)}
+        codes = _encode(opened, encoder, processor)
+        return {"codes": [found or None for found in codes], "place": list(places)}
 
     with state.main_process_first():
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +134,7 @@ def encode_ahead(
                     batched=True,
                     batch_size=batch_size,
                     remove_columns="index",
-                    features=Features({"codes": CODES}),
+                    features=Features({"codes": CODES, "place": Value("int64")}),
                     load_from_cache_file=True,
                     cache_file_name=str(folder / f"{start}.arrow"),
                     new_fingerprint=f"{fingerprint}-{start}",
@@ -134,6 +142,23 @@ def encode_ahead(
                 )
             )
     return EncodedRecords(records, concatenate_datasets(shards), fingerprint)
+
+
+def _find_drawing(records: Records, index: int) -> tuple[int, Record]:
+    """A record and its index; one without a drawing has no pictures, which are not opened."""
+    place = index
+    if isinstance(records, LazyRecords):
+        try:
+            record = records.peek(index)
+        except BadRow:
+            record = None
+        if record is None or count_drawings(record):
+            place, record = records.find(index)
+    else:
+        record = records[index]
+    if record.get("codes") is None and not count_drawings(record):
+        record = cast(Record, {**record, "images": []})
+    return place, record
 
 
 def _fingerprint(records: Records) -> str:
@@ -186,7 +211,7 @@ def encode_drawings(
             )
             for message in record["messages"]
         ]
-        images = record["images"] if record.get("codes") is not None else _split_pictures(record)[0]
+        images = record["images"] if record.get("codes") is not None else split_pictures(record)[0]
         rest = {name: value for name, value in record.items() if name != "codes"}
         encoded.append(cast(Record, {**rest, "messages": messages, "images": images}))
     return encoded
@@ -203,10 +228,10 @@ def _encode(
     records: list[Record], model: DPSForConditionalGeneration | DPSModel, processor: DPSProcessor
 ) -> list[list[list[int]]]:
     """The codes of each drawing of each record; those that a record has are taken as they are."""
-    drawings = [image for record in records if _needs_codes(record) for image in _split_pictures(record)[1]]
+    drawings = [image for record in records if _needs_codes(record) for image in split_pictures(record)[1]]
     codes = iter(encode(model, processor, drawings).tolist() if drawings else ())
     return [
-        [next(codes) for _ in range(_count_drawings(record))]
+        [next(codes) for _ in range(count_drawings(record))]
         if record.get("codes") is None
         else [[int(code) for code in drawing] for drawing in record["codes"]]
         for record in records
@@ -214,10 +239,10 @@ def _encode(
 
 
 def _needs_codes(record: Record) -> bool:
-    return record.get("codes") is None and _count_drawings(record) > 0
+    return record.get("codes") is None and count_drawings(record) > 0
 
 
-def _open(records: list[Record], processor: DPSProcessor, places: list[str]) -> list[Record]:
+def _open(records: Sequence[Record], processor: DPSProcessor, places: list[str]) -> list[Record]:
     opened = []
     for place, record in zip(places, records, strict=True):
         try:
@@ -225,30 +250,6 @@ def _open(records: list[Record], processor: DPSProcessor, places: list[str]) -> 
         except (TypeError, ValueError) as error:
             raise ValueError(f"{place}: {error}") from error
     return opened
-
-
-def _list_roles(record: Mapping[str, Any]) -> list[str]:
-    """The role of the message of each image part."""
-    return [m["role"] for m in record["messages"] for part in m["content"] if part["type"] == "image"]
-
-
-def _count_drawings(record: Mapping[str, Any]) -> int:
-    return _list_roles(record).count("assistant")
-
-
-def _split_pictures(record: Record) -> tuple[list, list]:
-    """The pictures of a record without `codes`: those of prompts, and the drawings."""
-    roles = _list_roles(record)
-    if not roles:
-        return [], []
-    if len(roles) != len(record["images"]):
-        raise ValueError(
-            f"'messages' mention {len(roles)} image(s) but 'images' holds {len(record['images'])}. "
-            'Put one {"type": "image"} part where each picture belongs.'
-        )
-    pairs = list(zip(record["images"], roles, strict=True))
-    drawings = [image for image, role in pairs if role == "assistant"]
-    return [image for image, role in pairs if role != "assistant"], drawings
 
 
 def copy_image_tokenizer(model: DPSForConditionalGeneration) -> DPSModel:

@@ -203,3 +203,27 @@ def _validate_message(where: str, message: Mapping[str, Any]) -> int:
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     """Picks one of `options`. It is faster than `rng.choice` and returns the object itself, not a NumPy scalar."""
     return options[int(rng.integers(len(options)))]
+
+
+def list_picture_roles(record: Mapping[str, Any]) -> list[str]:
+    """The role of the message of each image part."""
+    return [m["role"] for m in record["messages"] for part in m["content"] if part["type"] == "image"]
+
+
+def count_drawings(record: Mapping[str, Any]) -> int:
+    return list_picture_roles(record).count("assistant")
+
+
+def split_pictures(record: Record) -> tuple[list, list]:
+    """The pictures of a record without `codes`: those of prompts, and the drawings."""
+    roles = list_picture_roles(record)
+    if not roles:
+        return [], []
+    if len(roles) != len(record["images"]):
+        raise ValueError(
+            f"'messages' mention {len(roles)} image(s) but 'images' holds {len(record['images'])}. "
+            'Put one {"type": "image"} part where each picture belongs.'
+        )
+    pairs = list(zip(record["images"], roles, strict=True))
+    drawings = [image for image, role in pairs if role == "assistant"]
+    return [image for image, role in pairs if role != "assistant"], drawings

@@ -31,7 +31,7 @@ from dps_hf.data.formats import (
     guess_form,
     holds_pictures,
 )
-from dps_hf.data.record import Record, validate
+from dps_hf.data.record import Record, get_pictures, split_pictures, validate
 from dps_hf.data.rows import (
     IMAGE_PROCESSOR,
     URL_PROCESSOR,
@@ -190,11 +190,20 @@ class LazyRecords:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def may_draw(self) -> bool:
+        """Whether a record may have a drawing to learn, as far as the columns tell."""
+        return any(source.may_draw for source in self.sources)
+
     def __getitem__(self, index: int) -> Record:
+        return self.find(index)[1]
+
+    def find(self, index: int) -> tuple[int, Record]:
+        """The first good record from an index on, and its index."""
         index = range(len(self))[index]
         first, _ = self.table[index]
-        for step in range(len(self)):
-            which, row = map(int, self.table[(index + step) % len(self)])
+        for place in (*range(index, len(self)), *range(index)):
+            which, row = map(int, self.table[place])
             if which != first:
                 continue
             source = self.sources[which]
@@ -204,8 +213,16 @@ class LazyRecords:
                 self.skips.add(source.setting.source, row, str(error))
                 continue
             self.skips.seen += 1
-            return record
+            return place, record
         raise ValueError(f"No row of {self.sources[first].setting.path} is good. {self.skips.summary()}")
+
+    def open_prompt(self, index: int) -> Record:
+        """The record of a good row, with its drawings left out of `images`."""
+        which, _ = map(int, self.table[index])
+        record = self.peek(index)
+        pictures = get_pictures(record) if record.get("codes") is not None else split_pictures(record)[0]
+        record["images"] = [self.sources[which].open(picture) for picture in pictures]
+        return record
 
     def peek(self, index: int) -> Record:
         """The record of a row without opening its pictures, and without a look at other rows.
@@ -295,6 +312,15 @@ class Source:
     def __str__(self) -> str:
         number = f"{len(self.rows):,} rows" if isinstance(self.rows, Dataset) else "streamed"
         return f"dataset {self.setting.title}: {number}, {self.form}"
+
+    @property
+    def may_draw(self) -> bool:
+        form = self.form
+        if "caption" in form.columns:
+            return form.captions.draw > 0
+        if "messages" in form.columns:
+            return self.is_ours
+        return form.columns.get("completion") in self.picture_columns
 
     def peek(self, row: Mapping[str, Any], index: int) -> Record:
         """Makes the record of a row. Its pictures are what the row has: paths, bytes, pictures.

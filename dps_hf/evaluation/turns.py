@@ -12,7 +12,7 @@ from transformers.utils.logging import tqdm
 
 from dps_hf.data.record import get_text
 from dps_hf.data.sources import open_pictures
-from dps_hf.inference import complete, drawing_text
+from dps_hf.inference import complete, encode_drawing
 from dps_hf.model.image_processing_dps import DPSImageProcessor
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
@@ -169,8 +169,8 @@ def write_drawing(
 ) -> str:
     """A drawing, given as a picture or as codes, as the text of its codes."""
     if isinstance(drawing, Image.Image):
-        return drawing_text(model, processor, drawing)
-    return processor.drawing_text(drawing)
+        return encode_drawing(model, processor, drawing)
+    return processor.encode_drawing(drawing)
 
 
 def show_wanted(model: DPSForConditionalGeneration, processor: DPSProcessor, turn: Turn) -> Image.Image:

@@ -189,10 +189,12 @@ class _DropOne:
 
 
 def _encode(records: Any, model: DPSForConditionalGeneration, processor: DPSProcessor) -> Any:
-    """Encodes the drawings of records, or of each set of them, ahead; streamed ones stay as they are."""
+    """Encodes the drawings of records, or of each set of them, ahead; streamed ones, and sets without any, stay."""
     if isinstance(records, dict):
         return {name: _encode(some, model, processor) for name, some in records.items()}
-    return encode_ahead(records, model, processor) if isinstance(records, LazyRecords) else records
+    return (
+        encode_ahead(records, model, processor) if isinstance(records, LazyRecords) and records.may_draw else records
+    )
 
 
 def _by_source(records: LazyRecords | IterableDataset) -> dict[str, Any]:

@@ -214,3 +214,46 @@ def test_an_empty_set_and_a_dataset_of_rows_are_encoded(make_model, tiny_process
 def test_a_batch_size_below_one_is_refused(tiny_model, tiny_processor):
     with pytest.raises(ValueError, match="batch_size must be 1 or more; got 0"):
         encode_ahead([], tiny_model, tiny_processor, batch_size=0)
+
+
+@pytest.fixture
+def folder_of_captions(tmp_path):
+    """Pictures with captions, all to draw; the second file is no picture."""
+    for name, picture in (("a", RED), ("c", BLUE)):
+        picture.save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    rows = [f'{{"file": "{name}.png", "caption": "{name}"}}\n' for name in "abc"]
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    return {
+        "path": str(tmp_path / "rows.jsonl"),
+        "columns": {"images": "file", "caption": "caption"},
+        "captions": {"draw": {"share": 1, "prompts": ["{caption}"]}},
+    }
+
+
+def test_a_bad_drawing_is_replaced_together_with_its_prompt(make_seeing_model, tiny_processor, folder_of_captions):
+    model = make_seeing_model()
+    records = read_records(folder_of_captions, max_skipped=1)
+    ahead = encode_ahead(records, model, tiny_processor)
+    prompts = [one["messages"][0]["content"][0]["text"] for one in (ahead[i] for i in range(3))]
+    assert prompts == ["a", "c", "c"]
+    expected = encode_drawings([record("t", ["x"], [RED]), record("t", ["x"], [BLUE])], model, tiny_processor)
+    red, blue = (one["messages"][1]["content"][0]["text"] for one in expected)
+    written = encode_drawings([ahead[i] for i in range(3)], model, tiny_processor)
+    assert [one["messages"][1]["content"][0]["text"] for one in written] == [red, blue, blue]
+
+
+def test_epochs_open_no_pictures_of_drawings(make_seeing_model, tiny_processor, folder_of_captions, monkeypatch):
+    ahead = encode_ahead(read_records(folder_of_captions, max_skipped=1), make_seeing_model(), tiny_processor)
+    monkeypatch.setattr("dps_hf.data.sources.open_pictures", lambda *_: pytest.fail("a picture was opened"))
+    assert [ahead[i]["images"] for i in range(3)] == [[], [], []]
+
+
+def test_records_that_only_describe_are_not_opened_for_encoding(
+    make_model, tiny_processor, folder_of_captions, monkeypatch
+):
+    folder_of_captions["captions"] = {"describe": {"share": 1}}
+    records = read_records(folder_of_captions)
+    assert not records.may_draw
+    monkeypatch.setattr("dps_hf.data.sources.open_pictures", lambda *_: pytest.fail("a picture was opened"))
+    assert [one["codes"] for one in encode_ahead(records, make_model(), tiny_processor).codes] == [None] * 3
