@@ -37,7 +37,7 @@ def make_optimizer(
     """
     optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
 
-    def build(model: nn.Module, **fields) -> torch.optim.Optimizer:
+    def build(model: Any, **fields) -> torch.optim.Optimizer:
         old, new = rates.get("decoder", 0.0), rates.get("new_tokens", 0.0)
         rows_differ = old != new and not isinstance(model, PeftModel)  # an adapter has the rows as a weight of its own
         tables = [weight for weight in find_tables(model) if weight.requires_grad] if rows_differ else []
@@ -47,7 +47,7 @@ def make_optimizer(
                 f"rows from the optimizer; got {old:g} and {new:g}. Take FSDP2 or DDP, or equal rates."
             )
         whole = {id(weight) for weight in tables}
-        decaying = {*Trainer.get_decay_parameter_names(None, model)}  # type: ignore[arg-type]
+        decaying = {*Trainer.get_decay_parameter_names(None, model)}
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {
             (part, decays): [] for part in rates for decays in (True, False)
         }
@@ -56,7 +56,7 @@ def make_optimizer(
             if parameter.requires_grad and id(parameter) not in whole and not (without and without(name, parameter)):
                 # Old tokens do not decay while the new ones are trained alone: neither do the new ones.
                 decays = name in decaying and "trainable_tokens_delta" not in name
-                groups[part if part in rates else next(iter(rates)), decays].append(parameter)  # type: ignore[index]
+                groups[part if part and part in rates else next(iter(rates)), decays].append(parameter)
         given: list[dict[str, Any]] = [
             {"params": parameters, "lr": rates[part], "weight_decay": training.weight_decay * decays}
             for (part, decays), parameters in groups.items()
@@ -74,23 +74,34 @@ def make_optimizer(
     return lambda: build, arguments
 
 
-def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: nn.Module, old: float, new: float) -> None:
+def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: Any, old: float, new: float) -> None:
     """Gives the rows of the tables in one of the optimizer's groups the rates `old` and, for new tokens, `new`."""
     factors = torch.full((len(find_tables(model)[0]), 1), old / max(old, new))
     factors[find_new_tokens(model.config)] = new / max(old, new)
     factors = factors.to(find_tables(model)[0].device)
     kept = factors != 0
     before: list[torch.Tensor] = []
+    deepspeed = PartialState().distributed_type == DistributedType.DEEPSPEED
 
     def mask(gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * kept.to(gradient.device)
+        return gradient * _shard_like(kept.to(gradient.device, gradient.dtype), gradient)
 
-    def mask_gradients(model: nn.Module, _) -> None:
-        """Masks before gradients are clipped. FSDP2 shows its gathered weights only while the model runs."""
-        for table in find_tables(model):
-            if table.requires_grad and not hasattr(table, "_masks_rows"):
+    @torch.no_grad()
+    def mask_sharded(table: torch.Tensor) -> None:
+        assert table.grad is not None  # FSDP2 has just put it there
+        table.grad.copy_(mask(table.grad))
+
+    def mask_gradients(model: Any, _) -> None:
+        """Masks from the first step on, before gradients are clipped. By then, FSDP2 has replaced the weights."""
+        tables: list[Any] = find_tables(model) if deepspeed else optimizer.param_groups[group]["params"]
+        for table in tables:
+            if not table.requires_grad or hasattr(table, "_masks_rows"):
+                continue
+            table._masks_rows = True
+            if isinstance(table, DTensor):
+                table.register_post_accumulate_grad_hook(mask_sharded)
+            else:
                 table.register_hook(mask)
-                table._masks_rows = True
 
     @torch.no_grad()
     def keep(optimizer: torch.optim.Optimizer, *_) -> None:
@@ -99,14 +110,19 @@ def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: nn.Module, o
     @torch.no_grad()
     def slow(optimizer: torch.optim.Optimizer, *_) -> None:
         for table, was in zip(optimizer.param_groups[group]["params"], before, strict=True):
-            factor = factors.to(table.device)
-            if isinstance(table, DTensor):
-                factor = distribute_tensor(factor, table.device_mesh, table.placements, src_data_rank=None)
-            table.copy_(torch.where(factor == 1, table, was + (table - was) * factor.to(was.dtype)))
+            factor = _shard_like(factors.to(was.device, was.dtype), table)
+            table.copy_(torch.where(factor == 1, table, was + (table - was) * factor))
         before.clear()
 
     if not kept.all():
         model.register_forward_pre_hook(mask_gradients)
-    if PartialState().distributed_type != DistributedType.DEEPSPEED:
+    if not deepspeed:
         optimizer.register_step_pre_hook(keep)
         optimizer.register_step_post_hook(slow)
+
+
+def _shard_like(column: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """A column with a number for each row of a table, divided among processes as the table is."""
+    if not isinstance(table, DTensor):
+        return column
+    return distribute_tensor(column, table.device_mesh, table.placements, src_data_rank=None)
