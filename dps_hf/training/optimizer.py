@@ -81,16 +81,27 @@ def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: nn.Module, o
     factors = factors.to(find_tables(model)[0].device)
     kept = factors != 0
     before: list[torch.Tensor] = []
+    deepspeed = PartialState().distributed_type == DistributedType.DEEPSPEED
 
     def mask(gradient: torch.Tensor) -> torch.Tensor:
-        return gradient * kept.to(gradient.device)
+        return gradient * _shard_like(kept.to(gradient.device, gradient.dtype), gradient)
+
+    @torch.no_grad()
+    def mask_sharded(table: torch.Tensor) -> None:
+        assert table.grad is not None  # FSDP2 has just put it there
+        table.grad.copy_(mask(table.grad))
 
     def mask_gradients(model: nn.Module, _) -> None:
-        """Masks before gradients are clipped. FSDP2 shows its gathered weights only while the model runs."""
-        for table in find_tables(model):
-            if table.requires_grad and not hasattr(table, "_masks_rows"):
+        """Masks from the first step on, before gradients are clipped. By then, FSDP2 has replaced the weights."""
+        tables = find_tables(model) if deepspeed else optimizer.param_groups[group]["params"]
+        for table in tables:
+            if not table.requires_grad or hasattr(table, "_masks_rows"):
+                continue
+            table._masks_rows = True
+            if isinstance(table, DTensor):
+                table.register_post_accumulate_grad_hook(mask_sharded)
+            else:
                 table.register_hook(mask)
-                table._masks_rows = True
 
     @torch.no_grad()
     def keep(optimizer: torch.optim.Optimizer, *_) -> None:
@@ -99,14 +110,19 @@ def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: nn.Module, o
     @torch.no_grad()
     def slow(optimizer: torch.optim.Optimizer, *_) -> None:
         for table, was in zip(optimizer.param_groups[group]["params"], before, strict=True):
-            factor = factors.to(table.device)
-            if isinstance(table, DTensor):
-                factor = distribute_tensor(factor, table.device_mesh, table.placements, src_data_rank=None)
-            table.copy_(torch.where(factor == 1, table, was + (table - was) * factor.to(was.dtype)))
+            factor = _shard_like(factors.to(was.device, was.dtype), table)
+            table.copy_(torch.where(factor == 1, table, was + (table - was) * factor))
         before.clear()
 
     if not kept.all():
         model.register_forward_pre_hook(mask_gradients)
-    if PartialState().distributed_type != DistributedType.DEEPSPEED:
+    if not deepspeed:
         optimizer.register_step_pre_hook(keep)
         optimizer.register_step_post_hook(slow)
+
+
+def _shard_like(column: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """A column with a number for each row of a table, divided among processes as the table is."""
+    if not isinstance(table, DTensor):
+        return column
+    return distribute_tensor(column, table.device_mesh, table.placements, src_data_rank=None)

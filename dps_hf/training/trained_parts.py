@@ -11,13 +11,14 @@ trains the vision tower, too. With an adapter, the decoder's LoRA alone is train
 """
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, str_to_bool
 from peft import LoraConfig, PeftModel
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
@@ -95,9 +96,14 @@ def choose_trained_parts(
 
     Raises:
         ValueError: as for [`read_rates`]. Or a part whose weights are still random would stay frozen, and `train` does
-            not say so.
+            not say so. Or new tokens are to be trained beside an adapter with FSDP.
     """
     rates = read_rates(train, learning_rate, adapter, vision_tower)
+    if adapter and "new_tokens" in rates and str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
+        raise ValueError(
+            f"train.new_tokens must be 0 beside an adapter with FSDP, which cannot shard rows that embeddings and head "
+            f"share; got {rates['new_tokens']:g}. Take DDP, or train them before without an adapter."
+        )
     frozen = [part for part in find_untrained_parts(model.config) if part not in rates and part not in train]
     if frozen:
         line = ", ".join(f"{part}: {FRESH_RATE}" for part in frozen)

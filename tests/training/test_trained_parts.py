@@ -11,7 +11,16 @@ from trl import ModelConfig
 from two_processes import run_on_two
 
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
-from dps_hf.training.trained_parts import SkipUnusedParts, check_trained, find_lora_targets, make_lora_config
+from dps_hf.training.trained_parts import (
+    PARTS,
+    SkipUnusedParts,
+    check_trained,
+    choose_trained_parts,
+    describe_trained,
+    find_lora_targets,
+    make_lora_config,
+    read_rates,
+)
 
 
 def matched(model, pattern: str) -> set[str]:
@@ -76,6 +85,48 @@ def test_adapters_in_the_wrong_places_are_refused(make_model, wrong):
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=pattern[wrong]))
     with pytest.raises(ValueError, match=wrong):
         check_trained(adapted)
+
+
+@pytest.mark.parametrize(
+    "train, message",
+    [
+        ({"conector": 1e-3}, "train must name parts of decoder, new_tokens, connector, vision_tower; got conector"),
+        ({"connector": "fast"}, "train.connector must be a learning rate of 0 or more; got 'fast'"),
+        ({"decoder": -1}, "train.decoder must be a learning rate of 0 or more; got -1"),
+        (dict.fromkeys(PARTS, 0), "train must give a part a rate above 0"),
+    ],
+)
+def test_rates_that_mean_nothing_are_refused(train, message):
+    with pytest.raises(ValueError, match=message):
+        read_rates(train, 1e-4)
+
+
+def test_parts_that_are_not_named_have_the_learning_rate_if_they_are_trained_by_default():
+    assert read_rates({}, 1e-4) == {"decoder": 1e-4, "new_tokens": 1e-4, "connector": 1e-4}
+    assert read_rates({"decoder": 0}, 1e-4, vision_tower=True).keys() == {"new_tokens", "connector", "vision_tower"}
+    assert read_rates({"connector": "1e-3"}, 1e-4, adapter=True) == {"decoder": 1e-4, "connector": 1e-3}
+    with pytest.raises(ValueError, match="use_peft needs a decoder or a vision tower to adapt"):
+        read_rates({"connector": 1e-3, "decoder": 0}, 1e-4, adapter=True)
+
+
+def test_new_tokens_beside_an_adapter_are_refused_with_fsdp(make_model, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="train.new_tokens must be 0 beside an adapter with FSDP.*0.01"):
+        choose_trained_parts(make_model(), {"new_tokens": 1e-2}, 1e-4, adapter=True)
+
+
+def test_what_is_trained_is_described_by_part(make_model):
+    model = make_model()
+    rates = choose_trained_parts(model, {"connector": 1e-3, "new_tokens": 1e-2, "decoder": 0}, 1e-4)
+    assert describe_trained(model, rates) == "Trained: new_tokens 608 at 0.01, connector 1.6k at 0.001."
+
+
+def test_a_part_that_the_adapter_leaves_out_is_named(make_model):
+    model, arguments = make_model(), ModelConfig(use_peft=True, lora_target_modules=["o_proj"])
+    rates = choose_trained_parts(model, {"vision_tower": 1e-4}, 1e-4, adapter=True)
+    adapted = get_peft_model(model, make_lora_config(model, arguments, rates=rates))
+    with pytest.raises(ValueError, match="train gives vision_tower a rate, and nothing of it would be trained"):
+        check_trained(adapted, rates=rates)
 
 
 def test_nothing_to_train_is_an_error(make_model):
