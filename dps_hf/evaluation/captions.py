@@ -1,15 +1,26 @@
 """The usual figures of captions, by sacrebleu, rouge-score and pycocoevalcap."""
 
 from collections.abc import Sequence
+from importlib import import_module
 
 from dps_hf.evaluation.figures import Figure, mean
 
 
+LIBRARIES = ("sacrebleu", "rouge_score", "pycocoevalcap.cider")
 BOOTSTRAPS = 1000  # resamples of the items for the interval of BLEU and chrF
 
 
+def check_libraries() -> None:
+    """Raises an `ImportError` that says what to install, if a library for figures of captions is missing."""
+    for name in LIBRARIES:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ImportError(f"Figures of captions need {name}. Run: pip install 'dps_hf[metrics]'") from error
+
+
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Figure]:
-    """BLEU and chrF (0 to 100), the F-measure of ROUGE-L (0 to 1) and CIDEr (0 to 10).
+    """BLEU and chrF (0 to 100), the F-measure of ROUGE-L (0 to 1) and CIDEr (0 to 10), all without regard to capitals.
 
     ROUGE-L is that of the best reference. CIDEr weighs words by how few pictures they are said of, so it needs
     different references; COCO's own script splits words with a Java program, and this function as BLEU does.
@@ -20,15 +31,11 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
     Raises:
         ImportError: the extra `metrics` is not installed.
     """
-    try:
-        from pycocoevalcap.cider.cider import Cider
-        from rouge_score.rouge_scorer import RougeScorer
-        from sacrebleu.metrics import BLEU, CHRF
-        from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
-    except ImportError as error:
-        raise ImportError(
-            f'Figures of captions need {error.name}. Install it: pip install "dps_hf[metrics]".'
-        ) from error
+    check_libraries()
+    from pycocoevalcap.cider.cider import Cider
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
     # Words in any script: Chinese characters one by one, all else as sacrebleu's "13a" does. rouge-score's own way
     # drops everything but Latin letters.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dps_hf.contact_sheet import Item, Section, draw_page
 from dps_hf.data.sources import LazyRecords
-from dps_hf.evaluation.captions import score_captions
+from dps_hf.evaluation.captions import check_libraries, score_captions
 from dps_hf.evaluation.figures import Figure, mean, share
 from dps_hf.evaluation.metrics import normalize_answer
 from dps_hf.evaluation.subject import Subject
@@ -77,6 +77,7 @@ class HeldOut:
 
     def captions(self, subject: Subject) -> dict[str, Figure]:
         """Captions against all right ones of the same picture."""
+        check_libraries()  # before the model has answered
         groups = _group(self.turns[CAPTIONS], lambda turn: digest(turn.pictures[0]))
         said = self._respond(subject, CAPTIONS)
         references = [[str(self.turns[CAPTIONS][i].wanted) for i in group] for group in groups]

@@ -30,7 +30,22 @@ HELD_OUT = {
 }
 """The Hub's tasks of the evaluations of a data set."""
 
-OF_DATASET = (*HELD_OUT, "retrieval", "judgements")
+MEANINGS = {
+    "captions": "What the model says of a picture, against all right captions: BLEU and chrF reach 100, ROUGE-L 1, "
+    "CIDEr 10.",
+    "questions": "Answers that are a right one (`exact`) or hold one (`contained`), without regard to capitals, "
+    "punctuation and articles.",
+    "drawings": "Drawings whose wanted picture is the nearest of all wanted ones (`r1`), or one of the five nearest "
+    "(`r5`), by the features of the model's vision tower.",
+    "retrieval": "Pictures and captions that find each other by their features, as the first (`r1`) or among the "
+    "first five (`r5`).",
+    "right_words": "Wanted pictures that the model finds likelier after their own prompt than after another one "
+    "(`likelier`, 0.5 by chance), and by how much (`gap`, nats for one code).",
+    "judgements": "The mean score of a judge, from 0 to 1.",
+}
+"""What the figures of a data set mean."""
+
+OF_DATASET = tuple(MEANINGS)
 
 # Settings of a training that its card shows, as far as they are set.
 SHOWN = (
@@ -109,6 +124,7 @@ def model_card(
         setting=", ".join(f"{name} {value}" for name, value in report["recipe"].items()),
         table=_table(flatten_figures(report), flatten_figures(before) if before else None),
         samples=[Path(picture).name for picture in samples],
+        meanings={task: text for task, text in MEANINGS.items() if task in report and "dataset" in report["recipe"]},
     )
     card = ModelCard(text)
     if base_model:

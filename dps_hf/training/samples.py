@@ -106,9 +106,11 @@ def find_obstacle(model: nn.Module) -> str | None:
     """Why one process cannot generate with this model while it is trained, None if it can."""
     if getattr(model, "is_loaded_in_4bit", False) and next(model.parameters()).device.type == "cpu":
         return "4-bit weights on a CPU cannot be trained further once the model has generated"
+    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
 
-    if any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    sharded = any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
+    if sharded or any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         return "the weights are sharded over several processes, and the main one alone cannot generate"
     return None
 

@@ -44,6 +44,6 @@ def test_one_caption_or_an_empty_one_can_be_scored():
 
 
 def test_the_error_without_the_libraries_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "sacrebleu.metrics", None)
-    with pytest.raises(ImportError, match=r"pip install .dps_hf\[metrics\]"):
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
+    with pytest.raises(ImportError, match=r"need sacrebleu. Run: pip install .dps_hf\[metrics\]"):
         score_captions(["a"], [["a"]])

@@ -136,6 +136,7 @@ def test_the_card_of_ones_own_model_names_parts_licences_and_training(my_run, re
         "| train | {'connector': 0.001, 'decoder': 2e-05} |",
         "| dataset | pictures |",
         "| `captions.cider` | 8.5 | 8 – 9 | 9 |",
+        "- `captions`: What the model says of a picture",
         "![Samples](results.png)",
         "`python examples/evaluate.py --dataset pictures --model=mine --items 9`",
     ):

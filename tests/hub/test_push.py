@@ -17,6 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import dps_hf
+from dps_hf.hub.cards import model_card
 from dps_hf.hub.push import push
 
 
@@ -295,6 +296,33 @@ def test_the_pictures_of_a_card_are_pushed_or_asked_for(saved, server, api):
     Image.new("RGB", (8, 8)).save(saved.parent / "samples.png")
     push(saved, "me/tiny", card, beside=[saved.parent / "samples.png"], api=api)
     assert "samples.png" in server.files("me/tiny")
+
+
+def test_a_model_of_ones_own_is_pushed_with_its_figures_parts_and_samples(saved, server, api, tmp_path):
+    figures = {"value": 0.5, "n": 9, "ci95": [0.2, 0.8]}
+    recipe = {"weights": "abc", "dataset": "squares"}
+    report = {"parameters": 9000, "recipe": recipe, "command": f"evaluate.py --dataset {tmp_path}/squares"}
+    (tmp_path / "mine.json").write_text(json.dumps({**report, "questions": {"exact": figures}}))
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine.png")
+    card = model_card(
+        Path(__file__).parents[2] / "model_cards" / "base.md",
+        "me/tiny",
+        tmp_path / "mine.json",
+        folder=saved,
+        parts={"decoder": {"name": "me/decoder", "licence": "mit"}},
+        samples=[tmp_path / "mine.png"],
+        description="It names squares.",
+        training="An hour.",
+        limits="It knows nothing else.",
+        data=[{"data": "squares", "what": "nine of them", "licence": "CC0-1.0"}],
+    )
+    push(saved, "me/tiny", card, beside=[tmp_path / "mine.png"], api=api)
+    pushed = ModelCard(server.files("me/tiny")["README.md"].decode())
+    assert "mine.png" in server.files("me/tiny") and str(tmp_path) not in pushed.content
+    assert (pushed.data.license, pushed.data.base_model) == ("mit", ["me/decoder"])
+    assert [result.task_type for result in pushed.data.eval_results] == ["visual-question-answering"]
+    for row in ("| decoder | me/decoder | mit |", "| `questions.exact` | 0.5 | 0.2 – 0.8 | 9 |", "](mine.png)"):
+        assert row in pushed.text
 
 
 def test_an_adapter_names_its_base_on_the_hub(adapter, server, api):

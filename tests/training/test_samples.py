@@ -1,11 +1,15 @@
 """What the model draws and says is shown at each evaluation, and the training does not notice."""
 
+import json
+import os
+import subprocess
 import types
 
 import pytest
 import torch
 from PIL import Image
 from transformers import Trainer, TrainingArguments
+from two_processes import ROOT, launch
 
 from dps_hf.data.record import record
 from dps_hf.data.sources import make_lazy_dataset
@@ -127,6 +131,57 @@ def test_a_model_that_must_not_generate_is_left_alone_with_a_sentence(make_model
     sharded = make_model()
     sharded.lm_head.weight.ds_id = 0  # as DeepSpeed marks them
     assert "sharded over several processes" in find_obstacle(sharded)
+
+
+SCRIPT = """
+import sys
+
+from PIL import Image
+from transformers import Trainer, TrainingArguments
+
+from dps_hf.data.record import record
+from dps_hf.data.sources import make_lazy_dataset
+from dps_hf.inference import load
+from dps_hf.training.collator import RecordCollator
+from dps_hf.training.samples import Samples
+
+checkpoint, output, count = sys.argv[1:]
+model, processor = load(checkpoint, device="cpu")
+red = Image.new("RGB", (16, 16), "red")
+records = make_lazy_dataset([record("draw", ["red"], [red]), record("read", [red, "What is it?"], ["red"])] * 2)
+model.model.image_tokenizer.requires_grad_(False)
+args = TrainingArguments(
+    output, max_steps=2, per_device_train_batch_size=1, per_device_eval_batch_size=1, logging_steps=1,
+    eval_strategy="steps", eval_steps=1, save_strategy="no", use_cpu=True, report_to="none",
+    remove_unused_columns=False, prediction_loss_only=True,
+)
+callbacks = [Samples(records, processor, count=2)] if count == "2" else []
+trainer = Trainer(model, args, RecordCollator(model, processor), records, records, callbacks=callbacks)
+trainer.train()
+trainer.save_state()
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_on_two_processes_the_main_one_draws_or_says_why_it_cannot(saved_model, tmp_path, kind):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    losses = {}
+    for count in ("2", "0"):
+        output = tmp_path / count
+        command = launch(kind, str(tmp_path / "train.py"), saved_model, str(output), count)
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert result.returncode == 0, result.stderr[-4000:]
+        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+        losses[count] = [row.get("loss", row.get("eval_loss")) for row in history]
+        if count == "2" and kind == "ddp":
+            assert sorted(path.name for path in (output / "samples").iterdir()) == ["step-1.png", "step-2.png"]
+        elif count == "2":
+            assert result.stdout.count("No samples are drawn: the weights are sharded") == 1
+            assert not (output / "samples").exists()
+    assert losses["2"] == losses["0"]
 
 
 def test_a_count_below_one_is_refused(tiny_processor):
