@@ -524,7 +524,9 @@ def _choose(value: Any, rng: np.random.Generator) -> Any:
             return usable  # parts of one answer
         value = pick(rng, usable)
     if isinstance(value, Mapping):
-        value = next((value[name] for name in ("answer", "caption", "raw", "text") if name in value), None)
+        return _choose(
+            next((value[name] for name in ("answer", "caption", "raw", "text") if name in value), None), rng
+        )
     return value
 
 

@@ -19,7 +19,16 @@ from datasets import (
 )
 from datasets.fingerprint import Hasher
 
-from dps_hf.data.formats import PICK_A_PIC, BadRow, guess_preferences, holds_pictures, is_picture, read_messages
+from dps_hf.data.formats import (
+    IMAGE_MARK,
+    PICK_A_PIC,
+    BadRow,
+    Form,
+    guess_preferences,
+    holds_pictures,
+    is_picture,
+    read_messages,
+)
 from dps_hf.data.rows import (
     IMAGE_PROCESSOR,
     URL_PROCESSOR,
@@ -206,6 +215,12 @@ def _may_hold_pictures(prompt: Any) -> bool:
     return isinstance(message, Mapping) and message.get("content") != Value("string")
 
 
+def _has_marks(rows: Dataset, form: Form) -> bool:
+    """Whether texts of the first prompts say where pictures belong."""
+    column = form.columns.get("prompt") or form.columns["chosen"]
+    return any(IMAGE_MARK in repr(prompt) for prompt in rows.select_columns(column).take(100)[column])
+
+
 def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
     """The pairs of one data set, without bad rows. Pictures of prompts are in `images`, unopened."""
     rows = read_rows(setting)
@@ -231,7 +246,7 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
         or not is_trls
         or bool(drawings)
         or embeds
-        or (images is not None and isinstance(first_prompt, str))
+        or (images is not None and (not isinstance(first_prompt, list) or _has_marks(rows, form)))
         or ("label" in form.columns and rows.features[form.columns["label"]] != Value("bool"))
     )
     mapper = _MapPair(source, converts, embeds)
@@ -256,7 +271,7 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
         if reason and reason != TIE:
             if skips.path is None:
                 raise ValueError(f"record {i} of {setting.path}: {reason}")
-            skips.add(setting.title, i, reason)
+            skips.add(setting.source, i, reason)
     if not good:
         raise ValueError(f"No row of {setting.path} is good. {skips.summary()}")
 

@@ -47,6 +47,7 @@ BUILDERS = {
     ".tar": "webdataset",
     ".txt": "text",
 }
+WRAPPERS = ("data", "rows", "samples", "examples", "items", "train")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -85,7 +86,12 @@ class Setting:
     @property
     def title(self) -> str:
         """A short name for people."""
-        return self.path if self.is_remote else Path(self.path).name
+        return self.path if self.is_remote else Path(os.path.abspath(self.path)).name
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from."""
+        return ":".join(filter(None, (self.path, self.name, self.split)))
 
     @property
     def is_remote(self) -> bool:
@@ -206,6 +212,8 @@ def read_rows(setting: Setting, field: str = "dataset") -> Dataset | IterableDat
         raise FileNotFoundError(
             f"{field} must name a data set; {path} is no file or folder here, and none on the Hub: {error}"
         ) from error
+    except StopIteration:  # of a file without rows
+        raise ValueError(f"{field} must name a set with records; {path} has none. Add records.") from None
     except DatasetGenerationError as error:
         raise ValueError(f"{field} {path} cannot be read: {error.__cause__ or error}") from error
     rows = _choose_split(rows, setting, field)
@@ -297,12 +305,12 @@ def _is_data(file: Path) -> bool:
 
 
 def _unwrap(rows: Dataset, setting: Setting) -> Dataset:
-    """The rows of a JSON file that holds one object with one list of rows, such as `{"data": [...]}`."""
-    if len(rows) != 1 or len(rows.column_names) != 1 or not setting.files:
+    """The rows of a JSON file that holds one object with a list of rows, such as `{"version": 1, "data": [...]}`."""
+    found = [name for name in WRAPPERS if name in rows.column_names]
+    if len(rows) != 1 or not found or not setting.files:
         return rows
-    (column,) = rows.column_names
-    kind = rows.features[column]
-    if column in ("messages", "conversations") or not isinstance(getattr(kind, "feature", None), dict):
+    column = found[0]
+    if not isinstance(getattr(rows.features[column], "feature", None), dict):
         return rows
     return load_dataset(**_read_files({"train": setting.files}), field=column)["train"]
 
@@ -355,6 +363,8 @@ def leave_unopened(dataset: Dataset | IterableDataset) -> Dataset | IterableData
 
     DPS can open some pictures that `datasets` cannot, such as those with invalid EXIF tags.
     """
+    if isinstance(dataset, IterableDataset) and not dataset.features:
+        dataset = dataset._resolve_features()
     features = dataset.features
     for name, kind in (features or {}).items():
         if isinstance(kind, Image):

@@ -201,11 +201,20 @@ class LazyRecords:
             try:
                 record = source.to_record(source.rows[row], row)
             except BadRow as error:
-                self.skips.add(source.setting.title, row, str(error))
+                self.skips.add(source.setting.source, row, str(error))
                 continue
             self.skips.seen += 1
             return record
         raise ValueError(f"No row of {self.sources[first].setting.path} is good. {self.skips.summary()}")
+
+    def peek(self, index: int) -> Record:
+        """The record of a row without opening its pictures, and without a look at other rows.
+
+        Raises:
+            BadRow: nothing can be learned from the row. A picture that cannot be opened is not noticed.
+        """
+        which, row = map(int, self.table[index])
+        return self.sources[which].peek(self.sources[which].rows[row], row)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
@@ -287,16 +296,24 @@ class Source:
         number = f"{len(self.rows):,} rows" if isinstance(self.rows, Dataset) else "streamed"
         return f"dataset {self.setting.title}: {number}, {self.form}"
 
+    def peek(self, row: Mapping[str, Any], index: int) -> Record:
+        """Makes the record of a row. Its pictures are what the row has: paths, bytes, pictures.
+
+        Raises:
+            BadRow: nothing can be learned from the row.
+        """
+        record = self.form.to_record(unpack(row), np.random.default_rng([self.seed, index, 0xDA7A]), self.answered)
+        record["task"] = record["task"] or Path(self.setting.title).stem
+        return record
+
     def to_record(self, row: Mapping[str, Any], index: int) -> Record:
         """Makes the record of a row, with opened pictures.
 
         Raises:
             BadRow: nothing can be learned from the row.
         """
-        rng = np.random.default_rng([self.seed, index, 0xDA7A])
-        record = self.form.to_record(unpack(row), rng, self.answered)
+        record = self.peek(row, index)
         record["images"] = [self.open(picture) for picture in record["images"]]
-        record["task"] = record["task"] or Path(self.setting.title).stem
         return record
 
     def open(self, picture: Any) -> Picture:
@@ -321,7 +338,10 @@ class Source:
         """
         is_typed = isinstance(picture, Mapping)
         if is_typed:
-            if picture.get("bytes") is not None:
+            content = picture.get("bytes")
+            if isinstance(content, str):  # in JSON
+                return _decode(content)
+            if content is not None:
                 return picture
             picture = picture.get("path")
         if not isinstance(picture, str) or picture.startswith("data:"):
@@ -338,19 +358,16 @@ class Source:
         return self._find(picture)
 
     def _find(self, path: str) -> Any:
-        """The file at a path of a row, which may not leave the folder of the data."""
+        """The file at a path of a row, which may not leave the folder of the data; or the bytes that it encodes."""
+        if len(path) > 200 and "." not in path:  # no name of a file
+            return _decode(path)
         if self.folder is None:
             return self._fetch(path)
-        whole = os.path.normpath(os.path.join(self.folder, path))
+        whole = os.path.normpath(os.path.join(self.folder, path.removeprefix("file://")))
         if os.path.commonpath([whole, self.folder]) != self.folder:
             raise BadRow(
                 f"unreadable picture: paths must lie in {self.folder}; got {path}. Set image_folder to another folder"
             )
-        if not os.path.exists(whole) and len(path) > 100 and "." not in path:
-            try:
-                return base64.b64decode(path, validate=True)
-            except ValueError:
-                pass
         if not os.path.exists(whole):
             raise BadRow(f"unreadable picture: there is no file {whole}")
         return whole
@@ -407,7 +424,7 @@ class _MapOne:
         try:
             record = self.source.to_record(row, indices[0])
         except BadRow as error:
-            self.skips.add(self.source.setting.title, indices[0], str(error))
+            self.skips.add(self.source.setting.source, indices[0], str(error))
             return {"messages": [], "images": [], "task": []}
         self.skips.seen += 1
         return {name: [value] for name, value in record.items()}
@@ -420,7 +437,10 @@ def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
     kind = ""
     if isinstance(rows, Dataset) and is_coco(rows):
         rows, kind = read_coco(rows), "COCO captions"
-    first = unpack(next(iter(rows.take(1))))
+    row = next(iter(rows.take(1)), None)
+    if row is None:
+        raise ValueError(f"dataset must name a set with records; {setting.path} has none.")
+    first = unpack(row)
     columns = [name for name in first if not name.startswith("__")]
     form = guess_form(columns, features, setting.columns, setting.captions, setting.title, kind, answered)
     source = Source(
@@ -435,6 +455,13 @@ def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
         answered,
     )
     return replace(source, folder=find_pictures(source, first))
+
+
+def _decode(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise BadRow(f"unreadable picture: broken base64: {error}") from None
 
 
 def shares(settings: Sequence[Setting]) -> list[float] | None:

@@ -6,6 +6,7 @@ from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from PIL import Image
@@ -114,13 +115,13 @@ def task_prompts(weights: Mapping[str, float], seed: int, think: Iterable[str] =
     return prompts_of(Mixture(weights, seed, guidance=guidance).stream(), think)
 
 
-def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
+def read_prompts(path: Path | Mapping[str, Any], think: Iterable[str] = ()) -> Iterator[Prompt]:
     """Your own prompts, each only once.
 
     Args:
-        path: a text file with a prompt for a drawing on each line; or records in any form that
-            [`~dps_hf.data.sources.read_records`] takes from files and folders, whose last questions are asked. Prompts
-            without a task get the name of the file or folder as their task.
+        path: a text file with a prompt for a drawing on each line; or records whose last questions are asked: a file
+            or a folder in any form that [`~dps_hf.data.sources.read_records`] takes, or a mapping of its settings.
+            Prompts without a task get the name of the file or folder as their task.
         think: names of the tasks in which the model thinks aloud.
 
     Raises:
@@ -128,10 +129,8 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
         ValueError: the file has no prompt or is not UTF-8, or the folder has several splits or no records; or a line
             or a record is wrong (for example it holds a control token), and the error gives its number.
     """
-    if (path.is_file() and path.suffix != ".txt" and path.suffix in BUILDERS) or (
-        path.is_dir() and not is_saved(path)
-    ):
-        yield from prompts_of(map(_check_question, read_unanswered(path)), think, path.stem)
+    if isinstance(path, Mapping) or _holds_rows(path):
+        yield from prompts_of(_check_unanswered(path), think)
         return
     if not path.is_dir():
         try:
@@ -156,22 +155,36 @@ def read_prompts(path: Path, think: Iterable[str] = ()) -> Iterator[Prompt]:
     yield from prompts_of(_checked(dataset, path), think, path.name, patience=len(dataset))
 
 
+def _holds_rows(path: Path) -> bool:
+    if path.is_dir():
+        return not is_saved(path)
+    return path.is_file() and path.suffix != ".txt" and path.suffix in BUILDERS
+
+
+def _check_unanswered(dataset: Path | Mapping[str, Any]) -> Iterator[Record]:
+    for i, one in enumerate(read_unanswered(dataset)):
+        try:
+            _check_question(one)
+        except ValueError as error:
+            raise ValueError(f"record {i} of {dataset}: {error}") from error
+        yield one
+
+
 def _checked(dataset: Dataset, path: Path) -> Iterator[Record]:
     for i in range(len(dataset)):
         try:
             one = dataset[i]
             validate(one)
             one["images"] = open_pictures(one, IMAGE_PROCESSOR)
-            if "user" not in [message["role"] for message in one["messages"][-2:]]:
-                raise ValueError("'messages' must end with a question of the user, or with one and its answer.")
             _check_question(one)
         except (TypeError, ValueError, OSError) as error:
             raise ValueError(f"record {i} of {path}: {error}") from error
         yield one
 
 
-def _check_question(one: Record) -> Record:
+def _check_question(one: Record) -> None:
+    if "user" not in [message["role"] for message in one["messages"][-2:]]:
+        raise ValueError("'messages' must end with a question of the user, or with one and its answer.")
     for part in one["messages"][-1 if one["messages"][-1]["role"] == "user" else -2]["content"]:
         if name := find_control_token(part.get("text") or ""):
             raise ValueError(f"a question must not hold control tokens; got {name!r}. Write it in other words.")
-    return one

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dps_hf.data.formats import Captions, guess_form, guess_preferences
 from dps_hf.data.sources import read_records
+from dps_hf.training.collator import RecordCollator
 
 
 COLOURS = ("red", "green", "blue")
@@ -420,10 +421,30 @@ def test_bad_rows_are_skipped_and_listed(folder, tmp_path, kind, row, reason):
     first, second, third = map(said, records)
     assert "Good" in first[0] + first[-1] and second == third
     (listed,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
-    assert (listed["source"], listed["row"]) == ("rows.jsonl", 1) and reason in listed["reason"]
+    assert (listed["source"], listed["row"]) == (path, 1) and reason in listed["reason"]
 
 
 def test_arrays_of_numbers_are_pictures(folder):
     red = np.full((8, 6, 3), (255, 0, 0), dtype=np.uint8).tolist()
     (one,) = read_records(lines(folder / "a.jsonl", [{"images": [red], "question": "Which?", "answer": "Red."}]))
     assert colours(one) == ["red"]
+
+
+def test_records_of_all_forms_are_learned_in_one_batch(folder, tiny_model, tiny_processor):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    paths = [
+        lines(
+            folder / "llava.jsonl", [{"image": "red.jpg", "conversations": asked("<image>?", "R") + asked("b", "c")}]
+        ),
+        lines(folder / "chat.jsonl", [{"messages": chat}]),
+        lines(folder / "text.jsonl", [{"text": "Words alone."}]),
+        lines(folder / "alpaca.jsonl", [{"instruction": "Add.", "input": "1, 2", "output": "3"}]),
+    ]
+    pictures = lines(folder / "captions.jsonl", [{"image": "green.png", "caption": "Green"}])
+    both = [{"path": pictures, "captions": only(direction)} for direction in ("describe", "draw")]
+    records = [*read_records([*paths, *both])]
+    labels = RecordCollator(tiny_model, tiny_processor)(records)["labels"]
+    learned = [tiny_processor.tokenizer.decode(row[row != -100]) for row in labels]
+    assert learned[0].replace("<|im_end|>", "") == "Rc" and learned[1].startswith("Ho")
+    assert learned[2].startswith("Words alone.") and learned[3].startswith("3") and learned[4].startswith("Green")
+    assert learned[5].count("<img_") == tiny_processor.num_codes

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from trl.data_utils import prepare_multimodal_messages
 
 from dps_hf.data.preferences import read_preferences
 from dps_hf.preferences.drawings import write_drawings
@@ -125,6 +126,22 @@ def test_pictures_within_the_messages_of_prompts(tmp_path):
     assert words(second["prompt"]) == "user: No picture?" and second["images"] == []
 
 
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("question, expected", [("Is <image>\nred?", "user: Is*red?"), ("Red?", "user: *Red?")])
+def test_pictures_belong_where_marks_say_or_first(tmp_path, implicit, question, expected):
+    prompt = [{"role": "user", "content": question}]
+    answers = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    row = {name: prompt + answer for name, answer in answers.items()} if implicit else {"prompt": prompt, **answers}
+    chat = List({"role": Value("string"), "content": Value("string")})
+    features = Features({**dict.fromkeys(row, chat), "images": List(ImageFeature())})
+    rows = {**{name: [chat] for name, chat in row.items()}, "images": [[picture("red")]]}
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "pairs.parquet")
+    (read,) = read_preferences(str(tmp_path / "pairs.parquet"))
+    assert len(read["images"]) == 1 and words(read["chosen"]) == "assistant: chosen"
+    shown = prepare_multimodal_messages(read["prompt"], read["images"])  # as trl does
+    assert words(shown) == expected
+
+
 def test_labelled_answers(tmp_path):
     rows = [{"question": "Hi", "answer": "Ho", "label": 1}, {"question": "Hi", "answer": "No", "label": 0}]
     good, bad = read_preferences(lines(tmp_path / "kto.jsonl", rows))
@@ -213,7 +230,7 @@ def test_bad_rows_are_left_out_and_listed_or_refused(tmp_path, row, reason):
     rows = read_preferences(path, skipped=tmp_path / "skipped.jsonl")
     assert [words(one["chosen"])[-2:] for one in rows] == ["Ho"]
     listed = json.loads((tmp_path / "skipped.jsonl").read_text())
-    assert (listed["source"], listed["row"]) == ("pairs.jsonl", 1) and reason in listed["reason"]
+    assert (listed["source"], listed["row"]) == (path, 1) and reason in listed["reason"]
     with pytest.raises(ValueError, match=r"record 1 of .*pairs.jsonl: .*" + reason):
         read_preferences(path)
 

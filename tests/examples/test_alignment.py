@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,31 @@ def test_a_row_whose_picture_is_missing_is_left_out_and_listed(train, data, tmp_
     assert losses(train(name, script={"dataset": str(tmp_path / "selected")}, max_steps=1))
     listed = json.loads((tmp_path / "run" / "skipped.jsonl").read_text())
     assert listed["row"] == 5 and "'images'[1] holds no picture" in listed["reason"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_pictures_as_answers_are_learned_as_drawings(train, tmp_path, name):
+    red, blue = ({"bytes": as_png(picture), "path": None} for picture in (RED, BLUE))
+    if name == "dpo":  # Pick-a-Pic's columns
+        columns = {"caption": ["red"] * 8, "jpg_0": [red["bytes"]] * 8, "jpg_1": [blue["bytes"]] * 8}
+        Dataset.from_dict({**columns, "label_0": [1.0, 0.0] * 4, "label_1": [0.0, 1.0] * 4}).to_parquet(
+            tmp_path / "mine.parquet"
+        )
+        setting = {"path": str(tmp_path / "mine.parquet")}
+    else:
+        columns = {"wish": ["red"] * 8, "drawn": [red, blue] * 4, "liked": [1, 0] * 4}
+        features = Features({"wish": Value("string"), "drawn": Image(), "liked": Value("int64")})
+        Dataset.from_dict(columns, features).to_parquet(tmp_path / "mine.parquet")
+        named = {"prompt": "wish", "completion": "drawn", "label": "liked"}
+        setting = {"path": str(tmp_path / "mine.parquet"), "columns": named}
+    output = train(name, script={"dataset": [setting]}, max_steps=2)
+    assert losses(output) and "fingerprint of the dataset" in json.loads((output / "settings.json").read_text())
+
+
+def as_png(picture) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_kto_balances_labels_or_takes_weights_but_not_both(train, data):

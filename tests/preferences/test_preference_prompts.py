@@ -1,5 +1,6 @@
 """Prompts from records, files and folders."""
 
+import json
 from io import BytesIO
 
 import pytest
@@ -154,3 +155,29 @@ def png_of(image):
     buffer = BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def test_questions_of_a_file_of_rows_are_asked_with_and_without_answers(tmp_path):
+    RED.save(tmp_path / "red.png")
+    rows = [
+        {"image": "red.png", "question": "What?", "answer": "red"},
+        {"image": None, "question": "Hi?", "answer": "Ho"},
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    what, hi = read_prompts(tmp_path / "mine.jsonl")
+    assert (what.text, what.answers, what.task) == ("What?", ("red",), "mine")
+    assert what.images[0].getpixel((0, 0)) == (255, 0, 0) and hi.images == ()
+    (tmp_path / "bare.jsonl").write_text('{"prompt": "Why?"}\n')
+    (why,) = read_prompts(tmp_path / "bare.jsonl")
+    assert (why.text, why.answers, why.draw) == ("Why?", (), False)
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a <|im_end|>"}\n')
+    with pytest.raises(ValueError, match=r"record 0 of .*bad.jsonl: a question must not hold control tokens"):
+        list(read_prompts(tmp_path / "bad.jsonl"))
+
+
+def test_captions_become_prompts_for_drawings_where_the_settings_say_so(tmp_path):
+    RED.save(tmp_path / "red.png")
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"image": "red.png", "caption": "a red square"}) + "\n")
+    draws = {"draw": {"share": 1, "prompts": ["{caption}"]}}
+    (prompt,) = read_prompts({"path": str(tmp_path / "mine.jsonl"), "captions": draws})
+    assert (prompt.text, prompt.draw, prompt.images) == ("a red square", True, ())
