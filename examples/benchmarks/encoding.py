@@ -5,8 +5,8 @@ python examples/benchmarks/encoding.py --layers 32 --steps 20 --batch_size 16
 
 The parts have random weights and published sizes: the width of SmolLM2-360M with a few of its layers, SigLIP-base, and
 the image tokenizer of Janus-Pro. Half of the records describe a picture, and half draw one. In each batch drawings are
-encoded on the CPU, by the loader; ahead they are encoded where the model is. The two take turns, and each figure is the
-median over the turns.
+encoded on the CPU, by the loader; ahead they are encoded where the model is. The two take turns, and each figure is
+the median over the turns.
 """
 
 import json

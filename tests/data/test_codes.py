@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from PIL import Image
 from two_processes import run_on_two
@@ -181,7 +182,9 @@ def test_all_processes_wait_for_the_main_one(make_model, tiny_processor, records
 def encode_on(rank: int, base: str, cache: str) -> tuple[int, list]:
     """The number of records that a process read to encode them, and the codes that it gets."""
     datasets.config.HF_DATASETS_CACHE = cache
-    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}  # as launchers do
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}  # all as launchers do
+    PartialState(cpu=True)  # as `TrainingArguments` does
     model, processor = load(base, device="cpu")
     some = Records([record("t", ["a red square"], [RED]), record("t", ["a blue square"], [BLUE])], "a")
     ahead = encode_ahead(some, model, processor)
