@@ -121,7 +121,7 @@ def model_card(
         name=repo_id.rpartition("/")[2],
         parameters=f"{report['parameters'] / 1e6:.1f} million",
         command=_hide_paths(report["command"]),
-        setting=", ".join(f"{name} {value}" for name, value in report["recipe"].items()),
+        setting=", ".join(f"{name} {value}" for name, value in report["recipe"].items() if name != "weights"),
         table=_table(flatten_figures(report), flatten_figures(before) if before else None),
         samples=[Path(picture).name for picture in samples],
         meanings={task: text for task, text in MEANINGS.items() if task in report and "dataset" in report["recipe"]},

@@ -13,7 +13,7 @@ from dps_hf.data.mixture import Mixture
 from dps_hf.data.pictures import Pictures
 from dps_hf.inference import ask
 from dps_hf.nano.scenes import HALF_WHITE, render, sample_split
-from dps_hf.nano.wording import caption
+from dps_hf.nano.wording import write_caption
 
 
 FOLDER = Path(dps_hf.NANO)
@@ -71,7 +71,7 @@ def test_it_describes_pictures_that_are_not_square_better_than_with_grey_bars(na
         changed = copy(processor)
         changed.image_processor = images
         answers = ask(model, changed, ["Describe the picture."] * len(strips), strips)
-        return sum(answer.text == caption(scene) for answer, scene in zip(answers, scenes))
+        return sum(answer.text == write_caption(scene) for answer, scene in zip(answers, scenes))
 
     assert processor.image_processor.fit == "pad-edge"
     assert count_right("pad-edge") >= 6 > 2 >= count_right("pad-grey")
