@@ -130,7 +130,8 @@ class Form:
 
     def __str__(self) -> str:
         used = ", ".join(f"{name}: {column}" for name, column in self.columns.items())
-        return f"{self.kind} ({used})"
+        ways = ", described and drawn" if self.num_visits > 1 else ""
+        return f"{self.kind}{ways} ({used})"
 
     def get(self, row: Mapping[str, Any], name: str) -> Any:
         """The value of a field in a row, `None` if the row has none."""
@@ -148,11 +149,20 @@ class Form:
         """
         return _pictures(self.get(row, "images"))
 
-    def to_record(self, row: Mapping[str, Any], rng: np.random.Generator, answered: bool = True) -> Record:
+    @property
+    def num_visits(self) -> int:
+        """How many records a row gives in an epoch: two where pictures are both described and drawn."""
+        return 2 if "caption" in self.columns and self.captions.describe and self.captions.draw else 1
+
+    def to_record(
+        self, row: Mapping[str, Any], rng: np.random.Generator, answered: bool = True, visit: int = 0
+    ) -> Record:
         """Makes a record of a row. Its pictures are what the row has: paths, bytes, pictures.
 
         Args:
-            rng: chooses among several captions or answers, and between describing and drawing.
+            rng: chooses among several captions or answers, and between describing and drawing. It begins at the same
+                state in each visit.
+            visit: how many records the row has given before.
             answered: whether the record must have an answer to learn.
 
         Raises:
@@ -162,7 +172,7 @@ class Form:
         if "messages" in self.columns:
             example = self._conversation(row, pictures)
         elif "caption" in self.columns:
-            example = self._captioned(row, pictures, rng)
+            example = self._captioned(row, pictures, rng, visit)
         elif "text" in self.columns:
             text = _text(self.get(row, "text"))
             if IMAGE_MARK in text:
@@ -192,13 +202,16 @@ class Form:
         system = self.get(row, "system")
         return [{"role": "system", "content": system}, *turns] if isinstance(system, str) and system else [*turns]
 
-    def _captioned(self, row: Mapping[str, Any], pictures: list, rng: np.random.Generator) -> Record:
+    def _captioned(self, row: Mapping[str, Any], pictures: list, rng: np.random.Generator, visit: int) -> Record:
+        share = self.captions.describe / (self.captions.describe + self.captions.draw)
+        # Half a turn further in each visit: equal shares take turns, and others are met over two visits.
+        describes = (rng.random() + visit / 2) % 1 < share
+        rng.random(visit)  # so that another visit has other words
         caption = _text(_choose(self.get(row, "caption"), rng)).strip()
         if IMAGE_MARK in caption:
             raise BadRow(f"the caption has the token {IMAGE_MARK}")
         if len(pictures) != 1:
             raise BadRow(f"wrong number of pictures: a caption belongs to one, and the row has {len(pictures)}")
-        describes = rng.random() * (self.captions.describe + self.captions.draw) < self.captions.describe
         prompt = pick(rng, self.captions.describe_prompts if describes else self.captions.draw_prompts)
         prompt = prompt.replace("{caption}", caption)
         picture = {"type": "image"}

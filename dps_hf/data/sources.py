@@ -95,28 +95,30 @@ def read_records(
             return streams[0]
         strategy = "all_exhausted" if weights else "all_exhausted_without_replacement"
         return interleave_datasets(streams, weights, seed, stopping_strategy=strategy)
-    return LazyRecords(sources, mix([len(source.rows) for source in sources], weights, seed), skips)
+    lengths, visits = [len(source.rows) for source in sources], [source.form.num_visits for source in sources]
+    return LazyRecords(sources, mix(lengths, visits, weights, seed), skips)
 
 
-def mix(lengths: Sequence[int], weights: Sequence[float] | None, seed: int) -> np.ndarray:
+def mix(lengths: Sequence[int], visits: Sequence[int], weights: Sequence[float] | None, seed: int) -> np.ndarray:
     """The order in which the rows of several data sets are seen.
 
     With weights, each data set has its share of the records in random order, and is repeated until every row of every
-    data set has been seen. Without, each row is seen once.
+    data set has been seen. Without, each row is seen once, or twice if it is a picture to describe and to draw.
 
     Args:
+        visits: how many records a row of each data set gives without weights.
         weights: one for each data set; they add up to 1.
 
     Returns:
-        `(records, 2)`: the number of the data set, and of its row, for each record.
+        `(records, 3)`: the number of the data set, of its row, and of the visit to the row, for each record.
     """
-    counts = lengths
+    counts = [length * times for length, times in zip(lengths, visits)]
     if weights:
-        total = max(length / weight for length, weight in zip(lengths, weights))
-        counts = [max(length, round(total * weight)) for length, weight in zip(lengths, weights)]
+        total = max(count / weight for count, weight in zip(counts, weights))
+        counts = [max(count, round(total * weight)) for count, weight in zip(counts, weights)]
     table = np.concatenate(
         [
-            np.stack([np.full(count, i, np.uint32), np.arange(count, dtype=np.uint32) % length], axis=1)
+            np.stack([np.full(count, i), np.arange(count) % length, np.arange(count) // length], axis=1)
             for i, (length, count) in enumerate(zip(lengths, counts))
         ]
     )
@@ -157,16 +159,18 @@ def split_off(records: "LazyRecords", share: float, seed: int = 0) -> tuple["Laz
         raise ValueError("evaluation_share needs a data set that is not streamed. Give an evaluation_dataset.")
     if not 0 < share < 1:
         raise ValueError(f"evaluation_share must be between 0 and 1; got {share}.")
-    rows = np.unique(records.table, axis=0)
+    rows = np.unique(records.table[:, :2], axis=0)
     held_out = max(1, round(share * len(rows)))
     if held_out >= len(rows):
         raise ValueError(f"evaluation_share {share} leaves no rows for training; there are {len(rows)}.")
     chosen = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:held_out])]
     numbers = np.array([int(rows[:, 1].max()) + 1, 1])
-    is_held_out = np.isin(records.table @ numbers, chosen @ numbers)
+    is_held_out = np.isin(records.table[:, :2] @ numbers, chosen @ numbers)
+    visits = np.array([source.form.num_visits for source in records.sources])
+    once = records.table[:, 2] < visits[records.table[:, 0]]  # a weight may repeat rows
     return (
         LazyRecords(records.sources, records.table[~is_held_out], records.skips),
-        LazyRecords(records.sources, chosen, records.skips),
+        LazyRecords(records.sources, records.table[is_held_out & once], records.skips),
     )
 
 
@@ -175,7 +179,7 @@ class LazyRecords:
 
     Args:
         sources: the data sets.
-        table: `(records, 2)`: the number of the data set, and of its row, for each record.
+        table: `(records, 3)`, see [`mix`].
         skips: lists bad rows.
     """
 
@@ -201,14 +205,14 @@ class LazyRecords:
     def find(self, index: int) -> tuple[int, Record]:
         """The first good record from an index on, and its index."""
         index = range(len(self))[index]
-        first, _ = self.table[index]
+        first = self.table[index][0]
         for place in (*range(index, len(self)), *range(index)):
-            which, row = map(int, self.table[place])
+            which, row, visit = map(int, self.table[place])
             if which != first:
                 continue
             source = self.sources[which]
             try:
-                record = source.to_record(source.rows[row], row)
+                record = source.to_record(source.rows[row], row, visit)
             except BadRow as error:
                 self.skips.add(source.setting.source, row, str(error))
                 continue
@@ -218,7 +222,7 @@ class LazyRecords:
 
     def open_prompt(self, index: int) -> Record:
         """The record of a good row, with its drawings left out of `images`."""
-        which, _ = map(int, self.table[index])
+        which = self.table[index][0]
         record = self.peek(index)
         pictures = get_pictures(record) if record.get("codes") is not None else split_pictures(record)[0]
         record["images"] = [self.sources[which].open(picture) for picture in pictures]
@@ -230,8 +234,8 @@ class LazyRecords:
         Raises:
             BadRow: nothing can be learned from the row. A picture that cannot be opened is not noticed.
         """
-        which, row = map(int, self.table[index])
-        return self.sources[which].peek(self.sources[which].rows[row], row)
+        which, row, visit = map(int, self.table[index])
+        return self.sources[which].peek(self.sources[which].rows[row], row, visit)
 
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
@@ -322,23 +326,24 @@ class Source:
             return self.is_ours
         return form.columns.get("completion") in self.picture_columns
 
-    def peek(self, row: Mapping[str, Any], index: int) -> Record:
+    def peek(self, row: Mapping[str, Any], index: int, visit: int = 0) -> Record:
         """Makes the record of a row. Its pictures are what the row has: paths, bytes, pictures.
 
         Raises:
             BadRow: nothing can be learned from the row.
         """
-        record = self.form.to_record(unpack(row), np.random.default_rng([self.seed, index, 0xDA7A]), self.answered)
+        rng = np.random.default_rng([self.seed, index, 0xDA7A])
+        record = self.form.to_record(unpack(row), rng, self.answered, visit)
         record["task"] = record["task"] or Path(self.setting.title).stem
         return record
 
-    def to_record(self, row: Mapping[str, Any], index: int) -> Record:
+    def to_record(self, row: Mapping[str, Any], index: int, visit: int = 0) -> Record:
         """Makes the record of a row, with opened pictures.
 
         Raises:
             BadRow: nothing can be learned from the row.
         """
-        record = self.peek(row, index)
+        record = self.peek(row, index, visit)
         record["images"] = [self.open(picture) for picture in record["images"]]
         return record
 
@@ -440,20 +445,21 @@ class Source:
 
 @dataclass
 class _MapOne:
-    """Maps a batch of one row to its record, or to nothing."""
+    """Maps a batch of one row to its records, or to nothing."""
 
     source: Source
     skips: Skips
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         row = {name: values[0] for name, values in batch.items()}
+        visits = range(self.source.form.num_visits)
         try:
-            record = self.source.to_record(row, indices[0])
+            records = [self.source.to_record(row, indices[0], visit) for visit in visits]
         except BadRow as error:
             self.skips.add(self.source.setting.source, indices[0], str(error))
             return {"messages": [], "images": [], "task": []}
         self.skips.seen += 1
-        return {name: [value] for name, value in record.items()}
+        return {name: [record[name] for record in records] for name in records[0]}  # type: ignore[literal-required]
 
 
 def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -190,42 +190,14 @@ class HeldOut:
 
 
 def choose_records(records: Any, subject: Subject) -> list[Mapping[str, Any]]:
-    """`subject.items` records at random, all if there are fewer, or the first of a stream.
-
-    A captioned picture is described and drawn, which are two records, unless the data set says which shares of its
-    pictures are described and drawn.
-    """
+    """The records of `subject.items` rows at random, of all if there are fewer, or the first of a stream."""
     if not hasattr(records, "__len__"):
         return list(records.take(subject.items))
-    chosen = sorted(map(int, subject.rng("dataset").permutation(len(records))[: subject.items]))
-    captioned = _find_captioned(records) if isinstance(records, LazyRecords) else []
-    if not captioned:
-        return [records[index] for index in chosen]
-    found: list[Mapping[str, Any]] = []
-    for way in ("describe", "draw"):
-        asked = _ask_captioned(records, captioned, way)
-        found += [asked[i] for i in chosen if way == "describe" or records.table[i][0] in captioned]
-    return found
-
-
-def _find_captioned(records: LazyRecords) -> list[int]:
-    """The numbers of the data sets of captioned pictures for which no shares are set."""
-    return [
-        number
-        for number, source in enumerate(records.sources)
-        if source.form.kind == "captions"
-        and not any("share" in way for way in (source.setting.captions or {}).values())
-    ]
-
-
-def _ask_captioned(records: LazyRecords, captioned: Sequence[int], way: str) -> LazyRecords:
-    """The same records with all captioned pictures described, or all drawn."""
-    sources = list(records.sources)
-    for number in captioned:
-        form = sources[number].form
-        captions = replace(form.captions, describe=float(way == "describe"), draw=float(way == "draw"))
-        sources[number] = replace(sources[number], form=replace(form, captions=captions))
-    return LazyRecords(sources, records.table, records.skips)
+    rows = np.arange(len(records))
+    if isinstance(records, LazyRecords):  # a captioned picture gives several records
+        rows = np.unique(records.table[:, :2], axis=0, return_inverse=True)[1].reshape(-1)
+    chosen = subject.rng("dataset").permutation(rows.max() + 1)[: subject.items]
+    return [records[int(index)] for index in np.flatnonzero(np.isin(rows, chosen))]
 
 
 @torch.no_grad()

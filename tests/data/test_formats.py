@@ -224,8 +224,7 @@ def test_shards_of_parquet_with_pictures_or_their_bytes(folder):
     assert len(records) == 2 and said(records[1]) == ["user: *|Which?", "assistant: Red."]
     assert colours(records[0]) == ["red"]
     Dataset.from_dict({"image": [red], "text": ["Red"]}).to_parquet(folder / "raw.parquet")
-    (one,) = read_records(str(folder / "raw.parquet"))
-    assert colours(one) == ["red"]
+    assert [colours(one) for one in read_records(str(folder / "raw.parquet"))] == [["red"], ["red"]]
 
 
 def test_captions_of_coco(folder, capsys):
@@ -243,7 +242,7 @@ def test_captions_of_coco(folder, capsys):
     assert "1 rows, COCO captions (images: image, caption: caption)" in capsys.readouterr().out
     (folder / "elsewhere").mkdir()
     (folder / "val2017" / "01.jpg").rename(folder / "elsewhere" / "01.jpg")
-    (one,) = read_records({"path": path, "image_folder": str(folder / "elsewhere")})
+    (one, _) = read_records({"path": path, "image_folder": str(folder / "elsewhere")})
     assert colours(one) == ["red"]
 
 
@@ -330,9 +329,18 @@ def test_captions_give_both_directions_in_any_language_by_seed_and_row(folder):
     assert records != [said(one) for one in read_records(setting, seed=4)]
     described = [one for one in records if one[0] == "user: *|¿Qué se ve?"]
     drawn = [one for one in records if one[1] == "assistant: *"]
-    assert len(described) + len(drawn) == 200 and 30 < len(described) < 70
+    assert len(described) + len(drawn) == 400 and 60 < len(described) < 140
     assert {one[0].startswith("user: Dibuja ") for one in drawn} == {True, False}
     assert {one[1].split()[1] for one in described} == {"roja", "red"}
+
+
+def test_by_default_each_captioned_picture_is_described_once_and_drawn_once(folder):
+    rows = [{"image": "red.jpg", "caption": f"red {i}"} for i in range(30)]
+    records = [said(one) for one in read_records(lines(folder / "captions.jsonl", rows))]
+    described = sorted(one[1] for one in records if one[0].startswith("user: *"))
+    drawn = [one for one in records if one[1] == "assistant: *"]
+    assert described == sorted(f"assistant: red {i}" for i in range(30))
+    assert len(drawn) == 30 and all(any(one[0].endswith(f"red {i}") for one in drawn) for i in range(30))
 
 
 @pytest.mark.parametrize(
@@ -417,7 +425,8 @@ def test_bad_rows_are_skipped_and_listed(folder, tmp_path, kind, row, reason):
     (folder / "empty.png").write_bytes(b"")
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     path = lines(folder / "rows.jsonl", [GOOD[kind], row, GOOD[kind]])
-    records = read_records(path, skipped=tmp_path / "run" / "skipped.jsonl")
+    setting = {"path": path, "captions": {"describe": {"share": 1}}} if kind == "captions" else path
+    records = read_records(setting, skipped=tmp_path / "run" / "skipped.jsonl")
     first, second, third = map(said, records)
     assert "Good" in first[0] + first[-1] and second == third
     (listed,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
