@@ -21,7 +21,7 @@ STRATEGIES = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPO
 
 
 class PushToHub(TrainerCallback):
-    """Pushes each checkpoint as `hub_strategy` says, in place of the trainer; `push_at_end` pushes what was saved last.
+    """Pushes each checkpoint as `hub_strategy` says, in place of the trainer.
 
     A push during training that fails is reported, and the training goes on.
 

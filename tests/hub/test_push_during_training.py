@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_training_pushes_its_model_and_no_path_of_this_machine(script, fields,
     weights = "adapter_model.safetensors" if fields.get("use_peft") else "model.safetensors"
     assert {weights, "README.md", "processor_config.json"} <= {*files}
     assert not {"settings.json", "skipped.jsonl", "training_args.bin"} & {Path(name).name for name in files}
-    pushed = sum(commit.get(weights) != before.get(weights) for before, commit in zip(commits, commits[1:]))
+    pushed = sum(commit.get(weights) != before.get(weights) for before, commit in pairwise(commits))
     assert pushed == (1 if strategy == "end" else 2)  # the last is the same as that of step 4, or as the best
     folders = {name.partition("/")[0] for name in files if "/" in name}
     expected = {"checkpoint": {"last-checkpoint"}, "all_checkpoints": {"checkpoint-2", "checkpoint-4"}}
