@@ -33,7 +33,7 @@ from dps_hf.hub.cards import load_splits
 
 # The files that loading needs. Other files of a trainer are left out, above all pickled ones.
 FILES = ("*.safetensors", "*.json", "*.jinja", "*.py", "*.txt", "*.model", "LICENSE*")
-LEFT_OUT = ("trainer_state.json", "*_results.json")
+LEFT_OUT = ("trainer_state.json", "settings.json", "*_results.json")
 STALE = {"model": ("*.safetensors", "*.safetensors.index.json"), "dataset": ("data/*.parquet",)}
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "*.model", "*.gguf", "*.parquet")
 SHARD_BYTES = 500_000_000  # largest size of a Parquet file
@@ -55,6 +55,8 @@ def push(
     private: bool | None = None,
     message: str = "Upload",
     api: HfApi | None = None,
+    revision: str | None = None,
+    needs_base: bool = True,
 ) -> CommitInfo:
     """Pushes everything that loading needs in one commit, so that a failed push leaves the repository unchanged.
 
@@ -69,6 +71,9 @@ def push(
         beside: other files to push, such as a licence or GGUF files.
         exist_ok: whether to push to a repository that already contains files.
         api: the client with endpoint and token. By default they come from the environment.
+        revision: an existing branch to push to. By default the main one.
+        needs_base: whether the card of an adapter must name its base model. If it need not and does not, the adapter
+            names none.
 
     Raises:
         ValueError: the folder lacks files or pictures that the card shows, the card's metadata is wrong, or a file
@@ -84,7 +89,7 @@ def push(
         if card.repo_type == "dataset":
             files: dict[str, Path | bytes] = {**_parquet(folder, Path(temporary))}
         else:
-            files = _model_files(folder, card)
+            files = _model_files(folder, card, needs_base)
         files |= {Path(path).name: Path(path) for path in beside}
         if missing := sorted({*SHOWN_PICTURES.findall(card.text)} - set(files)):
             raise ValueError(f"The card shows {', '.join(missing)}, which {folder} lacks. Give it in beside.")
@@ -94,17 +99,19 @@ def push(
         with _explain_errors(repo_id, api.endpoint):
             api.whoami()  # checks the token first
             try:
-                info = api.repo_info(repo_id, repo_type=card.repo_type)
+                info = api.repo_info(repo_id, repo_type=card.repo_type, revision=revision)
             except RepositoryNotFoundError:
                 api.create_repo(repo_id, repo_type=card.repo_type, private=private)
-                info = api.repo_info(repo_id, repo_type=card.repo_type)
+                info = api.repo_info(repo_id, repo_type=card.repo_type, revision=revision)
             there = {*api.list_repo_files(repo_id, repo_type=card.repo_type, revision=info.sha)} - {".gitattributes"}
             if there and not exist_ok:
                 raise FileExistsError(
                     f"{repo_id} exists and holds {len(there)} files. Choose another name, or set exist_ok=True."
                 )
             stale = [
-                name for name in sorted(there - set(files)) if any(Path(name).match(p) for p in STALE[card.repo_type])
+                name
+                for name in sorted(there - set(files))
+                if any(Path("/", name).match(f"/{pattern}") for pattern in STALE[card.repo_type])
             ]
             return api.create_commit(
                 repo_id,
@@ -114,12 +121,13 @@ def push(
                 ],
                 commit_message=message,
                 repo_type=card.repo_type,
+                revision=revision,
                 # Fails if somebody else has pushed in the meantime.
                 parent_commit=info.sha,
             )
 
 
-def _model_files(folder: Path, card: ModelCard | DatasetCard) -> dict[str, Path | bytes]:
+def _model_files(folder: Path, card: ModelCard | DatasetCard, needs_base: bool) -> dict[str, Path | bytes]:
     """The files of a model or an adapter to push, by name.
 
     Raises:
@@ -150,9 +158,9 @@ def _model_files(folder: Path, card: ModelCard | DatasetCard) -> dict[str, Path 
         if name in found:
             config = _without_names(json.loads(found[name].read_text()))
             if name == "adapter_config.json":
-                if not card.data.get("base_model"):
+                if needs_base and not card.data.get("base_model"):
                     raise ValueError("The card of an adapter must name its base_model on the Hub. Give base_model.")
-                config["base_model_name_or_path"] = card.data["base_model"]
+                config["base_model_name_or_path"] = card.data.get("base_model")
             files[name] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     return files
 

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from dps_hf.data.sources import fingerprint_of
 from dps_hf.files import write_whole
 from dps_hf.judges.resolve import keep_verdict_options
+from dps_hf.training.pushing import PushToHub
 
 
 SETTINGS = "settings.json"  # the settings that made the contents of a folder
@@ -95,6 +96,9 @@ def train_and_save(trainer: Trainer, *others: Any, save: Callable[[], None] | No
         others: as in [`find_checkpoint`].
         save: is called instead of the trainer's own `save_model`.
     """
+    pushing = PushToHub(trainer) if trainer.args.push_to_hub else None
+    if pushing:
+        trainer.add_callback(pushing)
     trainer.add_callback(_StopAtEnd())
     try:
         trainer.train(resume_from_checkpoint=find_checkpoint(trainer.args, *others))
@@ -102,6 +106,8 @@ def train_and_save(trainer: Trainer, *others: Any, save: Callable[[], None] | No
         trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     (save or trainer.save_model)()
     trainer.save_state()
+    if pushing:
+        pushing.push_at_end()
 
 
 class _NothingLeft(Exception):

@@ -26,6 +26,7 @@ from two_processes import launch
 import dps_hf.judges.openai
 import dps_hf.judges.server
 import dps_hf.nano.exact_judge
+from dps_hf.components import from_components
 from dps_hf.data.guidance import read_schedules
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.record import record
@@ -51,6 +52,7 @@ TRAINING = {
     "disable_tqdm": True,
 }
 LORA = {"use_peft": True, "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
+RATES = {"decoder": 1e-3, "connector": 1e-2, "new_tokens": 1e-2}
 GRPO = {"num_generations": 4, "max_completion_length": 8}
 CHAT = List({"role": Value("string"), "content": Value("string")})
 RED, BLUE = (PIL.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -161,6 +163,37 @@ def test_what_else_an_adapter_trains_keeps_its_rate(train, data, saved_model):
 def test_a_rate_for_the_norm_without_an_adapter_is_an_error(train, data):
     with pytest.raises(ValueError, match="norm_learning_rate"):
         train("dpo", lora={}, script={"dataset": data["pairs"], "norm_learning_rate": 0.1})
+
+
+@pytest.fixture
+def new_model(shrunk_parts, tmp_path) -> str:
+    """A folder with a model of parts, whose connector and new tokens are random."""
+    model, processor = from_components(shrunk_parts["text"], shrunk_parts["vision"], shrunk_parts["codes"])
+    model.generation_config.update(eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id)
+    model.save_pretrained(tmp_path / "new")
+    processor.save_pretrained(tmp_path / "new")
+    return str(tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "grpo"])
+def test_the_other_trainers_take_rates_and_refuse_what_would_stay_random(name, train, new_model, tmp_path, capsys):
+    rows = [{"prompt": said(f"star {i}", "user"), "chosen": said("yes"), "rejected": said("no")} for i in range(8)]
+    if name == "kto":
+        rows = [
+            {"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2 == 0} for i, row in enumerate(rows)
+        ]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "words")
+    script = {"dataset": str(tmp_path / "words")}
+    if name == "grpo":
+        script = {"tasks": {"dps_hf.nano.tasks.scenes_t2i": 1}, "num_prompts": 4}
+    with pytest.raises(ValueError, match="connector and new_tokens of this model are still random"):
+        train(name, model=new_model, script=script)
+    rates = {"decoder": 1e-3, "connector": 0, "new_tokens": 1e-2}
+    output = train(name, model=new_model, script={**script, "train": rates}, lr_scheduler_type="constant")
+    assert len(losses(output)) == 2
+    assert "new_tokens 672 at 0.01" in capsys.readouterr().out
+    weights = load_file(output / "adapter_model.safetensors")
+    assert any("trainable_tokens_delta" in key for key in weights) and not any("connector" in key for key in weights)
 
 
 def test_dpo_without_an_adapter_learns_from_prompts_with_pictures_and_without(train, data):
@@ -849,9 +882,10 @@ FIELDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_killed_trainer_resumes_to_the_same_losses(name, data, saved_model, tmp_path):
+@pytest.mark.parametrize("name, rates", [*((name, {}) for name in CONFIGS), ("sft", RATES), ("dpo", RATES)])
+def test_a_killed_trainer_resumes_to_the_same_losses(name, rates, data, saved_model, tmp_path):
     fields = {**FIELDS[name], "model_name_or_path": saved_model, "max_steps": 8, "save_strategy": "steps"}
+    fields["train"] = rates
     fields |= {"save_steps": 2, "lora_dropout": 0.1}
     if name in ("dpo", "kto"):
         fields["dataset"] = data["pairs" if name == "dpo" else "unpaired"]

@@ -162,8 +162,10 @@ def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
 
 
 @pytest.mark.slow
-def test_a_killed_training_resumes_to_the_same_losses(recipe, tmp_path):
+@pytest.mark.parametrize("rates", [{}, {"decoder": 1e-3, "new_tokens": 1e-2, "connector": 3e-3, "vision_tower": 0}])
+def test_a_killed_training_resumes_to_the_same_losses(rates, recipe, tmp_path):
     chances = {
+        "train": rates,
         "prompt_dropout": 0.3,
         "code_dropout": 0.5,
         "extra_loss": "dps_hf.nano.name_alignment.name_alignment_loss",
