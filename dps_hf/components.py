@@ -145,7 +145,7 @@ def assemble_model(
             liken(model.lm_head.weight, config.image_code_start_id, image_tokenizer)
     model.tie_weights()
     config.untrained_parts = ["connector", *(["new_tokens"] if new_codes else [])]
-    if new_codes:
+    if new_codes and not isinstance(text_source, PreTrainedConfig):  # whose rows are all new
         config.first_new_token_id = num_known
     return model.eval()
 

@@ -37,7 +37,7 @@ def make_optimizer(
     """
     optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training)
 
-    def build(model: nn.Module, **fields) -> torch.optim.Optimizer:
+    def build(model: Any, **fields) -> torch.optim.Optimizer:
         old, new = rates.get("decoder", 0.0), rates.get("new_tokens", 0.0)
         rows_differ = old != new and not isinstance(model, PeftModel)  # an adapter has the rows as a weight of its own
         tables = [weight for weight in find_tables(model) if weight.requires_grad] if rows_differ else []
@@ -47,7 +47,7 @@ def make_optimizer(
                 f"rows from the optimizer; got {old:g} and {new:g}. Take FSDP2 or DDP, or equal rates."
             )
         whole = {id(weight) for weight in tables}
-        decaying = {*Trainer.get_decay_parameter_names(None, model)}  # type: ignore[arg-type]
+        decaying = {*Trainer.get_decay_parameter_names(None, model)}
         groups: dict[tuple[str, bool], list[nn.Parameter]] = {
             (part, decays): [] for part in rates for decays in (True, False)
         }
@@ -56,7 +56,7 @@ def make_optimizer(
             if parameter.requires_grad and id(parameter) not in whole and not (without and without(name, parameter)):
                 # Old tokens do not decay while the new ones are trained alone: neither do the new ones.
                 decays = name in decaying and "trainable_tokens_delta" not in name
-                groups[part if part in rates else next(iter(rates)), decays].append(parameter)  # type: ignore[index]
+                groups[part if part and part in rates else next(iter(rates)), decays].append(parameter)
         given: list[dict[str, Any]] = [
             {"params": parameters, "lr": rates[part], "weight_decay": training.weight_decay * decays}
             for (part, decays), parameters in groups.items()
@@ -74,7 +74,7 @@ def make_optimizer(
     return lambda: build, arguments
 
 
-def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: nn.Module, old: float, new: float) -> None:
+def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: Any, old: float, new: float) -> None:
     """Gives the rows of the tables in one of the optimizer's groups the rates `old` and, for new tokens, `new`."""
     factors = torch.full((len(find_tables(model)[0]), 1), old / max(old, new))
     factors[find_new_tokens(model.config)] = new / max(old, new)
@@ -91,9 +91,9 @@ def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: nn.Module, o
         assert table.grad is not None  # FSDP2 has just put it there
         table.grad.copy_(mask(table.grad))
 
-    def mask_gradients(model: nn.Module, _) -> None:
+    def mask_gradients(model: Any, _) -> None:
         """Masks from the first step on, before gradients are clipped. By then, FSDP2 has replaced the weights."""
-        tables = find_tables(model) if deepspeed else optimizer.param_groups[group]["params"]
+        tables: list[Any] = find_tables(model) if deepspeed else optimizer.param_groups[group]["params"]
         for table in tables:
             if not table.requires_grad or hasattr(table, "_masks_rows"):
                 continue

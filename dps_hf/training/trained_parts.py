@@ -15,6 +15,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -101,8 +102,8 @@ def choose_trained_parts(
     rates = read_rates(train, learning_rate, adapter, vision_tower)
     if adapter and "new_tokens" in rates and str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")):
         raise ValueError(
-            f"train.new_tokens must be 0 beside an adapter with FSDP, which cannot shard rows that embeddings and head "
-            f"share; got {rates['new_tokens']:g}. Take DDP, or train them before without an adapter."
+            f"train.new_tokens must be 0 beside an adapter with FSDP, which cannot shard rows that embeddings and "
+            f"head share; got {rates['new_tokens']:g}. Take DDP, or train them before without an adapter."
         )
     frozen = [part for part in find_untrained_parts(model.config) if part not in rates and part not in train]
     if frozen:
@@ -141,7 +142,7 @@ def is_last_norm(name: str, parameter: nn.Parameter) -> bool:
     return LAST_NORM.search(name) is not None and parameter.ndim == 1
 
 
-def find_tables(model: DPSForConditionalGeneration) -> list[nn.Parameter]:
+def find_tables(model: Any) -> list[nn.Parameter]:
     """The weights of the embeddings and of the head; one if they are tied."""
     return list(dict.fromkeys([model.get_input_embeddings().weight, model.get_output_embeddings().weight]))
 
@@ -212,7 +213,7 @@ def find_lora_targets(model: DPSForConditionalGeneration, vision_tower: bool = F
     return rf"model\.({'|'.join(parts)})\.(.+\.)?({'|'.join(sorted(layers))})"
 
 
-def check_trained(model: nn.Module, vision_tower: bool = False, rates: Mapping[str, float] | None = None) -> list[str]:
+def check_trained(model: Any, vision_tower: bool = False, rates: Mapping[str, float] | None = None) -> list[str]:
     """The names of the parameters that will be trained, with an adapter or without.
 
     Args:
@@ -242,7 +243,7 @@ def check_trained(model: nn.Module, vision_tower: bool = False, rates: Mapping[s
     return trained
 
 
-def count_trained(model: nn.Module, rates: Mapping[str, float]) -> Counter[str]:
+def count_trained(model: Any, rates: Mapping[str, float]) -> Counter[str]:
     """How many numbers of each part are trained."""
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
@@ -257,7 +258,7 @@ def count_trained(model: nn.Module, rates: Mapping[str, float]) -> Counter[str]:
     return counts
 
 
-def describe_trained(model: nn.Module, rates: Mapping[str, float]) -> str:
+def describe_trained(model: Any, rates: Mapping[str, float]) -> str:
     """Describes what will be trained, such as "Trained: decoder 361.8M at 2e-05, connector 1.7M at 0.001.".
 
     Raises:
@@ -277,7 +278,7 @@ def _shorten(count: int) -> str:
     return str(count)
 
 
-def complete_adapter(model: nn.Module) -> None:
+def complete_adapter(model: Any) -> None:
     """Mends what trl and peft leave undone in a model whose connector and new tokens are trained beside LoRA.
 
     trl casts all that is trained beside quantised weights to bfloat16, and reads the bias of the head, which peft's
@@ -343,7 +344,7 @@ class NoteTrainedParts(TrainerCallback):
     def __init__(self, rates: Mapping[str, float]):
         self.waiting = {part for part in rates}
 
-    def on_pre_optimizer_step(self, args: TrainingArguments, state, control, model: nn.Module, **kwargs):
+    def on_pre_optimizer_step(self, args: TrainingArguments, state, control, model: Any, **kwargs):
         if not self.waiting:
             return
         seen = {"decoder", "new_tokens"}

@@ -111,7 +111,7 @@ def test_parts_that_are_not_named_have_the_learning_rate_if_they_are_trained_by_
 
 def test_new_tokens_beside_an_adapter_are_refused_with_fsdp(make_model, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="train.new_tokens must be 0 beside an adapter with FSDP.*0.01"):
+    with pytest.raises(ValueError, match=r"train.new_tokens must be 0 beside an adapter with FSDP.*0.01"):
         choose_trained_parts(make_model(), {"new_tokens": 1e-2}, 1e-4, adapter=True)
 
 
@@ -122,7 +122,7 @@ def test_what_is_trained_is_described_by_part(make_model):
 
 
 def test_a_part_that_the_adapter_leaves_out_is_named(make_model):
-    model, arguments = make_model(), ModelConfig(use_peft=True, lora_target_modules=["o_proj"])
+    model, arguments = make_model(), ModelConfig(use_peft=True, lora_target_modules=["gate_proj", "up_proj"])
     rates = choose_trained_parts(model, {"vision_tower": 1e-4}, 1e-4, adapter=True)
     adapted = get_peft_model(model, make_lora_config(model, arguments, rates=rates))
     with pytest.raises(ValueError, match="train gives vision_tower a rate, and nothing of it would be trained"):
