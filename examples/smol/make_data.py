@@ -24,12 +24,12 @@ SENTENCE = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
 
 def write_pictures(split: str, folder: Path, limit: int | None) -> None:
     """Writes the pictures of a split, and last the file that lists them."""
-    pairs = emoji.pairs(split)[:limit]
+    pairs = emoji.select_pairs(split)[:limit]
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for pair in pairs:
         name = f"{pair.codepoints}_{pair.style}.png"
-        emoji.picture(pair).save(folder / name)
+        emoji.get_picture(pair).save(folder / name)
         rows.append({"file_name": name, "text": pair.names["en"]})
     write_lines(folder / "metadata.jsonl", rows)
 

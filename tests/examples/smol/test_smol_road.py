@@ -53,7 +53,7 @@ def test_the_data_are_pictures_with_captions_and_the_answers_of_the_model(exampl
     for split in ("train", "validation"):
         folder = tmp_path / "data" / ("train" if split == "train" else "held_out")
         rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-        assert [row["text"] for row in rows] == [pair.names["en"] for pair in emoji.pairs(split)[:3]]
+        assert [row["text"] for row in rows] == [pair.names["en"] for pair in emoji.select_pairs(split)[:3]]
         assert Image.open(folder / rows[0]["file_name"]).size == (64, 64)
     text = [json.loads(line) for line in (tmp_path / "data" / "text.jsonl").read_text().splitlines()]
     assert text == [{"prompt": "Where?", "completion": "Paris."}, {"prompt": "Really?", "completion": "Yes!"}]
@@ -61,8 +61,8 @@ def test_the_data_are_pictures_with_captions_and_the_answers_of_the_model(exampl
 
 def test_no_held_out_picture_and_no_held_out_question_is_trained(example):
     script = example("smol/make_data.py")
-    trained = {(pair.codepoints, pair.style) for pair in emoji.pairs("train")}
-    assert not trained & {(pair.codepoints, pair.style) for pair in emoji.pairs("validation")}
+    trained = {(pair.codepoints, pair.style) for pair in emoji.select_pairs("train")}
+    assert not trained & {(pair.codepoints, pair.style) for pair in emoji.select_pairs("validation")}
     lines = (script.QUESTIONS.parent / "knowledge.jsonl").read_text().splitlines()
     asked = {json.loads(line)["prompt"].casefold() for line in lines}
     learned = script.QUESTIONS.read_text().splitlines()
