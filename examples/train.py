@@ -18,6 +18,7 @@ from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture, ShuffledWords, name_of
 from dps_hf.inference import load
+from dps_hf.model.image_processing_dps import FITS
 from dps_hf.resolve import resolve
 from dps_hf.training.collator import RecordCollator
 from dps_hf.training.curves import Curves
@@ -46,8 +47,8 @@ class ScriptArguments(DataArguments):
     text_config: in place of `text`, fields of the config of a decoder with random weights, `model_type` among them.
     text_tokenizer: a tokenizer, if it is not that of `text`.
     vision, image_tokenizer: an image encoder, and an image tokenizer or a model that has one.
-    vision_tower: the same as `vision`.
-    freeze_vision_tower: whether the vision tower stays as it is; the same as `vision_tower: 0` in `train`.
+    fit, drawing_fit: how pictures that are read, and those that are drawn, become square: `crop`, `stretch`,
+        `pad-grey`, `pad-white` or `pad-edge`. It is saved with the model. By default it is as before.
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 0}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate`.
     packing: whether records are packed into rows without padding. Otherwise each record is padded to the longest of
@@ -67,9 +68,9 @@ class ScriptArguments(DataArguments):
     text_config: dict = field(default_factory=dict)
     text_tokenizer: str | None = None
     vision: str | None = None
-    vision_tower: str | None = None
     image_tokenizer: str | None = None
-    freeze_vision_tower: bool = False
+    fit: str | None = None
+    drawing_fit: str | None = None
     train: dict = field(default_factory=dict)
     packing: bool = True
     assistant_only_loss: bool = True
@@ -95,7 +96,7 @@ def load_or_make_model(script: ScriptArguments) -> tuple[DPSForConditionalGenera
             "Give model, a DPS to start from, text, a decoder to start from, or text_config with a model_type that "
             f"transformers knows, such as llama; got {script.text_config}. See the recipes."
         )
-    parts = {"vision": script.vision or script.vision_tower, "image_tokenizer": script.image_tokenizer}
+    parts = {"vision": script.vision, "image_tokenizer": script.image_tokenizer}
     if missing := [name for name, part in parts.items() if not part]:
         raise ValueError(f"Give the folder of {' and '.join(missing)}, or model.")
     fields = dict(script.text_config)
@@ -122,9 +123,12 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
     choose_precision(training)
     # Model
     model, processor = load_or_make_model(script)
-    rates = choose_trained_parts(
-        model, script.train, training.learning_rate, vision_tower=not script.freeze_vision_tower
-    )
+    for name, fit in (("fit", script.fit), ("drawing_fit", script.drawing_fit)):
+        if fit is not None and fit not in FITS:
+            raise ValueError(f"{name} must be one of {', '.join(FITS)}; got {fit!r}.")
+        if fit is not None:
+            setattr(processor.image_processor, name, fit)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, vision_tower=True)
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, **script.generation
     )

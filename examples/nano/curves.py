@@ -67,12 +67,12 @@ class ScriptArguments:
 
 def save_parts(script: ScriptArguments) -> dict[str, str]:
     """Saves the parts that all decoders share, and returns their folders by field of `examples/train.py`."""
-    folders = {name: script.work / name for name in ("text_tokenizer", "image_tokenizer", "vision_tower")}
-    if not (folders["vision_tower"] / "model.safetensors").exists():
+    folders = {name: script.work / name for name in ("text_tokenizer", "image_tokenizer", "vision")}
+    if not (folders["vision"] / "model.safetensors").exists():
         model, processor = load(script.model)
         processor.tokenizer.save_pretrained(folders["text_tokenizer"])
         model.model.image_tokenizer.save_pretrained(folders["image_tokenizer"])
-        model.model.vision_tower.save_pretrained(folders["vision_tower"])
+        model.model.vision_tower.save_pretrained(folders["vision"])
     return {name: str(folder) for name, folder in folders.items()}
 
 

@@ -61,7 +61,7 @@ def recipe(tmp_path, tiny_tokenizer):
             "tie_word_embeddings": True,
         },
         "text_tokenizer": str(tmp_path / "text"),
-        "vision_tower": str(tmp_path / "tower"),
+        "vision": str(tmp_path / "tower"),
         "image_tokenizer": str(tmp_path / "codes"),
         "tasks": {
             "dps_hf.nano.tasks.scenes_t2i": 1,
@@ -132,12 +132,22 @@ def test_training_goes_on_with_another_image_tokenizer(recipe, tmp_path):
     assert (before["grid_size"], after["grid_size"], after["num_codes"]) == (2, 2, 8)
 
 
+def test_how_pictures_become_square_is_chosen_and_saved(recipe, tmp_path, example):
+    run("train.py", recipe("run", max_steps=1, eval_strategy="no", fit="pad-edge", drawing_fit="stretch"))
+    processor = json.loads((tmp_path / "run" / "processor_config.json").read_text())["image_processor"]
+    assert (processor["fit"], processor["drawing_fit"]) == ("pad-edge", "stretch")
+    train = example("train.py")
+    with pytest.raises(ValueError, match="fit must be one of crop, .*; got 'cut'"):
+        script = train.ScriptArguments(model=str(tmp_path / "run"), fit="cut")
+        train.main(script, TrainingArguments(str(tmp_path / "other"), use_cpu=True))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"text_config": {"model_type": "lama"}}, "model_type that transformers knows, such as llama; .*lama"),
         (
-            {"text_config": {"model_type": "llama"}, "vision_tower": "x"},
+            {"text_config": {"model_type": "llama"}, "vision": "x"},
             "Give the folder of image_tokenizer, or model",
         ),
     ],
@@ -156,9 +166,9 @@ def test_every_part_of_dps_nano_has_its_recipe_and_comes_after_what_it_needs():
     place = {Path(path).stem: index for index, path in enumerate(recipes)}
     assert place["model"] == len(recipes) - 1 == 3
     needs = yaml.safe_load((ROOT / "examples/recipes/nano/model.yaml").read_text())
-    for field in ("text_tokenizer", "image_tokenizer", "vision_tower"):
-        made = yaml.safe_load((ROOT / "examples/recipes/nano" / f"{field}.yaml").read_text())["output_dir"]
-        assert made == needs[field] and place[field] < place["model"]
+    for field, name in (("text_tokenizer",) * 2, ("image_tokenizer",) * 2, ("vision", "vision_tower")):
+        made = yaml.safe_load((ROOT / "examples/recipes/nano" / f"{name}.yaml").read_text())["output_dir"]
+        assert made == needs[field] and place[name] < place["model"]
 
 
 @pytest.mark.slow

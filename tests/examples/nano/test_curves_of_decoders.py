@@ -52,7 +52,7 @@ def test_each_decoder_is_trained_once_on_its_share_of_the_data_and_in_its_width(
     recipes, output = trained
     trained_on = sorted((one["num_records"], one["text_config"]["hidden_size"]) for one in recipes)
     assert trained_on == [(20, 256), (60, 256), (200, 128), (200, 192), (200, 256)]
-    assert all(Path(one["vision_tower"], "model.safetensors").exists() for one in recipes)
+    assert all(Path(one["vision"], "model.safetensors").exists() for one in recipes)
     assert all(one["text_config"]["num_attention_heads"] * 64 == one["text_config"]["hidden_size"] for one in recipes)
     report = json.loads(output.read_text())
     assert [one["percent"] for one in report["percent"]] == [10, 30, 100]
