@@ -30,8 +30,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "examples/README.md",
-    "examples/recipes/nano/README.md",
-    "examples/recipes/accelerate/README.md",
+    *(str(page.relative_to(ROOT)) for page in sorted(RECIPES.glob("*/README.md"))),
 ]
 NEEDS_NETWORK = ("me/my-dps", "http://", "SmolLM2")
 MADE_BY_THE_READER = (
@@ -194,11 +193,12 @@ def test_the_file_tree_of_the_readme_exists():
         assert folders[depth].exists(), line
 
 
-def test_recipes_have_only_fields_of_the_script_that_their_page_names():
-    rows = re.findall(r"^\| `([\w.]+)` \| `([\w./]+)` \|", read("examples/recipes/nano/README.md"), re.MULTILINE)
-    assert sorted(name for name, _ in rows) == sorted(path.name for path in (RECIPES / "nano").glob("*.yaml"))
+@pytest.mark.parametrize("folder", ["nano", "smol", "smollm2_360m", "smollm2_1.7b"])
+def test_recipes_have_only_fields_of_the_script_that_their_page_names(folder):
+    rows = re.findall(r"^\| `([\w.]+)` \| `([\w./]+)` \|", read(f"examples/recipes/{folder}/README.md"), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(path.name for path in (RECIPES / folder).glob("*.yaml"))
     for name, script in rows:
-        fields = yaml.safe_load((RECIPES / "nano" / name).read_text(encoding="utf-8"))
+        fields = yaml.safe_load((RECIPES / folder / name).read_text(encoding="utf-8"))
         assert set(fields) <= options(script), name
 
 
