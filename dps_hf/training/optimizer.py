@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer, TrainingArguments
 
 from dps_hf.components import find_new_tokens
-from dps_hf.training.trained_parts import find_tables, part_of
+from dps_hf.training.trained_parts import find_tables, part_of, shape_of
 
 
 def make_optimizer(
@@ -76,7 +76,7 @@ def make_optimizer(
 
 def _slow_rows(optimizer: torch.optim.Optimizer, group: int, model: Any, old: float, new: float) -> None:
     """Gives the rows of the tables in one of the optimizer's groups the rates `old` and, for new tokens, `new`."""
-    factors = torch.full((len(find_tables(model)[0]), 1), old / max(old, new))
+    factors = torch.full((shape_of(find_tables(model)[0])[0], 1), old / max(old, new))
     factors[find_new_tokens(model.config)] = new / max(old, new)
     factors = factors.to(find_tables(model)[0].device)
     kept = factors != 0

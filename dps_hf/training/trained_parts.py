@@ -147,6 +147,11 @@ def find_tables(model: Any) -> list[nn.Parameter]:
     return list(dict.fromkeys([model.get_input_embeddings().weight, model.get_output_embeddings().weight]))
 
 
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a weight; DeepSpeed's ZeRO-3 leaves an empty tensor where it has sharded one."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def make_lora_config(
     model: DPSForConditionalGeneration,
     arguments: ModelConfig,
@@ -249,11 +254,11 @@ def count_trained(model: Any, rates: Mapping[str, float]) -> Counter[str]:
     for name, parameter in model.named_parameters():
         part = part_of(name)
         if parameter.requires_grad and part:
-            counts[part] += parameter.numel()
+            counts[part] += shape_of(parameter).numel()
     if not isinstance(model, PeftModel):  # whole tables have a gradient, some of their rows are trained
         tables = [table for table in find_tables(model) if table.requires_grad]
-        rows = sum(len(find_new_tokens(model.config)) * table.shape[1] for table in tables)
-        counts["decoder"] -= rows if "decoder" in rates else sum(table.numel() for table in tables)
+        rows = sum(len(find_new_tokens(model.config)) * shape_of(table)[1] for table in tables)
+        counts["decoder"] -= rows if "decoder" in rates else sum(shape_of(table).numel() for table in tables)
         counts["new_tokens"] = rows if "new_tokens" in rates else 0
     return counts
 

@@ -137,7 +137,7 @@ def test_how_pictures_become_square_is_chosen_and_saved(recipe, tmp_path, exampl
     processor = json.loads((tmp_path / "run" / "processor_config.json").read_text())["image_processor"]
     assert (processor["fit"], processor["drawing_fit"]) == ("pad-edge", "stretch")
     train = example("train.py")
-    with pytest.raises(ValueError, match="fit must be one of crop, .*; got 'cut'"):
+    with pytest.raises(ValueError, match=r"fit must be one of crop, .*; got 'cut'"):
         script = train.ScriptArguments(model=str(tmp_path / "run"), fit="cut")
         train.main(script, TrainingArguments(str(tmp_path / "other"), use_cpu=True))
 

@@ -121,6 +121,15 @@ def test_what_is_trained_is_described_by_part(make_model):
     assert describe_trained(model, rates) == "Trained: new_tokens 608 at 0.01, connector 1.6k at 0.001."
 
 
+def test_weights_that_zero3_has_sharded_are_counted_whole(make_model):
+    model = make_model()
+    rates = choose_trained_parts(model, {"connector": 1e-3, "new_tokens": 1e-2, "decoder": 0}, 1e-4)
+    whole = describe_trained(model, rates)
+    for parameter in model.parameters():
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    assert describe_trained(model, rates) == whole
+
+
 def test_a_part_that_the_adapter_leaves_out_is_named(make_model):
     model, arguments = make_model(), ModelConfig(use_peft=True, lora_target_modules=["gate_proj", "up_proj"])
     rates = choose_trained_parts(model, {"vision_tower": 1e-4}, 1e-4, adapter=True)
