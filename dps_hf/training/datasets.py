@@ -20,6 +20,7 @@ from dps_hf.model.processing_dps import DPSProcessor
 
 
 SKIPPED = "skipped.jsonl"  # in the output folder, the bad rows
+SHUFFLED_AT_A_TIME = 256  # streamed records, with their pictures in memory
 USUAL_SHARE = 0.05  # of a data set, held out where the recipe evaluates and does not say on what
 
 
@@ -99,6 +100,8 @@ def make_training_data(
                 f"A data set that is streamed needs max_steps, and no tasks beside it; got max_steps "
                 f"{training.max_steps} and tasks {', '.join(data.tasks) or 'none'}. Or set streaming to false."
             )
+        if isinstance(records, IterableDataset):
+            records = records.shuffle(training.seed, buffer_size=SHUFFLED_AT_A_TIME)
         if evaluates and data.evaluation_dataset:
             given = read_records(data.evaluation_dataset, training.seed, skipped, data.max_skipped)
             held_out = _by_source(given)
