@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import CONFIG_MAPPING, GenerationConfig, Trainer, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
@@ -99,6 +100,11 @@ def load_or_make_model(script: ScriptArguments) -> tuple[DPSForConditionalGenera
     parts = {"vision": script.vision, "image_tokenizer": script.image_tokenizer}
     if missing := [name for name, part in parts.items() if not part]:
         raise ValueError(f"Give the folder of {' and '.join(missing)}, or model.")
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "ZeRO-3 shards weights while they are loaded, so that a model cannot be put together. Save one first with "
+            "from_components and save_pretrained, and give its folder as model."
+        )
     fields = dict(script.text_config)
     text = script.text or CONFIG_MAPPING[fields.pop("model_type")](**fields)
     model, processor = from_components(text, **parts, tokenizer=script.text_tokenizer)
