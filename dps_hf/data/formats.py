@@ -12,6 +12,7 @@ import numpy as np
 from dps_hf.data.record import Message, Record, get_pictures, pick
 
 
+DESCRIBE, DRAW = "describe", "draw"  # tasks of the records of captioned pictures
 IMAGE_MARK = "<image>"  # where LLaVA's texts have a picture
 
 # The fields of `columns`, and the names of columns that are taken for each without being told, best first.
@@ -222,7 +223,7 @@ class Form:
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
-        example = _record(messages, pictures, "describe" if describes else "draw")
+        example = _record(messages, pictures, DESCRIBE if describes else DRAW)
         example["num_prompt_messages"] = 1
         return example
 

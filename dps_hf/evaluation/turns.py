@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers.utils.logging import tqdm
 
+from dps_hf.data.formats import DESCRIBE
 from dps_hf.data.record import get_text
 from dps_hf.data.sources import open_pictures
 from dps_hf.inference import complete, encode_drawing
@@ -28,11 +29,13 @@ class Turn:
     messages: the conversation before the answer, as `apply_chat_template` takes it, with its pictures.
     wanted: the text of the answer without its thinking, or the drawing: a picture, or its codes.
     thinks: whether the answer begins with thinking.
+    task: that of the record.
     """
 
     messages: tuple[dict[str, Any], ...]
     wanted: str | Image.Image | list[int]
     thinks: bool = False
+    task: str = ""
 
     @property
     def prompt(self) -> str:
@@ -57,7 +60,7 @@ def split_turns(record: Mapping[str, Any]) -> list[Turn]:
     Raises:
         TypeError, ValueError: a picture is missing or cannot be opened.
     """
-    pictures = iter(open_pictures(record, DPSImageProcessor(fetch_urls=True)) if record.get("images") else [])
+    pictures = iter(open_pictures(record, DPSImageProcessor()) if record.get("images") else [])
     codes = iter(record["codes"]) if record.get("codes") else None
     turns: list[Turn] = []
     before: list[dict[str, Any]] = []
@@ -73,7 +76,7 @@ def split_turns(record: Mapping[str, Any]) -> list[Turn]:
             drawings = [part["image"] for part in content if part["type"] == "image"]
             wanted = drawings[-1] if drawings else DPSProcessor.split_thinking(words)[1]
             if wanted != "":
-                turns.append(Turn(tuple(before), wanted, words.startswith("<think>")))
+                turns.append(Turn(tuple(before), wanted, words.startswith("<think>"), record.get("task") or ""))
         before.append({"role": message["role"], "content": content})
     return turns
 
@@ -83,7 +86,7 @@ def sort_turns(turns: Iterable[Turn], answers: str | None = None) -> dict[str, l
 
     Args:
         answers: what answers about pictures are, "captions" or "questions". By default they are captions if most of
-            them differ although most of their prompts repeat.
+            them differ although most of their prompts repeat, or are wordings that were chosen for captioned pictures.
 
     Raises:
         ValueError: `answers` is something else.
@@ -97,6 +100,7 @@ def sort_turns(turns: Iterable[Turn], answers: str | None = None) -> dict[str, l
     if answers is None:
         texts, pictures = {turn.wanted for turn in about}, {digest(turn.pictures[0]) for turn in about}
         repeat = 2 * len({turn.prompt for turn in about}) <= max(2, len(about))
+        repeat |= all(turn.task == DESCRIBE for turn in about)
         answers = CAPTIONS if repeat and 2 * len(texts) > len(pictures) else QUESTIONS
     kinds: dict[str, list[Turn]] = {kind: [] for kind in KINDS}
     for turn in turns:
