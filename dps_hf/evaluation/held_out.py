@@ -90,7 +90,7 @@ class HeldOut:
         """
         turns, said = self.turns[QUESTIONS], self._respond(subject, QUESTIONS)
         exact, contained = [], []
-        for group in _group(turns, _what_is_asked):
+        for group in _group(turns, _get_question):
             answer = normalize_answer(said[group[0]])
             right = {normalize_answer(str(turns[i].wanted)) for i in group}
             exact.append(answer in right)
@@ -106,7 +106,7 @@ class HeldOut:
         turns = self.turns[DRAWINGS]
         wanted = [show_wanted(subject.model, subject.processor, turn) for turn in turns]
         drawn = embed_pictures(subject, self._respond(subject, DRAWINGS))
-        return _score_ranks("", drawn, embed_pictures(subject, wanted), _digests(wanted), _digests(wanted))
+        return _score_ranks("", drawn, embed_pictures(subject, wanted), _digest_all(wanted), _digest_all(wanted))
 
     def retrieval(self, subject: Subject) -> dict[str, Figure]:
         """Pictures and their captions find each other by features: recall among the first and the first five.
@@ -120,7 +120,7 @@ class HeldOut:
             else show_wanted(subject.model, subject.processor, Turn((), picture))
             for picture in shown
         ]
-        names = _digests(pictures)
+        names = _digest_all(pictures)
         first = {name: picture for name, picture in zip(names, pictures)}  # each picture once
         of_texts, of_pictures = embed_texts(subject, texts), embed_pictures(subject, list(first.values()))
         figures = _score_ranks("image_to_text_", of_pictures, of_texts, list(first), names)
@@ -206,7 +206,7 @@ def score_drawings(subject: Subject, turns: Sequence[Turn], drawings: Sequence[s
     model, processor, losses = subject.model, subject.processor, []
     start, codebook_size = model.config.image_code_start_id, model.config.codebook_size
     assert start is not None  # models that draw have one
-    for first in _starts(len(turns), subject.batch_size):
+    for first in _list_starts(len(turns), subject.batch_size):
         batch = turns[first : first + subject.batch_size]
         answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in drawings[first:]]
         chats = [[*write_messages(model, processor, turn), answer] for turn, answer in zip(batch, answers)]
@@ -231,7 +231,7 @@ def score_drawings(subject: Subject, turns: Sequence[Turn], drawings: Sequence[s
 def embed_pictures(subject: Subject, pictures: Sequence[Image.Image]) -> torch.Tensor:
     """Features of pictures, `(pictures, hidden_size)`, of length 1."""
     features = []
-    for first in _starts(len(pictures), subject.batch_size):
+    for first in _list_starts(len(pictures), subject.batch_size):
         batch = list(pictures[first : first + subject.batch_size])
         pixels = subject.processor.image_processor(batch, return_tensors="pt")["pixel_values"].to(subject.model.device)
         features.append(subject.model.get_image_features(pixels).image_embeds.float().cpu())
@@ -242,7 +242,7 @@ def embed_pictures(subject: Subject, pictures: Sequence[Image.Image]) -> torch.T
 def embed_texts(subject: Subject, texts: Sequence[str]) -> torch.Tensor:
     """Features of texts, `(texts, hidden_size)`, of length 1."""
     features = []
-    for first in _starts(len(texts), subject.batch_size):
+    for first in _list_starts(len(texts), subject.batch_size):
         batch = list(texts[first : first + subject.batch_size])
         inputs = subject.processor(text=batch, padding=True, return_tensors="pt").to(subject.model.device)
         found = subject.model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
@@ -250,7 +250,7 @@ def embed_texts(subject: Subject, texts: Sequence[str]) -> torch.Tensor:
     return F.normalize(torch.cat(features), dim=-1)
 
 
-def _starts(count: int, size: int) -> range:
+def _list_starts(count: int, size: int) -> range:
     return range(0, count, size)
 
 
@@ -263,7 +263,7 @@ def _score_ranks(
     return {f"{prefix}r{rank}": share(any(row[:rank]) for row in hits) for rank in RANKS if rank < len(gallery)}
 
 
-def _digests(pictures: Iterable[Image.Image]) -> list[str]:
+def _digest_all(pictures: Iterable[Image.Image]) -> list[str]:
     return [digest(picture) for picture in pictures]
 
 
@@ -275,7 +275,7 @@ def _group(items: Sequence[T], key: Callable[[T], Any]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _what_is_asked(turn: Turn) -> tuple:
+def _get_question(turn: Turn) -> tuple:
     messages = tuple((message["role"], str([p.get("text") for p in message["content"]])) for message in turn.messages)
     return messages, tuple(digest(picture) for picture in turn.pictures)
 

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dps_hf.data.sources import fingerprint_of
+from dps_hf.data.sources import compute_fingerprint
 from dps_hf.files import write_whole
 from dps_hf.judges.resolve import keep_verdict_options
 from dps_hf.training.pushing import PushToHub
@@ -185,7 +185,7 @@ def _describe(training: TrainingArguments, others: tuple) -> dict[str, str]:
     settings["judge_options"] = keep_verdict_options(settings.pop("judge_options", {}))
     for name in ("dataset", "evaluation_dataset"):
         if settings.get(name):  # its contents may change under the same name
-            settings[f"fingerprint of the {name}"] = fingerprint_of(settings[name])
+            settings[f"fingerprint of the {name}"] = compute_fingerprint(settings[name])
     return {name: str(value) for name, value in settings.items()}
 
 
