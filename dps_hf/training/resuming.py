@@ -69,14 +69,13 @@ def find_checkpoint(training: TrainingArguments, *others: Any) -> str | None:
 
     Raises:
         ValueError: `output_dir` holds a training with other settings or data, which the error names. Or that training
-            is
-            longer than requested, or it should be longer and has no checkpoint. Or `resume_from_checkpoint` is not a
+            is longer than requested, or it should be longer and has no checkpoint. Or `resume_from_checkpoint` is no
             checkpoint.
     """
     _, checkpoint, settings = _find_progress(training, others)
     folder = Path(training.output_dir)
     if checkpoint:
-        print(f"Going on from {checkpoint}.")
+        print(f"Resuming from {checkpoint}.")
     if training.process_index == 0:
         kept = _read_json(Path(checkpoint).parent / SETTINGS) if checkpoint else None
         if kept and (changed := [name for name in LENGTH if kept.get(name, settings[name]) != settings[name]]):
