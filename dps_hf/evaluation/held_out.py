@@ -98,7 +98,7 @@ class HeldOut:
         return {"exact": share(exact), "contained": share(contained)}
 
     def drawings(self, subject: Subject) -> dict[str, Figure]:
-        """How often the right one of all wanted pictures is nearest to the drawing (`r1`), or among the five nearest.
+        """How often the right one of all wanted pictures is nearest to the drawing (`r1`) or in the nearest 5 (`r5`).
 
         Pictures are compared by the features of the model's own vision tower. So the figure shows whether a drawing
         resembles what was asked for, and not whether it is beautiful.
