@@ -1,4 +1,4 @@
-"""A model and its processor from parts that exist already, or with another part."""
+"""Builds a model and its processor from published parts, and replaces the image tokenizer of a model."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""Somebody's own function or class, by the path that a recipe writes: `my_package.my_module.my_function`."""
+"""Finds your own function or class by its dotted path, such as `my_package.my_module.my_function`."""
 
 import os
 import pkgutil

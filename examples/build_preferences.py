@@ -33,7 +33,7 @@ from dps_hf.preferences.shards import draw_sheet, is_finished, is_written, join_
 from dps_hf.training.resuming import keep_settings
 
 
-VOTES = "votes"  # name of the judge that is people
+VOTES = "votes"  # the name under which people's votes take the place of a judge
 
 
 @dataclass
@@ -42,10 +42,10 @@ class ScriptArguments:
     output: folder for everything that is written.
     model: folder or name of the model whose responses are sampled.
     tasks: dotted path of each task to its weight; the questions of the tasks are the prompts.
-    think: names of the tasks in which the model thinks aloud first.
-    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or a
-        folder of records that `datasets` saved, whose last questions are asked; their answers are the right ones for
-        the judge.
+    think: names of the tasks in which the model thinks first.
+    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or
+        records as a file or a folder in any form that the training scripts read. The last question of each record is
+        asked, and the judge gets its answer as the right one.
     num_prompts: number of different prompts from tasks.
     num_responses: number of responses to each prompt.
     generation: whatever `generate` takes, for example temperature and guidance_scale.
@@ -54,7 +54,7 @@ class ScriptArguments:
     pairwise: the judge compares every two responses to a prompt, in place of scoring each one by itself. The score of
         a response is the share of comparisons that it wins. Eight responses take 56 calls of "openai".
     refine_margin: the judge also rewrites answers; rewrites whose score is higher by this much become responses.
-    votes: JSONL file with people's votes, which bring prompts, responses and verdicts; no judge is asked.
+    votes: JSONL file of people's votes, which contain prompts, responses and verdicts; no judge is called.
     selection: fields of `Selection`: aspect, margin, max_pairs, max_length_ratio, good, bad, only_good.
     prompts_per_part: number of prompts in one part; a kill loses at most one part.
     """

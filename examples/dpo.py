@@ -43,8 +43,8 @@ class ScriptArguments:
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
         by default.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which decides how confident the model
-        is. 0 leaves the norm as it is.
+    norm_learning_rate: learning rate of the logarithm of the scale of the decoder's last norm, which decides how
+        confident the model is. 0 leaves the norm as it is.
     """
 
     dataset: str  # a recipe may give a mapping or a list

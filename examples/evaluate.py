@@ -23,7 +23,7 @@ from trl import TrlParser
 from dps_hf import NANO
 from dps_hf.command_line import run_script
 from dps_hf.data.rows import read_settings
-from dps_hf.data.sources import LazyRecords, fingerprint_of, read_records, split_off
+from dps_hf.data.sources import LazyRecords, compute_fingerprint, read_records, split_off
 from dps_hf.evaluation.held_out import HeldOut, choose_records
 from dps_hf.evaluation.runner import print_figures, run_evaluations
 from dps_hf.evaluation.subject import Subject
@@ -102,7 +102,7 @@ def describe_dataset(script: ScriptArguments, records: Any) -> dict[str, str]:
     is_read = isinstance(records, LazyRecords)
     about = {
         "dataset": ", ".join(titles),
-        "dataset_fingerprint": records.fingerprint if is_read else fingerprint_of(script.dataset),
+        "dataset_fingerprint": records.fingerprint if is_read else compute_fingerprint(script.dataset),
     }
     if script.answers:
         about["dataset_answers"] = script.answers

@@ -44,17 +44,17 @@ class ScriptArguments:
     judge_options: keyword arguments of the judge. "openai" needs `model` and `rubric`; replies are kept in
         `output_dir`.
     tasks: dotted path of each task to its weight; all must ask for drawings, or all for answers.
-    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or a
-        folder of records that `datasets` saved, whose last questions are asked; their answers are the right ones for
-        the judge.
+    prompts: your own prompts, in place of those of tasks: a text file with a prompt for a drawing on each line, or
+        records as a file or a folder in any form that the training scripts read. The last question of each record is
+        asked, and the judge gets its answer as the right one.
     num_prompts: number of different prompts from tasks.
     aspect: the aspect whose score is the reward; if left out, the mean of all aspects.
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
         by default.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: learning rate for the logarithm of the scale of the decoder's last norm, which sets how sure
-        the model is of its tokens; 0 does not train it.
+    norm_learning_rate: learning rate of the logarithm of the scale of the decoder's last norm, which decides how
+        confident the model is. 0 leaves the norm as it is.
     """
 
     judge: str

@@ -44,8 +44,8 @@ class ScriptArguments:
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
         by default.
     vision_tower: whether the vision tower is trained, too.
-    norm_learning_rate: of the logarithm of the scale of the decoder's last norm, which decides how confident the model
-        is. 0 leaves the norm as it is.
+    norm_learning_rate: learning rate of the logarithm of the scale of the decoder's last norm, which decides how
+        confident the model is. 0 leaves the norm as it is.
     """
 
     dataset: str  # a recipe may give a mapping or a list
@@ -97,8 +97,8 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
             forbid_words(one, [processor.tokenizer.eos_token_id])
     elif drawings:
         print(
-            f"{drawings} of {len(responses)} responses are drawings. Mixed with answers in words, the probability of "
-            "their codes is taken among all tokens. In a set of drawings alone, it is taken among codes, as sampled."
+            f"{drawings} of {len(responses)} responses are drawings, and the others are text. So the probabilities of "
+            "codes are computed over all tokens. If all responses were drawings, it would be over codes only."
         )
     training.max_length = None  # truncation might cut a picture
 

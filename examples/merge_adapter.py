@@ -32,7 +32,7 @@ class ScriptArguments:
 
 
 @torch.no_grad()
-def logits(model, processor) -> torch.Tensor:
+def compute_logits(model, processor) -> torch.Tensor:
     inputs = processor(text=["<|im_start|>user\nWhat is this?<|im_end|>\n"], return_tensors="pt").to(model.device)
     return model(**inputs).logits.float()
 
@@ -47,9 +47,9 @@ def main(script: ScriptArguments, arguments: ModelConfig) -> None:
         model = model.dequantize(torch.float32)
     # Merging
     adapted, processor = load_adapter(model, processor, script.adapter)
-    before = logits(adapted.eval(), processor)
+    before = compute_logits(adapted.eval(), processor)
     merged = merge(adapted)
-    difference = (logits(merged, processor) - before).abs().max().item()
+    difference = (compute_logits(merged, processor) - before).abs().max().item()
     merged.save_pretrained(script.output)
     processor.save_pretrained(script.output)
     print(f"Merged into {script.output}; logits differ by at most {difference:.1e}")

@@ -57,10 +57,10 @@ class ScriptArguments(DataArguments):
     assistant_only_loss, completion_only_loss: as in trl.
     code_dropout: share of the drawings in which some codes are hidden from the codes that follow, so that the model
         has to use the prompt.
-    code_smoothing: share of the target that goes to each neighbour of a code, along each of its digits, but for the
-        last steps.
-    extra_loss: dotted path of a function that takes the model, its processor and the step and returns a loss, which is
-        added in every `extra_loss_steps`-th step.
+    code_smoothing: share of the target that goes from each digit of a code to each of its two neighbours. The last
+        steps have none.
+    extra_loss: dotted path of a function that takes the model, its processor and the step, and returns a loss. It is
+        added to the loss in every `extra_loss_steps`-th step.
     generation: fields of the generation config that is saved with the model.
     """
 

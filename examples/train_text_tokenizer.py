@@ -41,7 +41,7 @@ class ScriptArguments:
     codebook_size: int = 4096
 
 
-def corpus(script: ScriptArguments) -> Iterator[str]:
+def read_texts(script: ScriptArguments) -> Iterator[str]:
     """The text that the tokenizer is trained on."""
     for path in script.texts:
         yield from resolve(path, "texts")()
@@ -61,7 +61,7 @@ def main(script: ScriptArguments) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=True,
     )
-    tokenizer.train_from_iterator(corpus(script), trainer)
+    tokenizer.train_from_iterator(read_texts(script), trainer)
     if (missing := script.vocab_size - script.codebook_size - len(special) - tokenizer.get_vocab_size()) > 0:
         raise ValueError(f"vocab_size is {missing} larger than this text can fill. Lower it, to a multiple of 64.")
     tokenizer.add_special_tokens(TEXT_SPECIAL)
@@ -75,7 +75,7 @@ def main(script: ScriptArguments) -> None:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     ).save_pretrained(script.output_dir)
-    lengths = [(len(tokenizer.encode(text).ids), len(text.encode())) for text in islice(corpus(script), 10_000)]
+    lengths = [(len(tokenizer.encode(text).ids), len(text.encode())) for text in islice(read_texts(script), 10_000)]
     tokens, size = map(sum, zip(*lengths))
     print(
         f"{tokenizer.get_vocab_size()} tokens; one is {size / tokens:.2f} bytes of the text that they were trained on"

@@ -23,8 +23,8 @@ from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
 
 
-SHARD = 4096  # records in one file of the cache; an interrupted encoding goes on at the first file that is missing
-# Settings of saved parts that say where they come from and not what they do.
+SHARD = 4096  # records in one file of the cache; an interrupted encoding resumes at the first missing file
+# Settings that say where a saved part comes from, and do not change its codes.
 ORIGINS = ("architectures", "auto_map", "dtype", "processor_class", "transformers_version")
 
 CODES = List(List(Value("int32")))
@@ -113,7 +113,7 @@ def encode_ahead(
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
     state, encoder = PartialState(), copy_image_tokenizer(model)
-    fingerprint = Hasher.hash([_fingerprint(records), _image_tokenizer_digest(encoder, processor)])
+    fingerprint = Hasher.hash([_fingerprint(records), _digest_image_tokenizer(encoder, processor)])
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dps_hf_codes" / fingerprint
 
     def encode_batch(batch: dict[str, list[int]]) -> dict[str, list]:
@@ -145,7 +145,7 @@ def encode_ahead(
 
 
 def _find_drawing(records: Records, index: int) -> tuple[int, Record]:
-    """A record and its index; one without a drawing has no pictures, which are not opened."""
+    """A record and its index. The pictures of a record without a drawing are left out, and not opened."""
     place = index
     if isinstance(records, LazyRecords):
         try:
@@ -168,8 +168,8 @@ def _fingerprint(records: Records) -> str:
     return Hasher.hash(records)
 
 
-def _image_tokenizer_digest(encoder: DPSModel, processor: DPSProcessor) -> str:
-    """What the codes of a picture depend on."""
+def _digest_image_tokenizer(encoder: DPSModel, processor: DPSProcessor) -> str:
+    """A digest of everything that the codes of a picture depend on."""
     settings = [
         {name: value for name, value in some.to_dict().items() if name not in ORIGINS and not name.startswith("_")}
         for some in (encoder.image_tokenizer.config, processor.image_processor)

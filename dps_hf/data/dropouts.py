@@ -16,11 +16,11 @@ class Records(Protocol):
 
 
 class Dropouts:
-    """Wraps a training set and drops the prompt of some records, and hides image codes of some others.
+    """Wraps a training set. Drops the prompt of some records, and hides image codes of some others.
 
     What is dropped depends on `(seed, index)` alone, not on the batch. It affects only records whose last answer has a
-    drawing. Of several drawings in that answer, the first counts. With the prompt, all earlier turns and their answers
-    are dropped, too; hidden codes leave them as they are. Evaluation uses the records without this wrapper.
+    drawing; of several drawings in that answer, the first one. Together with the prompt, all earlier turns are
+    dropped. Hidden codes do not change earlier turns. Evaluation uses the records without this wrapper.
 
     Args:
         prompt_dropout: share of the drawings that are learned without the prompt, pictures and thoughts before them.

@@ -1,4 +1,4 @@
-"""Rows of data sets as people have them, and how each becomes a record.
+"""The usual formats of rows, and how a row of each becomes a record.
 
 [`guess_form`] finds out which form the rows have, and [`Form.to_record`] maps one row. Pictures are not opened here.
 """
@@ -15,7 +15,7 @@ from dps_hf.data.record import Message, Record, get_pictures, pick
 DESCRIBE, DRAW = "describe", "draw"  # tasks of the records of captioned pictures
 IMAGE_MARK = "<image>"  # where LLaVA's texts have a picture
 
-# The fields of `columns`, and the names of columns that are taken for each without being told, best first.
+# The fields of `columns`, and the names of columns that are taken for each by default, best first.
 KNOWN = {
     "messages": ("messages", "conversations", "conversation", "texts"),
     "images": (
@@ -40,7 +40,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
     "system": "system",
 }
-EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages")  # of records, which rows may have
+EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages")  # fields of records in rows
 
 EXAMPLES = {
     "record": 'columns: {messages: my_chats}, or columns: {prompt: my_questions, completion: my_answers}, or columns: '
@@ -56,9 +56,10 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class Captions:
-    """How a captioned picture becomes a question: it is described, or drawn from its caption.
+    """How a captioned picture becomes a record: the model learns to describe it, or to draw it from its caption.
 
-    describe, draw: the share of the rows of each direction, and its wordings, of which a row gets one. Those of `draw`
+    describe, draw: the share of the records of each kind.
+    describe_prompts, draw_prompts: the prompts of each kind, of which a record gets one. Those of `draw_prompts`
         contain `{caption}`.
     """
 
@@ -77,8 +78,8 @@ class Captions:
         """Reads the field `captions` of a recipe.
 
         Raises:
-            ValueError: it has another shape, a share is negative or none is positive, or a wording of `draw` lacks
-                `{caption}`.
+            ValueError: a field is unknown or of a wrong type, a share is negative or none is positive, or a prompt of
+                `draw` lacks `{caption}`.
         """
         example = 'captions: {describe: {share: 0.5, prompts: ["What is it?"]}, draw: {prompts: ["Draw {caption}"]}}'
         given = captions or {}
@@ -99,7 +100,7 @@ class Captions:
                 prompts = settings["prompts"]
                 prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts or ())
                 if not prompts or (direction == "draw" and not all("{caption}" in prompt for prompt in prompts)):
-                    wanted = "wordings with {caption}" if direction == "draw" else "wordings"
+                    wanted = "prompts with {caption}" if direction == "draw" else "prompts"
                     raise ValueError(f"captions.{direction}.prompts must be {wanted}; got {settings['prompts']!r}.")
                 fields[f"{direction}_prompts"] = prompts
         shares = [name for name in ("describe", "draw") if name in fields]
@@ -119,9 +120,10 @@ class Captions:
 class Form:
     """What the rows of one data set are.
 
-    kind: its name for people.
+    kind: the name of the format to print.
     columns: the column of each field in `KNOWN` that is used.
-    names: the names of the classes, by column, where a column holds numbers of classes.
+    captions: how captioned pictures become records.
+    names: the class names of each column that holds class labels.
     """
 
     kind: str
@@ -142,13 +144,13 @@ class Form:
             return self.names[column][value].replace("_", " ") if value >= 0 else None
         return value
 
-    def pictures(self, row: Mapping[str, Any]) -> list:
+    def list_pictures(self, row: Mapping[str, Any]) -> list:
         """The pictures of a row, unopened.
 
         Raises:
             BadRow: one is missing.
         """
-        return _pictures(self.get(row, "images"))
+        return _list_pictures(self.get(row, "images"))
 
     @property
     def num_visits(self) -> int:
@@ -164,24 +166,24 @@ class Form:
             rng: chooses among several captions or answers, and between describing and drawing. It begins at the same
                 state in each visit.
             visit: how many records the row has given before.
-            answered: whether the record must have an answer to learn.
+            answered: whether the record must have an answer to learn from.
 
         Raises:
             BadRow: nothing can be learned from this row.
         """
-        pictures = self.pictures(row)
+        pictures = self.list_pictures(row)
         if "messages" in self.columns:
-            example = self._conversation(row, pictures)
+            example = self._map_conversation(row, pictures)
         elif "caption" in self.columns:
-            example = self._captioned(row, pictures, rng, visit)
+            example = self._map_captioned(row, pictures, rng, visit)
         elif "text" in self.columns:
-            text = _text(self.get(row, "text"))
+            text = _read_text(self.get(row, "text"))
             if IMAGE_MARK in text:
                 raise BadRow(f"the text has the token {IMAGE_MARK}, and there is no picture")
-            example = _record([{"role": "assistant", "content": [_text_part(text)]}], [])
+            example = _make_record([{"role": "assistant", "content": [_make_text_part(text)]}], [])
             example["num_prompt_messages"] = 0  # all of it is learned
         else:
-            example = self._prompt_and_completion(row, pictures, rng, answered)
+            example = self._map_prompt_and_completion(row, pictures, rng, answered)
         for name in EXTRA_FIELDS:
             if row.get(name) is not None and name not in self.columns.values():
                 example[name] = row[name]  # type: ignore[literal-required]
@@ -189,26 +191,27 @@ class Form:
             _check_answer(example)
         return example
 
-    def _conversation(self, row: Mapping[str, Any], pictures: list) -> Record:
+    def _map_conversation(self, row: Mapping[str, Any], pictures: list) -> Record:
         turns = self.get(row, "messages")
         if not isinstance(turns, (list, tuple)) or not turns:
             raise BadRow(f"'{self.columns['messages']}' has no messages")
-        example = read_messages(self._with_system(row, turns), pictures, codes=row.get("codes"))
+        example = read_messages(self._add_system(row, turns), pictures, codes=row.get("codes"))
         roles = [message["role"] for message in example["messages"]]
         if "user" in roles and "assistant" in roles[: roles.index("user")]:
             example["num_prompt_messages"] = roles.index("user")  # a greeting, or the rest of an answer that was cut
         return example
 
-    def _with_system(self, row: Mapping[str, Any], turns: Sequence) -> list:
+    def _add_system(self, row: Mapping[str, Any], turns: Sequence) -> list:
         system = self.get(row, "system")
         return [{"role": "system", "content": system}, *turns] if isinstance(system, str) and system else [*turns]
 
-    def _captioned(self, row: Mapping[str, Any], pictures: list, rng: np.random.Generator, visit: int) -> Record:
+    def _map_captioned(self, row: Mapping[str, Any], pictures: list, rng: np.random.Generator, visit: int) -> Record:
         share = self.captions.describe / (self.captions.describe + self.captions.draw)
-        # Half a turn further in each visit: equal shares take turns, and others are met over two visits.
+        # The second visit is half a period later. With equal shares it takes the other direction; with other shares,
+        # both visits together have these shares.
         describes = (rng.random() + visit / 2) % 1 < share
         rng.random(visit)  # so that another visit has other words
-        caption = _text(_choose(self.get(row, "caption"), rng)).strip()
+        caption = _read_text(_choose(self.get(row, "caption"), rng)).strip()
         if IMAGE_MARK in caption:
             raise BadRow(f"the caption has the token {IMAGE_MARK}")
         if len(pictures) != 1:
@@ -216,31 +219,31 @@ class Form:
         prompt = pick(rng, self.captions.describe_prompts if describes else self.captions.draw_prompts)
         prompt = prompt.replace("{caption}", caption)
         picture = {"type": "image"}
-        question, answer = ([picture, _text_part(prompt)], [_text_part(caption)])
+        question, answer = [picture, _make_text_part(prompt)], [_make_text_part(caption)]
         if not describes:
-            question, answer = [_text_part(prompt)], [picture]
+            question, answer = [_make_text_part(prompt)], [picture]
         messages: list[Message] = [
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
-        example = _record(messages, pictures, DESCRIBE if describes else DRAW)
+        example = _make_record(messages, pictures, DESCRIBE if describes else DRAW)
         example["num_prompt_messages"] = 1
         return example
 
-    def _prompt_and_completion(
+    def _map_prompt_and_completion(
         self, row: Mapping[str, Any], pictures: list, rng: np.random.Generator, answered: bool
     ) -> Record:
         prompt, answer = self.get(row, "prompt"), self.get(row, "completion")
-        question = _turns(prompt, "user")
+        question = _make_turns(prompt, "user")
         if more := self.get(row, "input"):
-            question = [{"role": "user", "content": f"{_text(prompt)}\n\n{_text(more)}"}]
-        question = self._with_system(row, question)
+            question = [{"role": "user", "content": f"{_read_text(prompt)}\n\n{_read_text(more)}"}]
+        question = self._add_system(row, question)
         if answer is None and not answered:
             return read_messages(question, pictures)
         if is_picture(answer):
             answer = [{"role": "assistant", "content": [{"type": "image", "image": answer}]}]
         elif not _is_chat(answer):
-            answer = _turns(_choose(answer, rng), "assistant")
+            answer = _make_turns(_choose(answer, rng), "assistant")
         # Before reading, because an empty system prompt is dropped.
         num_answers = len(answer)
         example = read_messages([*question, *answer], pictures)
@@ -266,13 +269,13 @@ def guess_form(
         captions: the setting `captions`, see [`Captions`].
         source: the name of the data set in errors.
         kind: the name of the form, if it is known already.
-        answered: whether a column of answers must be there.
+        answered: whether there must be a column of answers.
 
     Raises:
         ValueError: the form cannot be guessed, or `given` names columns or fields that do not exist. The error lists
             the columns.
     """
-    chosen = _given_columns(columns, given, source, "record")
+    chosen = _read_given_columns(columns, given, source, "record")
     names = {name: kind.names for name, kind in (features or {}).items() if getattr(kind, "names", None)}
     find = _Finder(columns, features, chosen)
     images = find("images")
@@ -316,7 +319,7 @@ def guess_preferences(
     Raises:
         ValueError: as for [`guess_form`].
     """
-    chosen = _given_columns(columns, given, source, "preference")
+    chosen = _read_given_columns(columns, given, source, "preference")
     find = _Finder(columns, features, chosen)
     if not chosen and {*PICK_A_PIC} <= {*columns} and (prompt := find("caption") or find("prompt")):
         return Form("Pick-a-Pic's pairs of drawings", {"prompt": prompt, **{name: name for name in PICK_A_PIC}})
@@ -346,7 +349,7 @@ class _Finder:
         return None
 
     def all(self, *fields: str) -> dict[str, str]:
-        """The columns of these fields, each for the first field that it suits."""
+        """The columns of these fields. No column is used for two fields."""
         for name in fields:
             if column := self(name):
                 self.chosen[name] = column
@@ -358,17 +361,20 @@ def holds_pictures(feature: Any) -> bool:
     return "Image" in (type(feature).__name__, type(getattr(feature, "feature", None)).__name__)
 
 
-def _given_columns(
+def _read_given_columns(
     columns: Sequence[str], given: Mapping[str, str] | None, source: str, purpose: str
 ) -> dict[str, str]:
     """The setting `columns`, checked."""
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"columns of {source} must give fields their columns; got {given!r}. {_example(purpose)}")
+        raise ValueError(
+            f"columns of {source} must give fields their columns; got {given!r}. {_write_example(purpose)}"
+        )
     chosen = {ALIASES.get(name, name): column for name, column in (given or {}).items()}
     for name, column in chosen.items():
         if name not in KNOWN:
             raise ValueError(
-                f"columns of {source} must name fields out of {', '.join(KNOWN)}; got {name!r}. {_example(purpose)}"
+                f"columns of {source} must name fields out of {', '.join(KNOWN)}; got {name!r}. "
+                + _write_example(purpose)
             )
         if column not in columns:
             raise ValueError(
@@ -377,21 +383,21 @@ def _given_columns(
     return chosen
 
 
-def _example(purpose: str) -> str:
+def _write_example(purpose: str) -> str:
     return f"Write, for example, {EXAMPLES[purpose]}."
 
 
 def _cannot_guess(columns: Sequence[str], source: str, purpose: str) -> ValueError:
     return ValueError(
-        f"What the columns of {source} hold cannot be guessed; it has {', '.join(columns)}. {_example(purpose)}"
+        f"What the columns of {source} hold cannot be guessed; it has {', '.join(columns)}. {_write_example(purpose)}"
     )
 
 
 def read_messages(turns: Iterable[Mapping[str, Any]], pictures: Sequence, codes: Sequence | None = None) -> Record:
-    """Makes a record of the turns of a conversation, as OpenAI, ShareGPT, LLaVA or the Cauldron write them.
+    """Makes a record of the turns of a conversation in the format of OpenAI, ShareGPT, LLaVA or the Cauldron.
 
-    A part of a content that has its own picture keeps it. Other places of pictures, `{"type": "image"}` or `<image>`
-    in a text, take `pictures` in order. If there are no places, the pictures stand before the first question.
+    An image part that has its own picture keeps it. The other places of pictures, `{"type": "image"}` or `<image>` in
+    a text, take `pictures` in order. If there are no such places, the pictures come before the first question.
 
     Args:
         codes: codes of the drawings, if the record has them. Then `pictures` are those of the other messages.
@@ -402,8 +408,8 @@ def read_messages(turns: Iterable[Mapping[str, Any]], pictures: Sequence, codes:
     messages: list[Message] = []
     places: list[Any] = []  # a picture, or None for the next of `pictures`
     for i, turn in enumerate(turns):
-        for role, content in _roles_and_contents(i, turn):
-            parts, own = _parts(i, content)
+        for role, content in _split_turn(i, turn):
+            parts, own = _read_parts(i, content)
             if not parts:
                 if role == "system":
                     continue
@@ -412,17 +418,17 @@ def read_messages(turns: Iterable[Mapping[str, Any]], pictures: Sequence, codes:
             places += [] if codes is not None and role == "assistant" else own
     shown = [part["type"] for message in messages if message["role"] != "assistant" for part in message["content"]]
     if pictures and "image" not in shown and None not in places:
-        before, question = _first_question(messages)
+        before, question = _find_first_question(messages)
         question["content"] = [*({"type": "image"} for _ in pictures), *question["content"]]
         places[before:before] = [None] * len(pictures)
     left = sum(place is None for place in places)
     if left != len(pictures):
         raise BadRow(f"wrong number of pictures: the messages have places for {left}, and the row has {len(pictures)}")
     remaining = iter(pictures)
-    return _record(messages, [next(remaining) if place is None else place for place in places])
+    return _make_record(messages, [next(remaining) if place is None else place for place in places])
 
 
-def _first_question(messages: Sequence[Message]) -> tuple[int, Message]:
+def _find_first_question(messages: Sequence[Message]) -> tuple[int, Message]:
     """The first message of the user, and how many pictures are before it."""
     before = 0
     for message in messages:
@@ -432,7 +438,7 @@ def _first_question(messages: Sequence[Message]) -> tuple[int, Message]:
     raise BadRow("wrong roles: there is no message of the user")
 
 
-def _roles_and_contents(i: int, turn: Any) -> list[tuple[str, Any]]:
+def _split_turn(i: int, turn: Any) -> list[tuple[str, Any]]:
     """The role and content of one turn; two of each if it is a question with its answer."""
     if not isinstance(turn, Mapping):
         raise BadRow(f"messages[{i}] must have a role and a content; got {turn!r:.80}")
@@ -446,8 +452,8 @@ def _roles_and_contents(i: int, turn: Any) -> list[tuple[str, Any]]:
     return [(role, turn.get("value") if content is None else content)]
 
 
-def _parts(i: int, content: Any) -> tuple[list[dict[str, str]], list]:
-    """The parts of a content, and the picture of each part of type image, `None` if the part does not have it."""
+def _read_parts(i: int, content: Any) -> tuple[list[dict[str, str]], list]:
+    """The parts of a content, and the own picture of each image part, `None` if the part has none."""
     parts: list[dict[str, str]] = []
     own: list = []
     if isinstance(content, Mapping):
@@ -458,14 +464,14 @@ def _parts(i: int, content: Any) -> tuple[list[dict[str, str]], list]:
         kind = part.get("type") if isinstance(part, Mapping) else "text"
         if kind in ("text", "input_text") or (kind is None and part.get("text") is not None):
             text = part.get("text") if isinstance(part, Mapping) else part
-            pieces = _as_text(text).split(IMAGE_MARK)
+            pieces = _convert_to_text(text).split(IMAGE_MARK)
             for j, piece in enumerate(pieces):
                 if j:
                     parts.append({"type": "image"})
                     own.append(None)
                 piece = piece.strip() if len(pieces) > 1 else piece
                 if piece:
-                    parts.append(_text_part(piece))
+                    parts.append(_make_text_part(piece))
         elif kind in ("image", "image_url", "input_image"):
             picture = next(
                 (part[name] for name in ("image", "image_url", "url", "path", "bytes", "base64") if part.get(name)),
@@ -489,34 +495,34 @@ def _check_answer(example: Record) -> None:
         raise BadRow(f"wrong roles: an answer to a question is missing; the roles are {', '.join(roles) or 'none'}")
 
 
-def _record(messages: list[Message], images: list, task: str = "") -> Record:
+def _make_record(messages: list[Message], images: list, task: str = "") -> Record:
     return {"messages": messages, "images": images, "task": task}
 
 
-def _text_part(text: str) -> dict[str, str]:
+def _make_text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
-def _as_text(value: Any) -> str:
+def _convert_to_text(value: Any) -> str:
     if isinstance(value, (str, int, float, bool)):
         return str(value)
     raise BadRow(f"no text: got {type(value).__name__}" if value is not None else "no text")
 
 
-def _text(value: Any) -> str:
-    text = _as_text(value)
+def _read_text(value: Any) -> str:
+    text = _convert_to_text(value)
     if not text.strip():
         raise BadRow("no text")
     return text
 
 
-def _turns(value: Any, role: str) -> list:
+def _make_turns(value: Any, role: str) -> list:
     """Messages of a prompt or a completion, which is a text, or messages already."""
     if _is_chat(value):
         return [*value]
     if isinstance(value, (list, tuple)):  # parts
         return [{"role": role, "content": value}]
-    return [{"role": role, "content": _text(value)}]
+    return [{"role": role, "content": _read_text(value)}]
 
 
 def _is_chat(value: Any) -> bool:
@@ -545,13 +551,13 @@ def _choose(value: Any, rng: np.random.Generator) -> Any:
 
 
 def is_picture(value: Any) -> bool:
-    """Whether a value is a picture, opened or not. A text is none, although it may be a path."""
+    """Whether a value is a picture, opened or not. A string does not count, although it may be a path."""
     if isinstance(value, Mapping):
         return "bytes" in value and "path" in value
     return isinstance(value, bytes) or hasattr(value, "getbands")
 
 
-def _pictures(value: Any) -> list:
+def _list_pictures(value: Any) -> list:
     """The pictures of a row, which may have one, a list or none."""
     if value is None or (isinstance(value, str) and not value):
         return []

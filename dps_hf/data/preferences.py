@@ -40,14 +40,14 @@ from dps_hf.data.rows import (
     read_rows,
     read_settings,
 )
-from dps_hf.data.sources import Skips, Source, find_pictures, say, shares
+from dps_hf.data.sources import Skips, Source, find_pictures, normalize_weights, say
 
 
 TIE = "neither is better"
 
 PART = {"type": Value("string"), "text": Value("string"), "column": Value("string")}
 CHAT = List({"role": Value("string"), "content": List(PART)})
-"""Messages of preferences. In place of an answer that is a picture, a part of type image names the column of it."""
+"""Messages of preferences. If an answer is a picture, it is a part of type image that names the picture's column."""
 
 
 def read_preferences(
@@ -55,18 +55,20 @@ def read_preferences(
 ) -> Dataset:
     """Reads pairs of answers, or answers that are labelled good or bad, in the format of trl.
 
-    Texts are read at once, pictures of prompts when a row is requested. Answers that are pictures become text by
-    [`~dps_hf.preferences.drawings.write_drawings`].
+    Texts are read at once, and pictures of prompts when a row is requested. Answers may be pictures;
+    [`~dps_hf.preferences.drawings.write_drawings`] turns them into text.
 
     Args:
-        dataset, seed, skipped, max_skipped: as for [`read_records`]. Without `skipped` the first bad row is an error.
+        dataset, seed, skipped, max_skipped: as for [`~dps_hf.data.sources.read_records`]. Without `skipped`, the first
+            bad row is an error.
 
     Raises:
-        FileNotFoundError, ValueError: as for [`read_records`]. Without `skipped`: the number of a bad row.
+        FileNotFoundError, ValueError: as for [`read_records`]. Without `skipped`, the error gives the number of the
+            bad row.
     """
     skips, settings = Skips(skipped, max_skipped), read_settings(dataset)
     parts = [_read_pairs(setting, skips, len(settings) > 1) for setting in settings]
-    weights = shares(settings)
+    weights = normalize_weights(settings)
     if len(parts) == 1:
         rows = parts[0]
     elif weights:
@@ -81,10 +83,10 @@ def read_preferences(
 
 @dataclass(frozen=True)
 class _MapPair:
-    """Maps a row of preferences to messages, and says why it is bad.
+    """Maps a row of preferences to messages, and gives the reason if the row is bad.
 
-    converts: whether the row is to become messages; if not, it is only checked.
-    embeds: whether pictures are given as paths, or in the messages, so that they are written as a column.
+    converts: whether the row becomes messages. Otherwise it is only checked.
+    embeds: whether the pictures of prompts are written to a column `images`, because they are paths or in messages.
     """
 
     source: Source
@@ -125,13 +127,13 @@ class _MapPair:
             elif self._is_drawing(name, values[name]):
                 column = f"{name}_picture"
             else:
-                made[name] = _as_chat(values[name], "assistant", name)
+                made[name] = _make_chat(values[name], "assistant", name)
                 continue
             made[name] = [{"role": "assistant", "content": [{"type": "image", "text": None, "column": column}]}]
-        prompt = _as_chat(values["prompt"], "user", "prompt")
-        pictures = form.pictures(row)
+        prompt = _make_chat(values["prompt"], "user", "prompt")
+        pictures = form.list_pictures(row)
         record = read_messages(prompt, pictures)
-        made["prompt"] = [_with_all_keys(message) for message in record["messages"]]
+        made["prompt"] = [_add_missing_keys(message) for message in record["messages"]]
         if "label" in form.columns:
             label = form.get(row, "label")
             if label is None or (isinstance(label, str) and label.lower() not in ("true", "false", "1", "0")):
@@ -142,7 +144,7 @@ class _MapPair:
             path = picture.get("path") if isinstance(picture, Mapping) and picture.get("bytes") is None else picture
             if isinstance(path, str) and not path.startswith(("data:", "http")) and not os.path.exists(path):
                 raise BadRow(f"unreadable picture: there is no file {path}")
-        return made, [_kept(picture) for picture in located] if self.embeds else []
+        return made, [_store_picture(picture) for picture in located] if self.embeds else []
 
     def _is_drawing(self, name: str, value: Any) -> bool:
         return self.source.form.columns[name] in self.source.picture_columns or is_picture(value)
@@ -180,7 +182,7 @@ def _begins_with_question(answer: Any) -> bool:
     return isinstance(first, Mapping) and first.get("role") in ("system", "user")
 
 
-def _as_chat(value: Any, role: str, name: str) -> list[dict]:
+def _make_chat(value: Any, role: str, name: str) -> list[dict]:
     """Messages of a prompt or an answer, which is a text or messages."""
     if isinstance(value, str):
         value = [{"role": role, "content": value}]
@@ -188,15 +190,15 @@ def _as_chat(value: Any, role: str, name: str) -> list[dict]:
         raise BadRow(f"no text in {name}")
     if role == "user":
         return [*value]
-    return [_with_all_keys(message) for message in read_messages(value, [])["messages"]]
+    return [_add_missing_keys(message) for message in read_messages(value, [])["messages"]]
 
 
-def _with_all_keys(message: Mapping[str, Any]) -> dict[str, Any]:
+def _add_missing_keys(message: Mapping[str, Any]) -> dict[str, Any]:
     parts = [{"type": part["type"], "text": part.get("text"), "column": None} for part in message["content"]]
     return {"role": message["role"], "content": parts}
 
 
-def _kept(picture: Any) -> dict[str, Any]:
+def _store_picture(picture: Any) -> dict[str, Any]:
     """A picture as `datasets` stores it."""
     if isinstance(picture, Mapping):
         return {"bytes": picture.get("bytes"), "path": picture.get("path")}
@@ -204,19 +206,19 @@ def _kept(picture: Any) -> dict[str, Any]:
 
 
 def list_drawings(preferences: Dataset) -> list[str]:
-    """The columns that hold answers which are pictures."""
+    """The columns of the pictures that are answers."""
     names = (*PICK_A_PIC[:2], *(f"{name}_picture" for name in ("chosen", "rejected", "completion")))
     return [name for name in names if name in preferences.column_names]
 
 
 def _may_hold_pictures(prompt: Any) -> bool:
-    """Whether the messages of prompts may have pictures of their own, by the feature of the column."""
+    """Whether messages of prompts may contain pictures, judging by the feature of their column."""
     message = getattr(prompt, "feature", None)
     return isinstance(message, Mapping) and message.get("content") != Value("string")
 
 
 def _has_marks(rows: Dataset, form: Form) -> bool:
-    """Whether texts of the first prompts say where pictures belong."""
+    """Whether texts of the first prompts contain `<image>`."""
     column = form.columns.get("prompt") or form.columns["chosen"]
     return any(IMAGE_MARK in repr(prompt) for prompt in rows.select_columns(column).take(100)[column])
 
@@ -296,7 +298,7 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
 
 @dataclass(frozen=True)
 class OpenPairs:
-    """Opens the pictures of prompts. In the place of a row with an unreadable picture is another one."""
+    """Opens the pictures of prompts. A row with an unreadable picture is replaced by another row."""
 
     rows: Dataset
     skips: Skips

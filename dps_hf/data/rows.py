@@ -33,8 +33,8 @@ from dps_hf.model.image_processing_dps import DPSImageProcessor, array_to_pictur
 from dps_hf.resolve import resolve
 
 
-Setting_: TypeAlias = "str | Path | Mapping[str, Any]"
-DatasetSetting: TypeAlias = "Setting_ | Sequence[Setting_]"
+_OneDataset: TypeAlias = "str | Path | Mapping[str, Any]"
+DatasetSetting: TypeAlias = "_OneDataset | Sequence[_OneDataset]"
 
 DOTTED_PATH = re.compile(r"\w+(\.\w+)+")
 IMAGE_PROCESSOR = DPSImageProcessor()
@@ -60,14 +60,14 @@ class Setting:
         name of a builder of `datasets` if `data_files` are given.
     name: the name of a configuration on the Hub; `config` is the same.
     split: by default "train", or the only split.
-    revision: of a data set on the Hub.
-    data_files: the files of the folder, or on the Hub, that are read.
+    revision: branch, tag or commit of a data set on the Hub.
+    data_files: which files of the folder or of the repository are read; by default `datasets` chooses.
     streaming: whether rows are read while training runs.
-    columns: the columns that cannot be guessed, such as `{images: photo, prompt: question, completion: answer}`.
+    columns: the columns that are not guessed rightly, such as `{images: photo, prompt: question, completion: answer}`.
     captions: what is made of captioned pictures, see [`~dps_hf.data.formats.Captions`].
-    weight: how often the rows are drawn, compared with those of the other data sets. Without weights, each row of all
-        data sets is seen once.
-    image_folder: the folder in which the paths of pictures begin, if it is not that of the file.
+    weight: how often the rows are sampled, compared with those of the other data sets. Without weights, each row of
+        all data sets is seen once.
+    image_folder: the folder that paths of pictures are relative to, by default that of the file.
     fetch_urls: whether pictures that are given as URLs are fetched.
     """
 
@@ -85,7 +85,7 @@ class Setting:
 
     @property
     def title(self) -> str:
-        """A short name for people."""
+        """A short name to print."""
         return self.path if self.is_remote else Path(os.path.abspath(self.path)).name
 
     @property
@@ -107,30 +107,30 @@ class Setting:
         )
 
 
-def read_settings(dataset: DatasetSetting, setting: str = "dataset") -> list[Setting]:
-    """Reads the setting `dataset` of a script.
+def read_settings(dataset: DatasetSetting) -> list[Setting]:
+    """Reads the field `dataset` of a script or a recipe.
 
     Raises:
         ValueError: a field is unknown or of a wrong type.
     """
     listed = list(dataset) if isinstance(dataset, (list, tuple)) else [dataset]
     if not listed:
-        raise ValueError(f"{setting} must name at least one data set; got an empty list.")
+        raise ValueError("dataset must name at least one data set; got an empty list.")
     known = [one.name for one in fields(Setting)]
     settings = []
     for one in listed:
         given: Any = {"path": one} if isinstance(one, (str, Path)) else one
         if not isinstance(given, Mapping) or not given.get("path"):
             raise ValueError(
-                f"{setting} must be a path or a name, or a mapping with path, such as {{path: my_data.jsonl, weight: "
+                "dataset must be a path or a name, or a mapping with path, such as {path: my_data.jsonl, weight: "
                 f"2}}; got {one!r}."
             )
         given = {("name" if key == "config" else str(key)): value for key, value in given.items()}
         if unknown := sorted({*given} - {*known}):
-            raise ValueError(f"{setting} has no field {', '.join(unknown)}. Its fields are {', '.join(known)}.")
+            raise ValueError(f"dataset has no field {', '.join(unknown)}. Its fields are {', '.join(known)}.")
         weight = given.get("weight")
         if weight is not None and (isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight <= 0):
-            raise ValueError(f"{setting}.weight must be a number above 0; got {weight!r}.")
+            raise ValueError(f"dataset.weight must be a number above 0; got {weight!r}.")
         settings.append(Setting(**given | {"path": os.path.expanduser(str(given["path"]))}))
     return settings
 
@@ -194,51 +194,51 @@ def _is_dotted(setting: Setting) -> bool:
     return bool(DOTTED_PATH.fullmatch(setting.path)) and Path(setting.path).suffix not in BUILDERS
 
 
-def read_rows(setting: Setting, field: str = "dataset") -> Dataset | IterableDataset:
+def read_rows(setting: Setting) -> Dataset | IterableDataset:
     """The rows of a data set, with pictures unopened."""
     path, options = setting.path, {"name": setting.name, "streaming": setting.streaming, "split": setting.split}
     try:
         if is_ours(setting):
-            rows = _call(path, field) if setting.is_remote else _load_saved(path)
+            rows = _call(path, "dataset") if setting.is_remote else _load_saved(path)
         elif setting.files:
             rows = _load_files(_read_files({"train": setting.files}), options)
         elif os.path.isdir(path):
             rows = _load_files(_read_folder(setting), options)
         elif os.path.isabs(path) or path.startswith(".") or Path(path).suffix in BUILDERS or glob.has_magic(path):
-            raise FileNotFoundError(f"{field} must name a data set; there is no file or folder {path}.")
+            raise FileNotFoundError(f"dataset must name a data set; there is no file or folder {path}.")
         else:
             rows = load_dataset(path, data_files=setting.data_files, revision=setting.revision, **options)
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
-            f"{field} must name a data set; {path} is no file or folder here, and none on the Hub: {error}"
+            f"dataset must name a data set; {path} is no file or folder here, and none on the Hub: {error}"
         ) from error
-    except StopIteration:  # of a file without rows
-        raise ValueError(f"{field} must name a set with records; {path} has none. Add records.") from None
+    except StopIteration:  # a file without rows
+        raise ValueError(f"dataset must name a set with records; {path} has none. Add records.") from None
     except DatasetGenerationError as error:
-        raise ValueError(f"{field} {path} cannot be read: {error.__cause__ or error}") from error
-    rows = _choose_split(rows, setting, field)
+        raise ValueError(f"dataset {path} cannot be read: {error.__cause__ or error}") from error
+    rows = _choose_split(rows, setting)
     if isinstance(rows, Dataset):
         rows = _unwrap(rows, setting)
         if not len(rows):
             raise ValueError(
-                f"{field} must name a set with records; {path} has none. Add records, or name another one."
+                f"dataset must name a set with records; {path} has none. Add records, or name another one."
             )
         if setting.streaming:
             rows = rows.to_iterable_dataset()
     return leave_unopened(rows)
 
 
-def _choose_split(rows: Any, setting: Setting, field: str) -> Dataset | IterableDataset:
+def _choose_split(rows: Any, setting: Setting) -> Dataset | IterableDataset:
     if isinstance(rows, (DatasetDict, IterableDatasetDict)):
         wanted = setting.split or ("train" if "train" in rows else next(iter(rows)) if len(rows) == 1 else None)
         if wanted not in rows:
             raise ValueError(
-                f"{field} {setting.path} has the splits {', '.join(rows)}; got {wanted or 'none'}. Write, for "
+                f"dataset {setting.path} has the splits {', '.join(rows)}; got {wanted or 'none'}. Write, for "
                 f"example, {{path: {setting.path}, split: {next(iter(rows), 'train')}}}."
             )
         rows = rows[wanted]
     if not isinstance(rows, (Dataset, IterableDataset)):
-        raise ValueError(f"{field} must name one set of records; {setting.path} has {type(rows).__name__}.")
+        raise ValueError(f"dataset must name one set of records; {setting.path} has {type(rows).__name__}.")
     return rows
 
 
@@ -248,7 +248,7 @@ def _load_files(files: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     except DatasetGenerationError:
         if files["path"] != "json":
             raise
-        # It takes the columns from the first 10 MB of a file, unless a file is one chunk.
+        # The JSON builder takes the columns from the first 10 MB of a file, unless the file is one chunk.
         sizes = [os.path.getsize(path) for paths in files["data_files"].values() for path in paths]
         return load_dataset(**files, chunksize=max(sizes) + 1, **options)
 
@@ -271,7 +271,8 @@ def _read_files(splits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return {"path": builder, "data_files": splits, **more}
 
 
-def _split_of(path: str) -> str:
+def _guess_split(path: str) -> str:
+    """The split that the name of a file says, "train" if it says none."""
     stem = Path(path).name.lower()
     for split, names in (("validation", ("validation", "valid", "val", "dev")), ("test", ("test",))):
         if any(re.search(rf"(^|[^a-z]){name}([^a-z]|$)", stem) for name in names):
@@ -282,7 +283,7 @@ def _split_of(path: str) -> str:
 def _read_folder(setting: Setting) -> dict[str, Any]:
     """The arguments of `load_dataset` for a folder.
 
-    `datasets` decides by the most frequent kind of file, so rows that stand beside their pictures are named here.
+    `datasets` would read the most frequent kind of file, so files of rows beside their pictures are named here.
     """
     path = Path(setting.path)
     if setting.data_files:
@@ -291,7 +292,7 @@ def _read_folder(setting: Setting) -> dict[str, Any]:
     if beside and not any(path.glob("**/metadata.*")) and any(map(_is_picture, path.glob("**/*"))):
         splits: dict[str, list[str]] = {}
         for file in beside:
-            splits.setdefault(_split_of(file), []).append(file)
+            splits.setdefault(_guess_split(file), []).append(file)
         return _read_files(splits)
     return {"path": str(path)}
 
@@ -335,14 +336,14 @@ def read_coco(rows: Dataset) -> Dataset:
 
 
 def unpack(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row; that of a WebDataset with the fields of its JSON file."""
+    """A row as a dict. For a row of a WebDataset, the fields of its JSON file are added."""
     if "__key__" in row and isinstance(row.get("json"), Mapping):
         return {**row["json"], **{name: value for name, value in row.items() if name != "json"}}
     return dict(row)
 
 
 def find_folder(setting: Setting) -> str | None:
-    """The folder in which the paths of pictures begin; `None` for a repository on the Hub."""
+    """The folder that paths of pictures are relative to; `None` for a repository on the Hub."""
     if setting.image_folder:
         folder = os.path.abspath(os.path.expanduser(setting.image_folder))
         if not os.path.isdir(folder):
@@ -375,7 +376,7 @@ def leave_unopened(dataset: Dataset | IterableDataset) -> Dataset | IterableData
         return dataset
     if isinstance(dataset, IterableDataset):
         return dataset.cast(features)
-    # Not by `cast`, which writes all pictures again.
+    # `Dataset.cast` would write all pictures again.
     info, fingerprint = dataset.info.copy(), Hasher.hash([dataset._fingerprint, "unopened"])
     info.features = features
     table = dataset.data.cast(features.arrow_schema)

@@ -1,4 +1,4 @@
-"""Data sets as records for training. Rows are mapped, and pictures opened, when records are requested.
+"""Reads data sets as records for training. A row becomes a record, and its pictures are opened, when it is requested.
 
 A data set is a string or a mapping, or a list of them: see [`~dps_hf.data.rows`]. What the columns hold is guessed by
 [`~dps_hf.data.formats`].
@@ -52,7 +52,7 @@ from dps_hf.data.rows import (
 
 
 __all__ = [
-    "IMAGE_PROCESSOR", "LazyRecords", "Skips", "fingerprint_of", "leave_unopened", "make_lazy_dataset",
+    "IMAGE_PROCESSOR", "LazyRecords", "Skips", "compute_fingerprint", "leave_unopened", "make_lazy_dataset",
     "open_pictures", "read_dataset", "read_records", "read_unanswered", "split_off",
 ]  # fmt: skip
 
@@ -69,18 +69,18 @@ def read_records(
     Args:
         dataset: one data set or several, see above.
         seed: decides in which order several data sets are mixed, and what is made of captioned pictures.
-        skipped: the JSONL file in which bad rows are listed, with the name of the data set, number and reason. Without
-            it they are counted only, and records that were saved (`messages`, `images`) are all checked at once.
+        skipped: the JSONL file that lists bad rows, each with the data set, its number and the reason. Without it bad
+            rows are only counted, and saved records (`messages`, `images`) are all checked at once.
         max_skipped: the share of bad rows above which reading stops.
 
     Returns:
-        Records, or a `datasets.IterableDataset` of records if a data set is streamed. In the place of a bad row is the
-        next good one.
+        Records, or a `datasets.IterableDataset` of records if a data set is streamed. A bad row is replaced by the
+        next good one; in a stream it is left out.
 
     Raises:
         FileNotFoundError: there is no such file, folder or data set.
-        ValueError: a setting is wrong, the rows cannot be read or guessed, or there are none. When records are
-            requested: too many rows are bad.
+        ValueError: a setting is wrong, the rows cannot be read, their format cannot be guessed, or there are none.
+            When records are requested: too many rows are bad.
     """
     skips = Skips(skipped, max_skipped)
     sources = [_open_source(setting, seed) for setting in read_settings(dataset)]
@@ -88,7 +88,7 @@ def read_records(
         if skipped is None:
             source.check_saved()
         say(str(source))
-    weights = shares([source.setting for source in sources])
+    weights = normalize_weights([source.setting for source in sources])
     if any(isinstance(source.rows, IterableDataset) for source in sources):
         streams = [source.stream(skips) for source in sources]
         if len(streams) == 1:
@@ -140,8 +140,8 @@ def read_unanswered(dataset: DatasetSetting) -> Iterator[Record]:
                 raise ValueError(f"record {i} of {setting.path}: {error}") from error
 
 
-def fingerprint_of(dataset: DatasetSetting) -> str:
-    """A digest of what data sets hold, which changes with their contents. That of streamed ones changes with settings.
+def compute_fingerprint(dataset: DatasetSetting) -> str:
+    """A digest of the contents of data sets. For streamed ones, it is one of their settings and the times of files.
 
     Raises:
         FileNotFoundError, ValueError: as for [`read_records`].
@@ -150,7 +150,7 @@ def fingerprint_of(dataset: DatasetSetting) -> str:
 
 
 def split_off(records: "LazyRecords", share: float, seed: int = 0) -> tuple["LazyRecords", "LazyRecords"]:
-    """Splits records into those for training and a share for evaluation, which have no row in common.
+    """Splits records into those for training and a share for evaluation. The two have no row in common.
 
     Raises:
         ValueError: the share is not between 0 and 1, there are too few rows, or the records are streamed.
@@ -175,7 +175,7 @@ def split_off(records: "LazyRecords", share: float, seed: int = 0) -> tuple["Laz
 
 
 class LazyRecords:
-    """Records that are made when they are requested. In the place of a bad row is the next good one.
+    """Records that are made when they are requested. A bad row is replaced by the next good one of its data set.
 
     Args:
         sources: the data sets.
@@ -229,7 +229,7 @@ class LazyRecords:
         return record
 
     def peek(self, index: int) -> Record:
-        """The record of a row without opening its pictures, and without a look at other rows.
+        """The record of a row, without opening its pictures and without replacing a bad row.
 
         Raises:
             BadRow: nothing can be learned from the row. A picture that cannot be opened is not noticed.
@@ -307,8 +307,8 @@ class Source:
     rows: Dataset | IterableDataset
     form: Form
     seed: int
-    is_ours: bool  # saved by the user's own code, so that paths are taken as they are
-    picture_columns: frozenset[str]  # of the type Image of `datasets`, which checks paths itself
+    is_ours: bool  # saved by `datasets` or made by the user's function, so paths are trusted
+    picture_columns: frozenset[str]  # columns of the type Image of `datasets`, which has resolved their paths
     folder: str | None = None
     fingerprint: str = ""
     answered: bool = True
@@ -413,7 +413,7 @@ class Source:
             raise BadRow(f"unreadable picture: {error}") from None
 
     def stream(self, skips: Skips) -> IterableDataset:
-        """The records of the rows in turn, without bad rows."""
+        """The records of all rows in order; bad rows are left out."""
         rows = self.rows if isinstance(self.rows, IterableDataset) else self.rows.to_iterable_dataset()
         columns = rows.column_names or [*next(iter(rows))]
         return rows.map(_MapOne(self, skips), with_indices=True, batched=True, batch_size=1, remove_columns=columns)
@@ -445,7 +445,7 @@ class Source:
 
 @dataclass
 class _MapOne:
-    """Maps a batch of one row to its records, or to nothing."""
+    """Maps a batch of one row to its records, or to none if the row is bad."""
 
     source: Source
     skips: Skips
@@ -496,8 +496,8 @@ def _decode(text: str) -> bytes:
         raise BadRow(f"unreadable picture: broken base64: {error}") from None
 
 
-def shares(settings: Sequence[Setting]) -> list[float] | None:
-    """The weights, which add up to 1; `None` if no data set has one."""
+def normalize_weights(settings: Sequence[Setting]) -> list[float] | None:
+    """The weights of the data sets, scaled to add up to 1; `None` if no data set has one."""
     if all(setting.weight is None for setting in settings):
         return None
     weights = [1.0 if setting.weight is None else setting.weight for setting in settings]
@@ -514,7 +514,7 @@ def join_fingerprints(fingerprints: Sequence[str]) -> str:
 
 
 def find_pictures(source: Source, row: Mapping[str, Any]) -> str | None:
-    """The folder of the pictures: that of the file, or one beside it with a usual name, where the first picture is."""
+    """The folder of the pictures: that of the file, or the usual one beside it, whichever has the first picture."""
     folder, path = source.folder, source.form.get(row, "images")
     path = path[0] if isinstance(path, (list, tuple)) and path else path
     if folder is None or source.setting.image_folder or not isinstance(path, str) or path.startswith("data:"):
@@ -523,7 +523,7 @@ def find_pictures(source: Source, row: Mapping[str, Any]) -> str | None:
         return folder
     parent, stem = os.path.dirname(folder), Path(source.setting.path).stem
     usual = [folder, os.path.join(folder, "images"), os.path.join(folder, stem)]
-    if source.form.kind == "COCO captions":  # annotations/captions_val2017.json and val2017/ or images/val2017/
+    if source.form.kind == "COCO captions":  # annotations/captions_val2017.json beside val2017/ or images/val2017/
         names = (stem.rpartition("_")[2], "images", os.path.join("images", stem.rpartition("_")[2]), "")
         usual += [os.path.normpath(os.path.join(parent, name)) for name in names]
         usual += [os.path.join(folder, name) for name in names[:3:2]]

@@ -1,4 +1,4 @@
-"""The usual figures of captions, by sacrebleu, rouge-score and pycocoevalcap."""
+"""BLEU, chrF, ROUGE-L and CIDEr of captions, computed by sacrebleu, rouge-score and pycocoevalcap."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -20,10 +20,10 @@ def check_libraries() -> None:
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Figure]:
-    """BLEU and chrF (0 to 100), the F-measure of ROUGE-L (0 to 1) and CIDEr (0 to 10), all without regard to capitals.
+    """BLEU and chrF (0 to 100), the F-measure of ROUGE-L (0 to 1) and CIDEr (0 to 10), all ignoring case.
 
-    ROUGE-L is that of the best reference. CIDEr weighs words by how few pictures they are said of, so it needs
-    different references; COCO's own script splits words with a Java program, and this function as BLEU does.
+    ROUGE-L is that of the best reference. CIDEr gives a word more weight if the references of fewer pictures have it,
+    so pictures need different references. Words are split as for BLEU; COCO's own script uses a Java program.
 
     Args:
         references: the right captions of each picture, one or more.

@@ -23,8 +23,8 @@ def share(right: Iterable[bool], groups: Sequence[Hashable] | None = None) -> Fi
             together.
     """
     marks = [bool(mark) for mark in right]
-    value, items = sum(marks) / len(marks), effective_items(marks, groups) if groups else len(marks)
-    return _figure(value, len(marks), wilson_interval(value * items, items))
+    value, items = sum(marks) / len(marks), count_effective_items(marks, groups) if groups else len(marks)
+    return _figure(value, len(marks), compute_wilson_interval(value * items, items))
 
 
 def mean(values: Iterable[float]) -> Figure:
@@ -54,12 +54,12 @@ def _figure(value: float, n: int, interval: tuple[float, float]) -> Figure:
     return {"value": round(float(value), 4), "n": n, "ci95": [round(float(limit), 4) for limit in interval]}
 
 
-def wilson_interval(successes: float, n: float, z: float = 1.96) -> tuple[float, float]:
+def compute_wilson_interval(successes: float, n: float, z: float = 1.96) -> tuple[float, float]:
     """The interval that holds the true share of successes, with 95 % confidence at `z=1.96`.
 
     Wilson (1927), https://doi.org/10.1080/01621459.1927.10502953. Unlike the normal interval, it stays within [0, 1],
     and it is accurate for small `n` and for shares near 0 and 1. `scipy.stats.binomtest` has the same interval for
-    whole numbers only; neither number is whole when it comes from [`effective_items`].
+    whole numbers only; neither number is whole when it comes from [`count_effective_items`].
 
     Raises:
         ValueError: unless `0 <= successes <= n` and `n > 0`.
@@ -72,7 +72,7 @@ def wilson_interval(successes: float, n: float, z: float = 1.96) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def effective_items(marks: Sequence[bool], groups: Sequence[Hashable]) -> float:
+def count_effective_items(marks: Sequence[bool], groups: Sequence[Hashable]) -> float:
     """The number of independent items that say as much as these, whose groups tend to be right or wrong together.
 
     It is `len(marks)` divided by Kish's design effect: the variance of the mean with the errors of each group added

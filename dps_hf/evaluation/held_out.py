@@ -1,4 +1,4 @@
-"""Evaluations of a model on anybody's held-out records: captions, answers and drawings beside what was wanted."""
+"""Evaluations of a model on your held-out records: captions, answers, drawings, retrieval and a judge's scores."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -76,7 +76,7 @@ class HeldOut:
         return f"The records hold {held}. Measured: {', '.join(self.list_evaluations())}."
 
     def captions(self, subject: Subject) -> dict[str, Figure]:
-        """Captions against all right ones of the same picture."""
+        """Compares captions with all right captions of the same picture."""
         check_libraries()  # before the model has answered
         groups = _group(self.turns[CAPTIONS], lambda turn: digest(turn.pictures[0]))
         said = self._respond(subject, CAPTIONS)
@@ -84,13 +84,13 @@ class HeldOut:
         return score_captions([said[group[0]] for group in groups], references)
 
     def questions(self, subject: Subject) -> dict[str, Figure]:
-        """The answer is one of the right ones (`exact`), or holds one (`contained`), once both are normalised.
+        """The share of answers that equal a right one (`exact`), or contain one (`contained`), after normalisation.
 
         The right answers of a question are those of all records with the same pictures and the same question.
         """
         turns, said = self.turns[QUESTIONS], self._respond(subject, QUESTIONS)
         exact, contained = [], []
-        for group in _group(turns, _what_is_asked):
+        for group in _group(turns, _get_question):
             answer = normalize_answer(said[group[0]])
             right = {normalize_answer(str(turns[i].wanted)) for i in group}
             exact.append(answer in right)
@@ -98,20 +98,20 @@ class HeldOut:
         return {"exact": share(exact), "contained": share(contained)}
 
     def drawings(self, subject: Subject) -> dict[str, Figure]:
-        """Among all wanted pictures, the right one is the nearest to the drawing (`r1`), or one of five (`r5`).
+        """How often the right one of all wanted pictures is nearest to the drawing (`r1`) or in the nearest 5 (`r5`).
 
-        Nearness is that of the features of the model's own vision tower, so it shows whether a drawing resembles what
-        was asked for, and not whether it is beautiful.
+        Pictures are compared by the features of the model's own vision tower. So the figure shows whether a drawing
+        resembles what was asked for, and not whether it is beautiful.
         """
         turns = self.turns[DRAWINGS]
         wanted = [show_wanted(subject.model, subject.processor, turn) for turn in turns]
         drawn = embed_pictures(subject, self._respond(subject, DRAWINGS))
-        return _score_ranks("", drawn, embed_pictures(subject, wanted), _digests(wanted), _digests(wanted))
+        return _score_ranks("", drawn, embed_pictures(subject, wanted), _digest_all(wanted), _digest_all(wanted))
 
     def retrieval(self, subject: Subject) -> dict[str, Figure]:
-        """Pictures and their captions find each other by features: recall among the first and the first five.
+        """Recall at 1 and at 5 of captions for pictures and of pictures for captions, by features of the model.
 
-        Without captions, the pictures are the wanted drawings, and their captions the prompts.
+        Without captions, wanted drawings take the place of pictures, and their prompts that of captions.
         """
         texts, shown = zip(*self._pairs())
         pictures = [
@@ -120,7 +120,7 @@ class HeldOut:
             else show_wanted(subject.model, subject.processor, Turn((), picture))
             for picture in shown
         ]
-        names = _digests(pictures)
+        names = _digest_all(pictures)
         first = {name: picture for name, picture in zip(names, pictures)}  # each picture once
         of_texts, of_pictures = embed_texts(subject, texts), embed_pictures(subject, list(first.values()))
         figures = _score_ranks("image_to_text_", of_pictures, of_texts, list(first), names)
@@ -136,7 +136,8 @@ class HeldOut:
     def right_words(self, subject: Subject) -> dict[str, Figure]:
         """Whether the wanted drawing is likelier after its own words than after those of another drawing.
 
-        `likelier` is the share of such drawings, half of them by chance; `gap` the difference in nats for one code.
+        `likelier` is the share of drawings for which this holds, 0.5 by chance. `gap` is the mean difference of the
+        losses, in nats per code.
         """
         turns = self.turns[DRAWINGS]
         order = subject.rng("right_words").permutation(len(turns)).tolist()
@@ -152,7 +153,7 @@ class HeldOut:
         return {"likelier": share(gap > 0 for gap in gaps), "gap": mean(gaps)}
 
     def judgements(self, subject: Subject) -> dict[str, Figure]:
-        """The judge's mean score, 0 to 1, of each kind. What the judge has no verdict on does not count."""
+        """The mean score of the judge, 0 to 1, for each kind. Responses without a verdict do not count."""
         figures = {}
         for kind, turns in self.turns.items():
             cases = [
@@ -167,12 +168,12 @@ class HeldOut:
         return figures
 
     def draw_sheet(self, subject: Subject) -> Image.Image:
-        """A page of drawings beside the wanted ones, and of pictures above what was said and what was wanted."""
+        """A page of drawings beside the wanted ones, and of answers beside the wanted ones, below their pictures."""
         shown = {kind: self._respond(subject, kind, SHOWN) for kind in self.turns}
         return draw_samples(subject.model, subject.processor, self.turns, shown)
 
     def _respond(self, subject: Subject, kind: str, first: int | None = None) -> list[Any]:
-        """What the model answers to the turns of a kind. All answers are kept for the other evaluations."""
+        """The responses of the model to the turns of a kind. Without `first`, they are kept for other evaluations."""
         if kind in self._responses:
             return self._responses[kind][:first]
         torch.manual_seed(subject.seed)
@@ -202,11 +203,15 @@ def choose_records(records: Any, subject: Subject) -> list[Mapping[str, Any]]:
 
 @torch.no_grad()
 def score_drawings(subject: Subject, turns: Sequence[Turn], drawings: Sequence[str]) -> list[float]:
-    """Nats for one code of each drawing, given as text, after the conversation of the turn in its place."""
+    """The mean loss of each drawing in nats per code, after the conversation of the turn at the same index.
+
+    Args:
+        drawings: each as the text of its codes.
+    """
     model, processor, losses = subject.model, subject.processor, []
     start, codebook_size = model.config.image_code_start_id, model.config.codebook_size
     assert start is not None  # models that draw have one
-    for first in _starts(len(turns), subject.batch_size):
+    for first in _list_starts(len(turns), subject.batch_size):
         batch = turns[first : first + subject.batch_size]
         answers = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in drawings[first:]]
         chats = [[*write_messages(model, processor, turn), answer] for turn, answer in zip(batch, answers)]
@@ -229,9 +234,9 @@ def score_drawings(subject: Subject, turns: Sequence[Turn], drawings: Sequence[s
 
 @torch.no_grad()
 def embed_pictures(subject: Subject, pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """Features of pictures, `(pictures, hidden_size)`, of length 1."""
+    """Features of pictures, `(pictures, hidden_size)`, scaled to length 1."""
     features = []
-    for first in _starts(len(pictures), subject.batch_size):
+    for first in _list_starts(len(pictures), subject.batch_size):
         batch = list(pictures[first : first + subject.batch_size])
         pixels = subject.processor.image_processor(batch, return_tensors="pt")["pixel_values"].to(subject.model.device)
         features.append(subject.model.get_image_features(pixels).image_embeds.float().cpu())
@@ -240,9 +245,9 @@ def embed_pictures(subject: Subject, pictures: Sequence[Image.Image]) -> torch.T
 
 @torch.no_grad()
 def embed_texts(subject: Subject, texts: Sequence[str]) -> torch.Tensor:
-    """Features of texts, `(texts, hidden_size)`, of length 1."""
+    """Features of texts, `(texts, hidden_size)`, scaled to length 1."""
     features = []
-    for first in _starts(len(texts), subject.batch_size):
+    for first in _list_starts(len(texts), subject.batch_size):
         batch = list(texts[first : first + subject.batch_size])
         inputs = subject.processor(text=batch, padding=True, return_tensors="pt").to(subject.model.device)
         found = subject.model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
@@ -250,7 +255,7 @@ def embed_texts(subject: Subject, texts: Sequence[str]) -> torch.Tensor:
     return F.normalize(torch.cat(features), dim=-1)
 
 
-def _starts(count: int, size: int) -> range:
+def _list_starts(count: int, size: int) -> range:
     return range(0, count, size)
 
 
@@ -263,7 +268,7 @@ def _score_ranks(
     return {f"{prefix}r{rank}": share(any(row[:rank]) for row in hits) for rank in RANKS if rank < len(gallery)}
 
 
-def _digests(pictures: Iterable[Image.Image]) -> list[str]:
+def _digest_all(pictures: Iterable[Image.Image]) -> list[str]:
     return [digest(picture) for picture in pictures]
 
 
@@ -275,7 +280,7 @@ def _group(items: Sequence[T], key: Callable[[T], Any]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _what_is_asked(turn: Turn) -> tuple:
+def _get_question(turn: Turn) -> tuple:
     messages = tuple((message["role"], str([p.get("text") for p in message["content"]])) for message in turn.messages)
     return messages, tuple(digest(picture) for picture in turn.pictures)
 
@@ -283,7 +288,7 @@ def _what_is_asked(turn: Turn) -> tuple:
 def draw_samples(
     model: Any, processor: Any, turns: Mapping[str, Sequence[Turn]], responses: Mapping[str, Sequence[Any]]
 ) -> Image.Image:
-    """A page of what a model answered: drawings beside the wanted ones, words below the pictures that were shown."""
+    """A page of responses: drawings beside the wanted ones, and texts below the pictures of their questions."""
     sections = []
     for kind, given in responses.items():
         items = []

@@ -35,7 +35,7 @@ def normalize_answer(text: str) -> str:
     return " ".join(NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
+def compute_psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
     """Peak signal-to-noise ratio of two 8-bit pictures of one shape, in dB; infinite when they are equal."""
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape:
@@ -44,7 +44,7 @@ def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def pooled(images: Sequence[Image.Image] | np.ndarray, side: int = 16) -> np.ndarray:
+def pool(images: Sequence[Image.Image] | np.ndarray, side: int = 16) -> np.ndarray:
     """RGB pictures averaged down to `side` x `side`: `(images, side * side * 3)` float32 in [0, 1].
 
     Raises:
@@ -57,7 +57,7 @@ def pooled(images: Sequence[Image.Image] | np.ndarray, side: int = 16) -> np.nda
     return array.reshape(n, side, height // side, side, width // side, channels).mean((2, 4)).reshape(n, -1)
 
 
-def nearest_neighbours_right(
+def find_right_neighbours(
     drawings: Sequence[Image.Image] | np.ndarray,
     candidates: Sequence[Image.Image] | np.ndarray,
     right: Sequence[int],
@@ -74,10 +74,10 @@ def nearest_neighbours_right(
     """
     if len(drawings) != len(right):
         raise ValueError(f"right must have one index per drawing; got {len(right)} for {len(drawings)} drawings.")
-    nearest = squared_distances(pooled(drawings), pooled(candidates)).argmin(1)
+    nearest = compute_squared_distances(pool(drawings), pool(candidates)).argmin(1)
     return [int(found) == wanted for found, wanted in zip(nearest, right, strict=True)]
 
 
-def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def compute_squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Between every row of `a` and every row of `b`: `(len(a), len(b))`."""
     return np.square(a).sum(1)[:, None] - 2 * a @ b.T + np.square(b).sum(1)

@@ -1,4 +1,4 @@
-"""The answers of held-out records: what was asked, what was wanted, and what a model gives."""
+"""The answers in held-out records as single turns, and the responses of a model to the same prompts."""
 
 import hashlib
 from collections import defaultdict
@@ -109,7 +109,7 @@ def sort_turns(turns: Iterable[Turn], answers: str | None = None) -> dict[str, l
 
 
 def digest(picture: Image.Image | Sequence[int]) -> str:
-    """Equal for equal pictures, and for equal codes."""
+    """A text that is the same for equal pictures, and for equal codes."""
     if not isinstance(picture, Image.Image):
         return str(list(picture))
     rgb = picture.convert("RGB")
@@ -124,9 +124,9 @@ def respond(
     progress: str | None = None,
     **sampling: Any,
 ) -> list[str | Image.Image]:
-    """What the model answers in place of each turn: a text without its thinking, or a drawing.
+    """The responses of a model to the prompts of turns, each a text without thinking or a drawing.
 
-    Answers are greedy. A drawing that the model does not finish is white.
+    Texts are decoded greedily. If the model does not finish a drawing, the response is a white picture.
 
     Args:
         progress: name of a progress bar; without it, none is shown.
@@ -174,7 +174,7 @@ def write_drawing(
     """A drawing, given as a picture or as codes, as the text of its codes."""
     if isinstance(drawing, Image.Image):
         return encode_drawing(model, processor, drawing)
-    return processor.encode_drawing(drawing)
+    return processor.drawing_text(drawing)
 
 
 def show_wanted(model: DPSForConditionalGeneration, processor: DPSProcessor, turn: Turn) -> Image.Image:

@@ -96,11 +96,11 @@ def model_card(
         ValueError: there are no results, a field of the template is missing, nobody knows the name or the licence of
             a part, or `base_model` is a path.
     """
-    report = _report(results)
-    before = _report(base_results) if base_results else None
+    report = _read_report(results)
+    before = _read_report(base_results) if base_results else None
     if folder is not None or parts:
         fields["parts"] = find_parts(folder, parts)
-        fields["license"] = fields.get("license") or _common_licence(fields["parts"])
+        fields["license"] = fields.get("license") or _find_common_licence(fields["parts"])
         names = [row["name"] for row in fields["parts"]]
         base_model = base_model or list(dict.fromkeys(name for name in names if name.count("/") == 1)) or None
     if trained is not None:
@@ -122,7 +122,7 @@ def model_card(
         parameters=f"{report['parameters'] / 1e6:.1f} million",
         command=_hide_paths(report["command"]),
         setting=", ".join(f"{name} {value}" for name, value in report["recipe"].items() if name != "weights"),
-        table=_table(flatten_figures(report), flatten_figures(before) if before else None),
+        table=_write_table(flatten_figures(report), flatten_figures(before) if before else None),
         samples=[Path(picture).name for picture in samples],
         meanings={task: text for task, text in MEANINGS.items() if task in report and "dataset" in report["recipe"]},
     )
@@ -202,7 +202,7 @@ def _look_up(source: str) -> dict[str, str]:
     return found
 
 
-def _common_licence(parts: list[dict[str, str]]) -> str:
+def _find_common_licence(parts: list[dict[str, str]]) -> str:
     licences = sorted({row["licence"] for row in parts})
     if len(licences) != 1:
         got = f"they have {', '.join(licences)}" if licences else "there are no published parts"
@@ -330,7 +330,7 @@ def list_eval_results(
     return results
 
 
-def _report(path: str | PathLike) -> dict:
+def _read_report(path: str | PathLike) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"results must be a file; there is none at {path}. Make it with examples/evaluate.py.")
     report = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -341,7 +341,7 @@ def _report(path: str | PathLike) -> dict:
     return report
 
 
-def _table(after: Mapping[str, dict], before: Mapping[str, dict] | None) -> str:
+def _write_table(after: Mapping[str, dict], before: Mapping[str, dict] | None) -> str:
     titles = ["figure", *(["before"] if before is not None else []), "value", "95 % interval", "n"]
     rows = [titles]
     for name, figure in after.items():

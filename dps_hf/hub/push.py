@@ -87,9 +87,9 @@ def push(
         raise ValueError(f"folder must be a directory; there is none at {folder}. Save the model there first.")
     with tempfile.TemporaryDirectory() as temporary:
         if card.repo_type == "dataset":
-            files: dict[str, Path | bytes] = {**_parquet(folder, Path(temporary))}
+            files: dict[str, Path | bytes] = {**_write_parquet(folder, Path(temporary))}
         else:
-            files = _model_files(folder, card, needs_base)
+            files = _find_model_files(folder, card, needs_base)
         files |= {Path(path).name: Path(path) for path in beside}
         if missing := sorted({*SHOWN_PICTURES.findall(card.text)} - set(files)):
             raise ValueError(f"The card shows {', '.join(missing)}, which {folder} lacks. Give it in beside.")
@@ -127,7 +127,7 @@ def push(
             )
 
 
-def _model_files(folder: Path, card: ModelCard | DatasetCard, needs_base: bool) -> dict[str, Path | bytes]:
+def _find_model_files(folder: Path, card: ModelCard | DatasetCard, needs_base: bool) -> dict[str, Path | bytes]:
     """The files of a model or an adapter to push, by name.
 
     Raises:
@@ -156,7 +156,7 @@ def _model_files(folder: Path, card: ModelCard | DatasetCard, needs_base: bool) 
 
     for name in ("config.json", "adapter_config.json"):
         if name in found:
-            config = _without_names(json.loads(found[name].read_text()))
+            config = _remove_names(json.loads(found[name].read_text()))
             if name == "adapter_config.json":
                 if needs_base and not card.data.get("base_model"):
                     raise ValueError("The card of an adapter must name its base_model on the Hub. Give base_model.")
@@ -165,14 +165,14 @@ def _model_files(folder: Path, card: ModelCard | DatasetCard, needs_base: bool) 
     return files
 
 
-def _without_names(config: Any) -> Any:
+def _remove_names(config: Any) -> Any:
     """Removes `_name_or_path` from a config, because it is the path from which a part was loaded on this machine."""
     if isinstance(config, dict):
-        return {key: _without_names(value) for key, value in config.items() if key != "_name_or_path"}
-    return [_without_names(value) for value in config] if isinstance(config, list) else config
+        return {key: _remove_names(value) for key, value in config.items() if key != "_name_or_path"}
+    return [_remove_names(value) for value in config] if isinstance(config, list) else config
 
 
-def _parquet(folder: Path, temporary: Path) -> dict[str, Path]:
+def _write_parquet(folder: Path, temporary: Path) -> dict[str, Path]:
     """Writes the splits as Parquet with the pictures in it, like `push_to_hub` of `datasets`."""
     from datasets.table import embed_table_storage
 
@@ -201,7 +201,7 @@ def _check_leaks(files: dict[str, Path | bytes], places: Sequence[Path], token: 
     here = [place for place in (str(place.resolve()) for place in places) if place.count(os.sep) > 1]
     for name, content in files.items():
         vocabulary = any(Path(name).match(pattern) for pattern in VOCABULARIES)
-        for text in _texts(name, content):
+        for text in _read_texts(name, content):
             if any(secret in text for secret in secrets) or KEYS.search(text):
                 raise ValueError(f"{name} holds a key. Nothing was pushed. Remove the key, and revoke it.")
             found = next((place for place in here if place in text), None)
@@ -214,13 +214,13 @@ def _check_leaks(files: dict[str, Path | bytes], places: Sequence[Path], token: 
                 )
 
 
-def _texts(name: str, content: Path | bytes) -> Iterator[str]:
+def _read_texts(name: str, content: Path | bytes) -> Iterator[str]:
     """Yields the text of a file: the strings of a data set, the header of weights, the beginning of other files."""
     if name.endswith(".parquet"):
         import pyarrow.parquet
 
         for batch in pyarrow.parquet.ParquetFile(content).iter_batches(1000):
-            yield from _strings(batch.to_pylist())
+            yield from _find_strings(batch.to_pylist())
     elif isinstance(content, bytes):
         yield content.decode(errors="replace")
     else:
@@ -229,12 +229,12 @@ def _texts(name: str, content: Path | bytes) -> Iterator[str]:
             yield file.read(min(size, HEAD_BYTES)).decode(errors="replace")
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _find_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+            yield from _find_strings(part)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Any model behind a server of the OpenAI chat protocol as the judge: GPT, vLLM, llama-server.
+"""A judge that asks a model behind a server of the OpenAI chat protocol, such as OpenAI's own, vLLM or llama-server.
 
 judge = OpenAIJudge("gpt-5-mini", "answer", "runs/verdicts.jsonl", max_calls=2000)
 verdicts = judge([Case("What is the capital of France?", "Paris.")])

@@ -1,4 +1,4 @@
-"""What a judging model is asked, and how its reply is read. The network is in `transport.py`."""
+"""Writes the question to a judging model, and reads its reply. `transport.py` sends the request."""
 
 import base64
 import hashlib

@@ -50,7 +50,7 @@ FOREIGN = 4  # number of languages besides English in one record
 
 @dataclass(frozen=True)
 class Pair:
-    """One emoji in one style. `index` is its row in `pictures()`, and `names` maps language to name."""
+    """One emoji in one style. `index` is its row in `read_pictures()`, and `names` maps language to name."""
 
     index: int
     emoji: str

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dps_hf.data.record import pick
 from dps_hf.evaluation.figures import Figure, mean, share
-from dps_hf.evaluation.metrics import name_match, nearest_neighbours_right, psnr
+from dps_hf.evaluation.metrics import compute_psnr, find_right_neighbours, name_match
 from dps_hf.evaluation.subject import Subject
 from dps_hf.inference import encode
 from dps_hf.nano import emoji
@@ -127,14 +127,14 @@ def scenes_cot(subject: Subject, names: Collection[str] = QUESTIONS) -> dict[str
     """
     figures, by_kind = {}, {}
     for name in names:
-        right, kinds = _answered(subject, *QUESTIONS[name])
+        right, kinds = _check_answers(subject, *QUESTIONS[name])
         figures[name] = share(right)
         for kind in sorted(set(kinds)) if name == "answer" else ():
             by_kind[f"answer_{kind}"] = share(mark for mark, one in zip(right, kinds) if one == kind)
     return figures | by_kind
 
 
-def _answered(subject: Subject, unseen: str | None, think: bool) -> tuple[list[bool], list[str]]:
+def _check_answers(subject: Subject, unseen: str | None, think: bool) -> tuple[list[bool], list[str]]:
     """Which questions about held-out scenes are answered rightly, and their kinds."""
     held_out, rng = sample_scenes(subject, unseen=unseen), subject.rng("questions")
     questions, _, truths, kinds = zip(*(ask_about(rng, scene) for scene in held_out))
@@ -178,7 +178,7 @@ def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
     """Among 50 emoji of the style, the held-out one that was asked for is nearest to the drawing."""
     pairs = select_emoji(subject)
     drawings = subject.draw([write_emoji_prompt(pair) for pair in pairs], guided=guided)
-    return {"nn50": _found_among_50(subject, pairs, drawings)}
+    return {"nn50": _find_among_50(subject, pairs, drawings)}
 
 
 def emoji_t2i_unguided(subject: Subject) -> dict[str, Figure]:
@@ -196,21 +196,21 @@ def reference(subject: Subject) -> dict[str, Figure]:
 
     The art is of a random style in which training shows the emoji.
     """
-    pairs, rng, shown = select_emoji(subject), subject.rng("art"), _in_training()
+    pairs, rng, shown = select_emoji(subject), subject.rng("art"), _list_training_styles()
     art = [emoji.get_picture(pick(rng, shown[pair.codepoints])) for pair in pairs]
-    return {"emoji_art_nn50": _found_among_50(subject, pairs, art)}
+    return {"emoji_art_nn50": _find_among_50(subject, pairs, art)}
 
 
-def _found_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Image.Image]) -> Figure:
+def _find_among_50(subject: Subject, pairs: list[emoji.Pair], drawings: list[Image.Image]) -> Figure:
     rng, right = subject.rng("candidates"), []
     for pair, drawing in zip(pairs, drawings, strict=True):
         others = [p.index for p in emoji.read_pairs() if p.style == pair.style and p.codepoints != pair.codepoints]
         candidates = emoji.read_pictures()[[pair.index, *rng.choice(others, CANDIDATES - 1, replace=False)]]
-        right += nearest_neighbours_right([drawing], candidates, [0])
+        right += find_right_neighbours([drawing], candidates, [0])
     return share(right)
 
 
-def _in_training() -> dict[str, list[emoji.Pair]]:
+def _list_training_styles() -> dict[str, list[emoji.Pair]]:
     """Emoji to the styles in which training shows them."""
     shown = defaultdict(list)
     for pair in emoji.select_pairs("train"):
@@ -239,7 +239,7 @@ def image_tokenizer(subject: Subject) -> dict[str, Figure]:
         picture = emoji.get_picture(pair)
         pixels = model.decode_image_tokens(encode(model, subject.processor, [picture]))
         again = subject.processor.post_process_multimodal_output(pixels, generation_mode="image")
-        values.append(psnr(picture.resize((size, size)), again[0]))
+        values.append(compute_psnr(picture.resize((size, size)), again[0]))
     return {"psnr_db": mean(values)}
 
 
@@ -281,12 +281,12 @@ def features(subject: Subject) -> dict[str, Figure]:
     # Whole ones: a smaller last gallery would be easier.
     galleries = min(math.ceil(subject.items / GALLERY), len(emoji.select_pairs("validation")) // GALLERY)
     pairs = select_emoji(subject, galleries * GALLERY if subject.items > GALLERY else subject.items)
-    shown = _in_training()
+    shown = _list_training_styles()
     others = [pick(rng, shown[pair.codepoints]) for pair in pairs]
     foreign = [pair.names[pick(rng, emoji.OTHER_LANGUAGES)] for pair in pairs]
 
     def of_pictures(pairs: list[emoji.Pair]) -> torch.Tensor:
-        return model.get_image_features(_pixels(subject, map(emoji.get_picture, pairs))).image_embeds
+        return model.get_image_features(_make_pixels(subject, map(emoji.get_picture, pairs))).image_embeds
 
     def of_texts(texts: list[str]) -> torch.Tensor:
         inputs = subject.processor(text=texts, padding=True, return_tensors="pt").to(model.device)
@@ -305,7 +305,7 @@ def features(subject: Subject) -> dict[str, Figure]:
     }
 
 
-def _pixels(subject: Subject, pictures: Iterable[Image.Image]) -> torch.Tensor:
+def _make_pixels(subject: Subject, pictures: Iterable[Image.Image]) -> torch.Tensor:
     pixels = subject.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
     return pixels.to(subject.model.device)
 

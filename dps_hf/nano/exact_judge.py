@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from dps_hf.evaluation.metrics import name_match, pooled, squared_distances
+from dps_hf.evaluation.metrics import compute_squared_distances, name_match, pool
 from dps_hf.judges.verdict import Case, Verdict
 from dps_hf.model.image_processing_dps import to_rgb
 from dps_hf.model.processing_dps import DPSProcessor
@@ -155,7 +155,7 @@ def _index_emoji() -> dict[str, tuple[emoji.Pair, str]]:
 def _judge_emoji(pair: emoji.Pair, drawing: Image.Image) -> Judgement:
     rows, candidates = _make_gallery(pair.style)
     size = to_rgb(drawing).resize((IMAGE_SIZE, IMAGE_SIZE))
-    distances = squared_distances(pooled([size]), candidates)[0]
+    distances = compute_squared_distances(pool([size]), candidates)[0]
     right = rows.index(pair.index)
     others = np.delete(distances, right)
     scores = {"exact": float(distances[right] <= others.min()), "likeness": float((others > distances[right]).mean())}
@@ -165,4 +165,4 @@ def _judge_emoji(pair: emoji.Pair, drawing: Image.Image) -> Judgement:
 @cache
 def _make_gallery(style: str) -> tuple[list[int], np.ndarray]:
     rows = [pair.index for pair in emoji.read_pairs() if pair.style == style]
-    return rows, pooled(emoji.read_pictures()[rows])
+    return rows, pool(emoji.read_pictures()[rows])

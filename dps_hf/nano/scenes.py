@@ -125,13 +125,13 @@ def sample_scene(
             else:
                 x, y = (int(v) for v in rng.integers(half + MARGIN, IMAGE_SIZE - half - MARGIN + 1, 2))
             thing = Thing(*kind, x, y)
-            if all(_apart(thing, other) for other in things):
+            if all(_are_apart(thing, other) for other in things):
                 things.append(thing)
             if len(things) == count:
                 return Scene(tuple(things), ground)
 
 
-def _apart(a: Thing, b: Thing) -> bool:
+def _are_apart(a: Thing, b: Thing) -> bool:
     distance = (SIZES[a.size] + SIZES[b.size]) // 2 + GAP
     dx, dy = abs(a.x - b.x), abs(a.y - b.y)
     return max(dx, dy) > distance and dx >= ORDER_GAP
@@ -155,7 +155,7 @@ def shows(scene: Scene, unseen: str | None) -> bool:
     return (has_unseen_pair(scene), has_unseen_count(scene)) == (unseen == "pair", unseen == "count")
 
 
-def held_out(scene: Scene) -> bool:
+def is_held_out(scene: Scene) -> bool:
     """Whether the scene is excluded from training: 1 in 10, by a hash of the things and their rough positions."""
     content = sorted((t.size, t.colour, t.shape, t.x // 16, t.y // 16) for t in scene.things)
     return is_one_in(10, repr(content))
@@ -179,7 +179,7 @@ def sample_split(
     check_unseen(unseen, split)
     while True:
         scene = sample_scene(rng, count, **kwargs)
-        if held_out(scene) == (split == "validation") and shows(scene, unseen):
+        if is_held_out(scene) == (split == "validation") and shows(scene, unseen):
             return scene
 
 
@@ -188,14 +188,14 @@ def sample_split(
 
 def render(scene: Scene) -> Image.Image:
     """Draws the scene as an anti-aliased 64x64 RGB picture."""
-    image = Image.fromarray(_ground(*scene.ground))
+    image = Image.fromarray(_draw_ground(*scene.ground))
     for thing in scene.things:
         half = SIZES[thing.size] // 2
-        image.paste(PAINTS[thing.colour], (thing.x - half, thing.y - half), _mask(thing.shape, SIZES[thing.size]))
+        image.paste(PAINTS[thing.colour], (thing.x - half, thing.y - half), _draw_mask(thing.shape, SIZES[thing.size]))
     return image
 
 
-def _ground(pattern: str, colour: tuple[int, int, int]) -> np.ndarray:
+def _draw_ground(pattern: str, colour: tuple[int, int, int]) -> np.ndarray:
     """The background without things: `(64, 64, 3)` uint8."""
     y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
     tinted = {
@@ -209,7 +209,7 @@ def _ground(pattern: str, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 @cache
-def _mask(shape: str, side: int) -> Image.Image:
+def _draw_mask(shape: str, side: int) -> Image.Image:
     """The coverage of each pixel, computed by drawing the shape 8 times larger and reducing it."""
     scale = 8
     large = Image.new("L", (side * scale, side * scale))

@@ -11,7 +11,7 @@ from dps_hf.nano.scenes import (
     Scene,
     has_unseen_count,
     has_unseen_pair,
-    held_out,
+    is_held_out,
     render,
     sample_split,
 )
@@ -50,6 +50,6 @@ def edit(rng: np.random.Generator, split: str) -> tuple[Scene, str, Scene]:
             things[index] = replace(thing, shape=shape)
             instruction = f"Turn {name} into {add_article(shape)}."
         after = replace(scene, things=tuple(things))
-        kept_out = has_unseen_pair(after) or has_unseen_count(after) or (split == "train" and held_out(after))
+        kept_out = has_unseen_pair(after) or has_unseen_count(after) or (split == "train" and is_held_out(after))
         if not kept_out:
             return scene, instruction, after

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 
 from dps_hf.data.record import Record, pick, record
-from dps_hf.nano.scenes import COLOURS, OUTLINES, PALETTE, SHAPES, SIZES, has_unseen_count, held_out, render
+from dps_hf.nano.scenes import COLOURS, OUTLINES, PALETTE, SHAPES, SIZES, has_unseen_count, is_held_out, render
 from dps_hf.nano.scenes_t2i import arrange_scene
 from dps_hf.nano.splits import check_split
 from dps_hf.nano.wording import Wish, say
@@ -27,5 +27,5 @@ def scenes_palette(rng: np.random.Generator, split: str) -> Record:
         kinds = [(pick(rng, tuple(SIZES)) if sizes else None, *pick(rng, KINDS)) for _ in range(pick(rng, (1, 1, 2)))]
         wish = Wish(Counter(kinds))
         scene = arrange_scene(wish)
-        if not has_unseen_count(scene) and not held_out(scene):
+        if not has_unseen_count(scene) and not is_held_out(scene):
             return record("scenes_palette", [say(wish)], [render(scene)])

@@ -11,7 +11,7 @@ from dps_hf.nano.scenes import (
     SIZES,
     Scene,
     Thing,
-    held_out,
+    is_held_out,
     render,
     shows,
 )
@@ -68,7 +68,7 @@ def make_prompt(
         scene = arrange_scene(wish)
         if not shows(scene, unseen):
             continue
-        if split == "train" and held_out(scene):
+        if split == "train" and is_held_out(scene):
             continue  # a picture that is held out for reading
         if unseen or is_held_out_wish(wish) == (split == "validation"):
             return scene, say(wish, language)
@@ -109,7 +109,7 @@ def arrange_scene(wish: Wish) -> Scene:
 
 def is_drawn_in_training(scene: Scene) -> bool:
     """Whether training contains this drawing with some prompt, such as "a big red circle" for "a red circle"."""
-    if held_out(scene) or not shows(scene, None):
+    if is_held_out(scene) or not shows(scene, None):
         return False
     wishes = []
     for sizes in (True, False):

@@ -1,8 +1,8 @@
 """What is excluded from training, by fixed rules.
 
-Combinations of colour and shape, counts, and styles of emoji are excluded here. `scenes.held_out` excludes scenes and
-`scenes_t2i.held_out_wish` excludes prompts, both by `is_one_in`. The last template of each language in `wording` is
-excluded as well.
+Combinations of colour and shape, counts, and styles of emoji are excluded here. `scenes.is_held_out` excludes scenes
+and `scenes_t2i.is_held_out_wish` excludes prompts, both by `is_one_in`. The last template of each language in
+`wording` is excluded as well.
 """
 
 import hashlib

@@ -73,7 +73,7 @@ class Client:
         self._openai, self._key = openai, os.environ.get(key_variable, "").strip() or "none"
         self._client = openai.OpenAI(base_url=base_url, api_key=self._key, timeout=timeout_seconds)
         self.base_url = base_url
-        listed = self._call(self._listed)
+        listed = self._call(self._list_models)
         name, owner = next((entry for entry in listed if model in (None, entry[0])), (None, ""))
         self.server = SERVERS.get(owner, TRANSFORMERS)
         if self.server == TRANSFORMERS:
@@ -82,7 +82,7 @@ class Client:
         self.config, self.processor = AutoConfig.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
         self._image_tokenizer = load_image_tokenizer(checkpoint)
 
-    def _listed(self) -> list[tuple[str, str]]:
+    def _list_models(self) -> list[tuple[str, str]]:
         """Names and owners of the server's models."""
         try:
             return [
@@ -143,7 +143,7 @@ class Client:
         return self._call(lambda: completion.choices[0])
 
     def _chat(self, question: str, pictures: Sequence[Image.Image], think: bool, **options):
-        content: list[dict] = [{"type": "image_url", "image_url": {"url": self._data_url(p)}} for p in pictures]
+        content: list[dict] = [{"type": "image_url", "image_url": {"url": self._make_data_url(p)}} for p in pictures]
         content.append({"type": "text", "text": question})
         extra = {"chat_template_kwargs": {"enable_thinking": think}, **options.pop("extra_body", {})}
         if self.server != TRANSFORMERS:
@@ -181,11 +181,11 @@ class Client:
             ServerError: the server gave another number of codes, or no answer.
         """
         if self.server == TRANSFORMERS:
-            codes = self._codes_by_transformers(prompt, temperature, guidance_scale, seed)
+            codes = self._draw_by_transformers(prompt, temperature, guidance_scale, seed)
         elif guidance_scale != 1:
-            codes = self._guided_codes(prompt, temperature, guidance_scale, seed)
+            codes = self._sample_guided_codes(prompt, temperature, guidance_scale, seed)
         else:
-            codes = self._codes_by_logit_bias(prompt, temperature, seed)
+            codes = self._draw_by_logit_bias(prompt, temperature, seed)
         if len(codes) != self.config.num_codes or max(codes) >= self.config.codebook_size:
             raise self._error(
                 f"gave {len(codes)} codes for a drawing of {self.config.num_codes}. Is it the model of this "
@@ -193,7 +193,7 @@ class Client:
             )
         return codes
 
-    def _codes_by_transformers(self, prompt, temperature, guidance_scale, seed) -> list[int]:
+    def _draw_by_transformers(self, prompt, temperature, guidance_scale, seed) -> list[int]:
         """Sends the generation config for `model.generate` on the server."""
         generation = {"generation_mode": "image", "guidance_scale": guidance_scale, "do_sample": temperature > 0}
         generation |= {"pad_token_id": self.config.eoi_token_id, "top_k": 0} | (
@@ -201,27 +201,29 @@ class Client:
         )
         extra = {"generation_config": json.dumps(generation)}
         text = self.chat(prompt, extra_body=extra, **({} if seed is None else {"seed": seed})).message.content
-        return self._codes(text)
+        return self._find_codes(text)
 
-    def _codes_by_logit_bias(self, prompt, temperature, seed) -> list[int]:
+    def _draw_by_logit_bias(self, prompt, temperature, seed) -> list[int]:
         """Asks for codes only, by adding a large bias to their logits."""
         bias = {str(self.config.image_code_start_id + code): 100 for code in range(self.config.codebook_size)}
         fields = {"logit_bias": bias, "temperature": temperature, "extra_body": PLAIN_SAMPLING}
         fields |= {} if seed is None else {"seed": seed}
-        return self._codes(self._complete(self._begun(prompt), max_tokens=self.config.num_codes, **fields).text)
+        return self._find_codes(
+            self._complete(self._write_beginning(prompt), max_tokens=self.config.num_codes, **fields).text
+        )
 
-    def _guided_codes(self, prompt, temperature, guidance_scale, seed) -> list[int]:
+    def _sample_guided_codes(self, prompt, temperature, guidance_scale, seed) -> list[int]:
         """As `drawing_sample` in `generation_dps.py`, among codes that are likely with the prompt."""
         if self.server != "llama-server":
             raise ValueError(
                 f"guidance_scale needs llama-server or `transformers serve`; got {guidance_scale} for {self.server}. "
                 "Set guidance_scale=1."
             )
-        begun, drawn = self._begun(prompt), ""
+        begun, drawn = self._write_beginning(prompt), ""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         for index in range(self.config.num_codes):
-            scores = self._code_scores(begun + drawn)
-            unguided = self._code_scores(self.processor.boi_token + drawn, scores)
+            scores = self._score_codes(begun + drawn)
+            unguided = self._score_codes(self.processor.boi_token + drawn, scores)
             codes = [code for code in scores if code in unguided]
             if not codes:
                 raise self._error(f"gave {index} codes for a drawing of {self.config.num_codes}")
@@ -231,9 +233,9 @@ class Client:
             else:
                 choice = guided.argmax()
             drawn += self.processor.code_token.format(codes[int(choice)])
-        return self._codes(drawn)
+        return self._find_codes(drawn)
 
-    def _code_scores(self, prompt: str, candidates: Iterable[int] = ()) -> dict[int, float]:
+    def _score_codes(self, prompt: str, candidates: Iterable[int] = ()) -> dict[int, float]:
         """Log-probabilities, up to a constant, of the likeliest next codes, or of the candidates."""
         start = self.config.image_code_start_id
         choice = self._complete(
@@ -250,7 +252,7 @@ class Client:
             raise self._error("gives no probabilities. Set guidance_scale=1") from None
         return {code: math.log(max(p, 1e-30)) for code, p in likely.items() if 0 <= code < self.config.codebook_size}
 
-    def _begun(self, prompt: str) -> str:
+    def _write_beginning(self, prompt: str) -> str:
         """The prompt up to the first code."""
         message = [{"role": "user", "content": prompt}]
         return self.processor.apply_chat_template(message, add_generation_prompt=True) + self.processor.boi_token
@@ -260,11 +262,11 @@ class Client:
             lambda: self._client.completions.create(model=self.model, prompt=prompt, **fields).choices[0]
         )
 
-    def _codes(self, text: str) -> list[int]:
+    def _find_codes(self, text: str) -> list[int]:
         before, after = map(re.escape, self.processor.code_token.split("{}"))
         return [int(code) for code in re.findall(f"{before}(\\d+){after}", text or "")]
 
-    def _data_url(self, picture: Image.Image) -> str:
+    def _make_data_url(self, picture: Image.Image) -> str:
         """Encodes a picture after the processor has made it a square, which servers do in other ways."""
         pixels = torch.as_tensor(self.processor.image_processor(picture)["pixel_values"][0])
         square = self.processor.post_process_multimodal_output(pixels[None], generation_mode="image")[0]

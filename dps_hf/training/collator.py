@@ -1,4 +1,4 @@
-"""Records to padded batches for the library's and trl's trainers."""
+"""Collates records into padded batches for the trainers of transformers and trl."""
 
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -17,10 +17,10 @@ logger = logging.get_logger(__name__)
 
 
 class Collator:
-    """What collators share: how records become tokens, which tokens are learned, and what a record loses.
+    """The base class of collators: tokenizes records, chooses which tokens have a loss, and applies dropouts.
 
-    `drop_prompt` and `hidden_codes` of a record, which [`~dps_hf.data.dropouts.Dropouts`] sets, decide what is lost.
-    Drawings without `codes` are encoded here.
+    The fields `drop_prompt` and `hidden_codes` of a record say what is dropped; [`~dps_hf.data.dropouts.Dropouts`]
+    sets them. Drawings without `codes` are encoded here.
 
     Args:
         model: gives its config, and a copy of its image tokenizer.
@@ -109,7 +109,7 @@ def _name(record: Record, index: int) -> str:
 
 
 class RecordCollator(Collator):
-    """Records to a padded batch; the loss is on all answers of each record, by default.
+    """Collates records into a padded batch. By default, the loss is on all answers of each record.
 
     A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
     may be text, a drawing, or a plan followed by a drawing. `more` questions are learned by

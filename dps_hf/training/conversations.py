@@ -1,4 +1,4 @@
-"""Conversations as tokens, and which of these tokens are learned."""
+"""Renders and tokenizes conversations, and finds the tokens that have a loss."""
 
 import re
 from collections.abc import Sequence

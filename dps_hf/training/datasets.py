@@ -27,21 +27,21 @@ USUAL_SHARE = 0.05  # of a data set, held out where the recipe evaluates and doe
 @dataclass
 class DataArguments:
     """
-    dataset: your data, as `dps_hf/data/sources.py` describes it: a name on the Hub, a file, a folder, the dotted path
+    dataset: your data, as `dps_hf/data/rows.py` describes it: a name on the Hub, a file, a folder, the dotted path
         of a function, a mapping with more fields, or a list of these.
     tasks: task to weight. A task is the dotted path of a function, such as `my_package.my_task`.
-    dataset_weight: how often a record comes from `dataset`, where there are `tasks`, too, compared with their weights.
+    dataset_weight: if there are also `tasks`, the weight of `dataset` beside theirs.
     guidance: name of a task to `start` and `end`, the shares of the levels of guidance when training begins and ends.
         With `start` alone they do not change. By default 2 of 3 examples have worked steps.
-    num_records: how many records of the tasks differ. They repeat while guidance goes on changing. By default none
+    num_records: number of different records of the tasks. They repeat, but their guidance may change. By default none
         repeats.
     evaluation_dataset: as `dataset`, for evaluation.
     evaluation_share: share of `dataset` that is held out for evaluation, without an `evaluation_dataset`. By default
         0.05 if the recipe evaluates.
-    evaluation_records: number of records of each task for evaluation, held out if the task holds any out.
+    evaluation_records: number of records of each task for evaluation, from its validation split.
     max_skipped: the share of bad rows above which the training stops. They are listed in `output_dir/skipped.jsonl`.
     encode_drawings: `ahead` encodes the drawings of `dataset` once, before training, and keeps their codes in the
-        cache of `datasets`; `live` encodes them anew in each batch, as those of tasks.
+        cache of `datasets`; `live` encodes them in each batch, as drawings of tasks always are.
     prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
     samples: how many held-out records are drawn and described on the page `output_dir/samples` at each evaluation.
     """

@@ -1,4 +1,4 @@
-"""The arguments of trl that say which tokens are learned, for our collators in place of trl's."""
+"""The arguments of trl that say which tokens have a loss, taken over by the collators of this package."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class LossArguments:
 
 
 def take_loss_arguments(training: SFTConfig) -> LossArguments:
-    """Takes these arguments out of trl's, whose own way of each refuses pictures."""
+    """Moves these arguments out of trl's, whose own implementations do not work with pictures."""
     taken = LossArguments(training.assistant_only_loss, training.completion_only_loss, training.packing)
     training.assistant_only_loss, training.completion_only_loss, training.packing = False, None, False
     return taken

@@ -36,15 +36,15 @@ class Example(NamedTuple):
 
 
 class PackingCollator(Collator):
-    """Records to rows of tokens. A row holds several records with no token between them and few after them.
+    """Collates records into rows of tokens. A row holds several records without padding between them.
 
-    A token sees the tokens before it in its own record. `more` questions about a picture share the picture's tokens
-    and cannot see each other. To the model they are separate records, at a fraction of the cost. Where the decoder
-    cannot be given such a mask ([`takes_masks`]), they are separate records in fact.
+    A token attends to the tokens before it in its own record. `more` questions about a picture share the tokens of the
+    picture and do not attend to each other. The result is that of separate records, at a fraction of the cost. If the
+    decoder cannot take such a mask ([`takes_masks`]), each question becomes a separate record.
 
-    An answer of n tokens has the weight of n ** 0.5 tokens. So the many tokens of a drawing neither outweigh a short
-    name nor count for almost nothing each (InternVL 2.5, https://huggingface.co/papers/2412.05271, section 3.3). If
-    all text is learned, a whole record counts as one answer.
+    Each token of an answer of n tokens has the weight n ** -0.5. So a drawing of many tokens neither outweighs a short
+    answer, nor do its single tokens count for almost nothing (InternVL 2.5,
+    https://huggingface.co/papers/2412.05271, section 3.3). If all text is learned, a record counts as one answer.
 
     A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
     may be text, a drawing, or a plan followed by a drawing.
@@ -119,10 +119,10 @@ class PackingCollator(Collator):
 
 
 def takes_masks(model: DPSForConditionalGeneration) -> bool:
-    """Whether the decoder takes a mask that says for each two tokens whether one sees the other.
+    """Whether the decoder takes a mask that says for each pair of tokens whether one attends to the other.
 
-    Kernels such as those of flash attention take none, and sliding windows need one of their own. There the library
-    finds the records of a row by their positions, which start at 0.
+    Kernels such as flash attention take no such mask, and sliding windows need their own. For these decoders,
+    transformers finds the records of a row by their positions, which start at 0.
     """
     config = model.config.text_config
     layers = {*(getattr(config, "layer_types", None) or ())}

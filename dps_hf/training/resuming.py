@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dps_hf.data.sources import fingerprint_of
+from dps_hf.data.sources import compute_fingerprint
 from dps_hf.files import write_whole
 from dps_hf.judges.resolve import keep_verdict_options
 from dps_hf.training.pushing import PushToHub
@@ -69,14 +69,13 @@ def find_checkpoint(training: TrainingArguments, *others: Any) -> str | None:
 
     Raises:
         ValueError: `output_dir` holds a training with other settings or data, which the error names. Or that training
-            is
-            longer than requested, or it should be longer and has no checkpoint. Or `resume_from_checkpoint` is not a
+            is longer than requested, or it should be longer and has no checkpoint. Or `resume_from_checkpoint` is no
             checkpoint.
     """
     _, checkpoint, settings = _find_progress(training, others)
     folder = Path(training.output_dir)
     if checkpoint:
-        print(f"Going on from {checkpoint}.")
+        print(f"Resuming from {checkpoint}.")
     if training.process_index == 0:
         kept = _read_json(Path(checkpoint).parent / SETTINGS) if checkpoint else None
         if kept and (changed := [name for name in LENGTH if kept.get(name, settings[name]) != settings[name]]):
@@ -185,7 +184,7 @@ def _describe(training: TrainingArguments, others: tuple) -> dict[str, str]:
     settings["judge_options"] = keep_verdict_options(settings.pop("judge_options", {}))
     for name in ("dataset", "evaluation_dataset"):
         if settings.get(name):  # its contents may change under the same name
-            settings[f"fingerprint of the {name}"] = fingerprint_of(settings[name])
+            settings[f"fingerprint of the {name}"] = compute_fingerprint(settings[name])
     return {name: str(value) for name, value in settings.items()}
 
 

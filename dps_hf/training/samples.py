@@ -25,7 +25,7 @@ class Samples(TrainerCallback):
     The page is saved as `output_dir/samples/step-N.png`, drawings beside the wanted ones, and logged to those trackers
     of `report_to` that show pictures: tensorboard (in the run `samples`), trackio and wandb. Everything is greedy, and
     the training goes on as it would without it. The main process does all of it. Where a model cannot generate
-    between two steps, it says so once instead: sharded weights (FSDP, DeepSpeed ZeRO-3), and 4-bit weights on a CPU.
+    between two steps (sharded weights of FSDP or ZeRO-3, 4-bit weights on a CPU), a line says so once instead.
 
     Args:
         records: held-out records, or several sets of them by name, as `eval_dataset` takes them.

@@ -1,4 +1,4 @@
-"""trl's trainer on packed rows, which `examples/sft.py` uses with `packing`."""
+"""trl's SFTTrainer with the loss of packed rows, which `examples/sft.py` uses with `packing: true`."""
 
 from trl import SFTTrainer
 

@@ -49,17 +49,17 @@ def load_examples(path: str) -> Dataset:
     return load_dataset("parquet", data_files=path)["train"].cast_column("image", Image())
 
 
-def question(row: dict) -> str:
+def write_question(row: dict) -> str:
     return f"{row['sentence'].strip()} True or false?"
 
 
-def truth(row: dict) -> str:
+def write_answer(row: dict) -> str:
     if not isinstance(row["label"], bool):
         raise ValueError(f"label must be true or false; got {row['label']!r}. Make the column boolean.")
     return "true" if row["label"] else "false"
 
 
-def boxes(row: dict) -> list:
+def cut_boxes(row: dict) -> list:
     """The three boxes as three pictures; in one picture they would be too small."""
     return [row["image"].convert("RGB").crop(box) for box in BOXES]
 
@@ -71,7 +71,7 @@ def train_model(script: ScriptArguments, rows: Dataset, name: str, seen: bool) -
 
         def records():
             for row in rows:
-                made = record("nlvr", [*(boxes(row) if seen else ()), question(row)], [truth(row)])
+                made = record("nlvr", [*(cut_boxes(row) if seen else ()), write_question(row)], [write_answer(row)])
                 yield {column: made[column] for column in ("messages", "images")}
 
         Dataset.from_generator(records).save_to_disk(folder / "records")
@@ -90,14 +90,14 @@ def main(script: ScriptArguments) -> None:
         first.setdefault(identifier, i)
     dev = dev.select(list(first.values()))
     train = train.select([i for i, identifier in enumerate(train["identifier"]) if identifier not in first])
-    truths = [truth(row) for row in dev]
-    [(majority, _)] = Counter(map(truth, train)).most_common(1)
+    truths = [write_answer(row) for row in dev]
+    [(majority, _)] = Counter(map(write_answer, train)).most_common(1)
     learned = {"examples": len(set(train["identifier"])), "rows": len(train)}
     report: dict = {"learned": learned, "majority": share(one == majority for one in truths)}
     for name, seen in (("sentences_alone", False), ("with_pictures", True)):
         model, processor = load(train_model(script, train, name, seen))
-        pictures = [boxes(row) for row in dev] if seen else None
-        answers = ask(model, processor, [question(row) for row in dev], pictures, progress=name)
+        pictures = [cut_boxes(row) for row in dev] if seen else None
+        answers = ask(model, processor, [write_question(row) for row in dev], pictures, progress=name)
         report[name] = share(answer.text == right for answer, right in zip(answers, truths))
     script.output.parent.mkdir(parents=True, exist_ok=True)
     script.output.write_text(json.dumps(report, indent=2) + "\n")

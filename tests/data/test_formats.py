@@ -346,7 +346,7 @@ def test_by_default_each_captioned_picture_is_described_once_and_drawn_once(fold
 @pytest.mark.parametrize(
     "captions, message",
     [
-        ({"draw": {"prompts": ["Draw it"]}}, r"captions.draw.prompts must be wordings with \{caption\}"),
+        ({"draw": {"prompts": ["Draw it"]}}, r"captions.draw.prompts must be prompts with \{caption\}"),
         ({"describe": {"share": -1}}, "captions.describe.share must be a number of 0 or more; got -1"),
         ({"describe": {"share": 0}, "draw": {"share": 0}}, "must give describe or draw a share above 0"),
         ({"paint": {}}, "must have describe, draw or both"),

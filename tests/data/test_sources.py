@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dps_hf.data.record import record
-from dps_hf.data.sources import fingerprint_of, make_lazy_dataset, read_dataset, read_records, split_off
+from dps_hf.data.sources import compute_fingerprint, make_lazy_dataset, read_dataset, read_records, split_off
 
 
 sys.path.append(str(Path(__file__).parents[1] / "hub"))
@@ -283,15 +283,15 @@ def test_a_part_split_off_for_evaluation_has_no_row_of_training(sets):
 
 
 def test_fingerprints_change_with_contents_and_settings(sets, tmp_path):
-    first, again = fingerprint_of(sets[0]), fingerprint_of(sets[0])
-    assert first == again != fingerprint_of({"path": sets[0], "columns": {"prompt": "answer"}})
-    assert fingerprint_of([*sets]) != first
+    first, again = compute_fingerprint(sets[0]), compute_fingerprint(sets[0])
+    assert first == again != compute_fingerprint({"path": sets[0], "columns": {"prompt": "answer"}})
+    assert compute_fingerprint([*sets]) != first
     records = read_records(sets[0])
     assert records.fingerprint != split_off(records, 0.5)[0].fingerprint
     captions = [{"path": sets[0], "streaming": streaming} for streaming in (False, True)]
-    before = [fingerprint_of(one) for one in captions]
+    before = [compute_fingerprint(one) for one in captions]
     lines(tmp_path / "many.jsonl", [asked(7)])
-    assert not {*before} & {fingerprint_of(one) for one in captions}
+    assert not {*before} & {compute_fingerprint(one) for one in captions}
 
 
 def test_600_000_rows_are_not_opened_until_they_are_requested(tmp_path):

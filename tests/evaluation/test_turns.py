@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from dps_hf.data.record import record
-from dps_hf.evaluation.turns import respond, show_wanted, sort_turns, split_turns
+from dps_hf.evaluation.turns import respond, show_wanted, sort_turns, split_turns, write_drawing
+from dps_hf.inference import encode
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -90,3 +91,9 @@ def test_earlier_drawings_of_the_model_are_shown_to_it_as_codes(tiny_model, tiny
     assert [turn.draws for turn in turns] == [True, False]
     assert turns[1].pictures == (), "the user showed none"
     assert isinstance(respond(tiny_model, tiny_processor, turns[1:])[0], str)
+
+
+def test_a_drawing_is_written_alike_from_its_picture_and_from_its_codes(tiny_model, tiny_processor):
+    [codes] = encode(tiny_model, tiny_processor, [BLUE]).tolist()
+    expected = tiny_processor.drawing_text(codes)
+    assert [write_drawing(tiny_model, tiny_processor, one) for one in (BLUE, codes)] == [expected, expected]

@@ -251,7 +251,7 @@ def test_a_vision_tower_trains_from_its_recipe(tmp_path, call_again):
 def test_the_text_tokenizer_reads_all_languages_plans_edits_and_hints(example):
     script = example("train_text_tokenizer.py")
     fields = yaml.safe_load((ROOT / "examples/recipes/nano/text_tokenizer.yaml").read_text())
-    text = "\n".join(script.corpus(script.ScriptArguments(**{**fields, "records": 1200})))
+    text = "\n".join(script.read_texts(script.ScriptArguments(**{**fields, "records": 1200})))
     for words in ("small red", "kleiner roter", "rojo pequeño", "红色的小", "Hauptstadt", "¿Cuál es", "首都"):
         assert words in text, words
     for words in ("<think>row ", "Remove the ", " into a", " Hint: I see "):

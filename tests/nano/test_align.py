@@ -15,7 +15,7 @@ from dps_hf.nano import alignment_report as report
 from dps_hf.nano import steps
 from dps_hf.nano.facts import read_capitals
 from dps_hf.nano.held_out import sample_scenes
-from dps_hf.nano.scenes import has_unseen_count, has_unseen_pair, held_out, render
+from dps_hf.nano.scenes import has_unseen_count, has_unseen_pair, is_held_out, render
 from dps_hf.nano.splits import UNSEEN
 from dps_hf.nano.wording import LANGUAGES
 from dps_hf.preferences.prompts import sample_prompts
@@ -77,9 +77,9 @@ def test_worked_answers_are_asked_for_in_questions_of_each_seed_and_round_and_ne
         assert len(prompts) == 60 and all(p.think and p.images and p.answers and p.steps for p in prompts)
         asked.append({prompt.key for prompt in prompts})
     assert len(set().union(*asked)) == 180 <= len(shown)
-    assert not any(held_out(scene) or has_unseen_pair(scene) or has_unseen_count(scene) for scene in shown)
+    assert not any(is_held_out(scene) or has_unseen_pair(scene) or has_unseen_count(scene) for scene in shown)
     subject = Subject(None, None, 100, 0, {})
-    assert all(held_out(scene) for what in (None, *UNSEEN) for scene in sample_scenes(subject, unseen=what))
+    assert all(is_held_out(scene) for what in (None, *UNSEEN) for scene in sample_scenes(subject, unseen=what))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dps_hf.nano import evaluation as tasks
 from dps_hf.nano.detector import detect
 from dps_hf.nano.facts import read_capitals
 from dps_hf.nano.held_out import sample_scenes, select_emoji
-from dps_hf.nano.scenes import COLOURS, Scene, Thing, has_unseen_count, has_unseen_pair, held_out, render
+from dps_hf.nano.scenes import COLOURS, Scene, Thing, has_unseen_count, has_unseen_pair, is_held_out, render
 from dps_hf.nano.wording import DESCRIBE, LANGUAGES, RELATIONS, Wish, parse_wish, write_caption
 
 
@@ -208,8 +208,8 @@ def test_answers_with_and_without_steps_and_of_each_kind_are_scored_apart(monkey
     by_kind = {name.removeprefix("answer_"): figure["n"] for name, figure in figures.items() if "answer_" in name}
     assert by_kind == Counter(kinds[:12])
     assert scenes[:12] == scenes[12:24] == sample_scenes(subject)  # thoughtfully and directly
-    assert all(has_unseen_pair(scene) and held_out(scene) for scene in scenes[24:36])
-    assert all(has_unseen_count(scene) and held_out(scene) for scene in scenes[36:])
+    assert all(has_unseen_pair(scene) and is_held_out(scene) for scene in scenes[24:36])
+    assert all(has_unseen_count(scene) and is_held_out(scene) for scene in scenes[36:])
     scenes.clear()
     assert list(tasks.scenes_cot(subject, ("unseen_pair",))) == ["unseen_pair"] and len(scenes) == 12
 

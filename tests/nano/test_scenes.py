@@ -15,7 +15,7 @@ from dps_hf.nano.scenes import (
     Thing,
     has_unseen_count,
     has_unseen_pair,
-    held_out,
+    is_held_out,
     render,
     sample_scene,
     sample_split,
@@ -82,14 +82,14 @@ def test_outlines_are_anti_aliased():
 
 def test_one_scene_in_ten_is_held_out_whatever_its_count(scenes):
     for several in (False, True):
-        found = [held_out(scene) for scene in scenes if (len(scene.things) > 1) == several]
+        found = [is_held_out(scene) for scene in scenes if (len(scene.things) > 1) == several]
         assert 0.06 < np.mean(found) < 0.14
 
 
 def test_holding_out_ignores_the_order_of_things_and_small_moves():
     things = (Thing("circle", "red", "big", 20, 20), Thing("star", "blue", "small", 50, 50))
     moved = (Thing("circle", "red", "big", 21, 20), things[1])
-    assert held_out(Scene(things)) == held_out(Scene(things[::-1])) == held_out(Scene(moved))
+    assert is_held_out(Scene(things)) == is_held_out(Scene(things[::-1])) == is_held_out(Scene(moved))
 
 
 def test_half_of_the_backgrounds_are_white_and_the_others_equally_common():
@@ -122,7 +122,7 @@ def test_an_unknown_split_raises_an_error():
 def test_validation_contains_unseen_pairs_and_counts_on_request(unseen):
     rng = np.random.default_rng(0)
     scenes = [sample_split(rng, "validation", unseen=unseen) for _ in range(30)]
-    assert all(held_out(scene) for scene in scenes)
+    assert all(is_held_out(scene) for scene in scenes)
     assert {(has_unseen_pair(scene), has_unseen_count(scene)) for scene in scenes} == {
         (unseen == "pair", unseen == "count")
     }

@@ -12,7 +12,7 @@ from dps_hf.data.record import Record
 from dps_hf.nano import emoji
 from dps_hf.nano import evaluation as tasks
 from dps_hf.nano.held_out import select_emoji, select_prompts
-from dps_hf.nano.scenes import COLOURS, SHAPES, SIZES, Scene, has_unseen_count, has_unseen_pair, held_out
+from dps_hf.nano.scenes import COLOURS, SHAPES, SIZES, Scene, has_unseen_count, has_unseen_pair, is_held_out
 from dps_hf.nano.scenes_t2i import is_held_out_wish
 from dps_hf.nano.splits import UNSEEN_COUNTS, UNSEEN_PAIRS, choose_held_out_style
 from dps_hf.nano.tasks import TASKS
@@ -52,7 +52,7 @@ def texts(task: str) -> list[str]:
 def test_no_training_picture_contains_held_out_content(task):
     scenes = trained()[0][task]
     assert len(scenes) >= RECORDS
-    assert not [scene for scene in scenes if has_unseen_pair(scene) or has_unseen_count(scene) or held_out(scene)]
+    assert not [scene for scene in scenes if has_unseen_pair(scene) or has_unseen_count(scene) or is_held_out(scene)]
 
 
 @pytest.mark.parametrize("task", SCENES)
@@ -156,7 +156,7 @@ def test_evaluation_prompts_are_distinct():
 def test_training_contains_no_scene_that_evaluation_reads_or_edits(task, witness):
     getattr(tasks, task)(witness)
     assert len(witness.shown) >= 12
-    assert all(held_out(scene) for scene in witness.shown)
+    assert all(is_held_out(scene) for scene in witness.shown)
 
 
 def test_no_emoji_that_is_trained_on_is_an_unseen_pair():

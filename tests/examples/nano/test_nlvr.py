@@ -93,7 +93,7 @@ def test_models_of_other_data_are_not_taken_for_these(script):
 
 def test_a_label_that_is_no_boolean_is_refused(script):
     with pytest.raises(ValueError, match="label must be true or false; got 'false'"):
-        script[0].truth({"label": "false"})
+        script[0].write_answer({"label": "false"})
 
 
 def test_the_recipe_is_understood(example, tmp_path):
