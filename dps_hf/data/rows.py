@@ -208,9 +208,9 @@ def read_rows(setting: Setting) -> Dataset | IterableDataset:
             raise FileNotFoundError(f"dataset must name a data set; there is no file or folder {path}.")
         else:
             rows = load_dataset(path, data_files=setting.data_files, revision=setting.revision, **options)
-    except DatasetNotFoundError as error:
+    except (DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"dataset must name a data set; {path} is no file or folder here, and none on the Hub: {error}"
+            f"dataset must name a data set; {path} is no file or folder here, and cannot be had from the Hub: {error}"
         ) from error
     except StopIteration:  # a file without rows
         raise ValueError(f"dataset must name a set with records; {path} has none. Add records.") from None
