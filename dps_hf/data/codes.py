@@ -113,7 +113,7 @@ def encode_ahead(
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
     state, encoder = PartialState(), copy_image_tokenizer(model)
-    fingerprint = Hasher.hash([_fingerprint(records), _digest_image_tokenizer(encoder, processor)])
+    fingerprint = Hasher.hash([_fingerprint(records), digest_image_tokenizer(encoder, processor)])
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dps_hf_codes" / fingerprint
 
     def encode_batch(batch: dict[str, list[int]]) -> dict[str, list]:
@@ -168,7 +168,7 @@ def _fingerprint(records: Records) -> str:
     return Hasher.hash(records)
 
 
-def _digest_image_tokenizer(encoder: DPSModel, processor: DPSProcessor) -> str:
+def digest_image_tokenizer(encoder: DPSModel, processor: DPSProcessor) -> str:
     """A digest of everything that the codes of a picture depend on."""
     settings = [
         {name: value for name, value in some.to_dict().items() if name not in ORIGINS and not name.startswith("_")}

@@ -1,20 +1,19 @@
 """Answers that are pictures, as text of their codes, because trl's trainers take pictures in prompts only."""
 
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset, Value
 from datasets.fingerprint import Hasher
 
+from dps_hf.data.codes import copy_image_tokenizer, digest_image_tokenizer
 from dps_hf.data.preferences import OpenPairs, list_drawings
 from dps_hf.data.rows import IMAGE_PROCESSOR, open_pictures
 from dps_hf.data.sources import Skips
 from dps_hf.inference import encode
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.training.collator import copy_image_tokenizer
 
 
 def write_drawings(
@@ -72,9 +71,6 @@ def write_drawings(
         }
         return {**made, "reason": reasons}
 
-    weights = sha256()
-    for _, weight in sorted(encoder.image_tokenizer.state_dict().items()):
-        weights.update(weight.float().numpy().tobytes())
     with state.main_process_first():
         written = rows.map(
             write,
@@ -82,7 +78,7 @@ def write_drawings(
             batch_size=batch_size,
             remove_columns=columns,
             features=_without(rows, columns),
-            new_fingerprint=Hasher.hash([rows._fingerprint, weights.hexdigest(), repr(processor.image_processor)]),
+            new_fingerprint=Hasher.hash([rows._fingerprint, digest_image_tokenizer(encoder, processor)]),
             desc="Encoding drawings",
         )
     skips, reasons = Skips(skipped, max_skipped), written["reason"][:]
