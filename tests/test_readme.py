@@ -6,10 +6,12 @@ import functools
 import importlib
 import inspect
 import io
+import json
 import pkgutil
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +107,23 @@ def test_the_python_of_the_readme_prints_what_it_says(readers_folder):
     for code, expected in python_blocks("README.md"):
         if not any(name in code for name in NEEDS_NETWORK):
             assert run(code, {}) == expected
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_train_merge_and_measure(readers_folder):
+    for folder in ("my_pictures", "my_held_out_pictures"):
+        (readers_folder / folder).mkdir()
+        names = ("red", "blue", "green", "black")
+        for name in names:
+            Image.new("RGB", (80, 60), name).save(readers_folder / folder / f"{name}.png")
+        rows = "\n".join(f"{name}.png,a {name} flag" for name in names)
+        (readers_folder / folder / "metadata.csv").write_text(f"file_name,text\n{rows}\n")
+    shorter = {"sft.py": ["--max_steps", "1"], "evaluate.py": ["--items", "2"]}
+    scripts = [shlex.split(command)[1:] for command in commands("README.md") if command.startswith("python examples/")]
+    assert [Path(words[0]).name for words in scripts] == ["sft.py", "merge_adapter.py", "evaluate.py"]
+    for words in scripts:
+        subprocess.run([sys.executable, *words, *shorter.get(Path(words[0]).name, [])], check=True)
+    assert json.loads(Path("outputs/mine.json").read_text())["drawings"]
 
 
 def test_the_python_of_the_guide_runs(readers_folder):
