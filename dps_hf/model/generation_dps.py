@@ -185,18 +185,28 @@ def drawing_sample(
 
 
 def draw(
-    model, input_ids, logits_processor, stopping_criteria, generation_config, window, streamer, repeats, **model_kwargs
+    model,
+    input_ids,
+    logits_processor,
+    stopping_criteria,
+    generation_config,
+    guidance: float,
+    window: int | None,
+    repeats: int,
+    streamer,
+    **model_kwargs,
 ):
     """Draws several codes in each pass where nothing needs one at a time; a `custom_generate` function."""
     cache, synced_gpus = model_kwargs.get(CACHE), model_kwargs.pop("synced_gpus", False)
-    model_kwargs |= {"logits_processor": logits_processor, "generation_config": generation_config, "repeats": repeats}
+    options = {"logits_processor": logits_processor, "generation_config": generation_config, "guidance": guidance}
     warpers = [one for one in logits_processor if not isinstance(one, DrawingLogitsProcessor)]
     if window != 1 and not synced_gpus and can_draw_in_windows(model, cache, warpers, stopping_criteria):
-        return draw_in_windows(model, input_ids, window=window, **model_kwargs)
-    if repeats > 1 and not has_growing_layers(cache):
+        return draw_in_windows(model, input_ids, window=window, repeats=repeats, **options, **model_kwargs)
+    if not has_growing_layers(cache):
         input_ids, model_kwargs = model._expand_inputs_for_generation(repeats, input_ids=input_ids, **model_kwargs)
-        model_kwargs["repeats"] = 1
-    return drawing_sample(model, input_ids, streamer=streamer, stopping_criteria=stopping_criteria, **model_kwargs)
+        repeats = 1
+    options |= {"stopping_criteria": stopping_criteria, "streamer": streamer, "repeats": repeats}
+    return drawing_sample(model, input_ids, **options, **model_kwargs)
 
 
 class DPSGenerationMixin(transformers.GenerationMixin):

@@ -389,6 +389,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         codes_only: bool = False,
+        guidance_scale: float = 1.0,
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple | DPSOutputWithPast:
@@ -396,6 +397,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 for tokens without a loss. logits_to_keep: how many
         of the last positions, or which positions, get logits and a loss. codes_only: gives logits of the image codes
         alone, `(batch, sequence, codebook_size)`, and no loss; inside a drawing no other token may follow.
+        guidance_scale: if not 1, gives the logits of the first half of the batch, guided away from the second half.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -410,6 +412,9 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
+        if guidance_scale != 1:  # the head is linear, so that guided hidden states give guided logits
+            guided, unguided = hidden_states.float().chunk(2)
+            hidden_states = (unguided + guidance_scale * (guided - unguided)).to(hidden_states.dtype)
         logits = self._code_logits(hidden_states) if codes_only else self.lm_head(hidden_states)
 
         loss = None
