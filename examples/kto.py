@@ -42,8 +42,7 @@ class ScriptArguments:
     balance: gives the rarer label a higher weight, so that good and bad responses have the same total weight.
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
-        by default.
-    vision_tower: whether the vision tower is trained, too.
+        by default; the vision tower is not.
     norm_learning_rate: learning rate of the logarithm of the scale of the decoder's last norm, which decides how
         confident the model is. 0 leaves the norm as it is.
     """
@@ -52,7 +51,6 @@ class ScriptArguments:
     max_skipped: float = 0.1
     balance: bool = True
     train: dict = field(default_factory=dict)
-    vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
 
@@ -65,8 +63,8 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     if is_finished(training, script, arguments):
         return
     # Model
-    model, processor = load_for_training(arguments, script.vision_tower)
-    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
+    model, processor = load_for_training(arguments)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
     check_four_bit_training(model, training.eval_strategy != "no")
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 

@@ -931,7 +931,8 @@ def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path
 def test_two_processes_train_everything_as_one_does_wherever_the_pictures_are(
     name, kind, vision_tower, data, saved_model, tmp_path
 ):
-    fields = {"model_name_or_path": saved_model, "use_peft": False, "vision_tower": vision_tower, "max_steps": 5}
+    fields = {"model_name_or_path": saved_model, "use_peft": False, "max_steps": 5}
+    fields |= {"train": {"vision_tower": 0.003}} if vision_tower else {}
     fields |= {"per_device_train_batch_size": 2, "learning_rate": 0.003, "weight_decay": 0.1}
     if name == "sft":
         fields["tasks"] = {
