@@ -241,7 +241,7 @@ def test_an_unreadable_picture_of_a_prompt_gives_another_row(tmp_path):
     seen = [words(row["prompt"]) for row in rows]
     assert len(seen) == 3 and "user: *Which 1?" not in seen and seen == [words(row["prompt"]) for row in rows]
     (listed,) = map(json.loads, (tmp_path / "skipped.jsonl").read_text().splitlines())
-    assert "unreadable picture" in listed["reason"] and "Which 1?" in listed["row"]
+    assert "unreadable picture" in listed["reason"] and listed["row"] == 1 and listed["source"] == path
     with pytest.raises(ValueError, match="corrupt"):
         read_preferences(path)[1]
 
