@@ -46,6 +46,7 @@ from dps_hf.data.sources import (
     Source,
     find_pictures,
     interleave_streams,
+    map_stream,
     normalize_weights,
     say,
 )
@@ -206,7 +207,7 @@ def _begins_with_question(answer: Any) -> bool:
 
 def _make_chat(value: Any, role: str, name: str) -> list[dict]:
     """Messages of a prompt or an answer, which is a text or messages."""
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip():
         value = [{"role": role, "content": value}]
     if not isinstance(value, (list, tuple)) or not value:
         raise BadRow(f"no text in {name}")
@@ -273,8 +274,7 @@ def _stream_pairs(source: Source, skips: Skips, shows: bool) -> IterableDataset:
     """
     rows = source.rows if isinstance(source.rows, IterableDataset) else source.rows.to_iterable_dataset()
     columns = rows.column_names or [*next(iter(rows))]
-    mapper = _StreamPair(_MapPair(source, True, True), skips, shows)
-    return rows.map(mapper, with_indices=True, batched=True, batch_size=1, remove_columns=columns)
+    return map_stream(rows, _StreamPair(_MapPair(source, True, True), skips, shows), columns)
 
 
 @dataclass

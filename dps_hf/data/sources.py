@@ -8,7 +8,7 @@ import base64
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import fsspec
 import numpy as np
 from datasets import (
     Dataset,
+    Features,
     IterableDataset,
     interleave_datasets,
 )
@@ -426,7 +427,7 @@ class Source:
         """The records of all rows in order; bad rows are left out."""
         rows = self.rows if isinstance(self.rows, IterableDataset) else self.rows.to_iterable_dataset()
         columns = rows.column_names or [*next(iter(rows))]
-        return rows.map(_MapOne(self, skips), with_indices=True, batched=True, batch_size=1, remove_columns=columns)
+        return map_stream(rows, _MapOne(self, skips), columns)
 
     def check_saved(self) -> None:
         """Checks records that were saved, without opening pictures.
@@ -512,6 +513,14 @@ def normalize_weights(settings: Sequence[Setting]) -> list[float] | None:
         return None
     weights = [1.0 if setting.weight is None else setting.weight for setting in settings]
     return [weight / sum(weights) for weight in weights]
+
+
+def map_stream(rows: IterableDataset, function: Callable, columns: Sequence[str]) -> IterableDataset:
+    """Maps each row, given as a batch of one with its index, to any number of others without these columns."""
+    # Features of no column leave values as they are: `datasets` finds no type for opened pictures.
+    return rows.map(
+        function, with_indices=True, batched=True, batch_size=1, remove_columns=[*columns], features=Features({})
+    )
 
 
 def interleave_streams(

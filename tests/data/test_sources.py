@@ -241,6 +241,36 @@ def test_too_many_bad_rows_stop_with_number_reason_and_file(tmp_path, streaming)
     assert [json.loads(line)["row"] for line in listed.read_text().splitlines()] == [*range(0, 100, 5)], "each once"
 
 
+@pytest.mark.parametrize("weight", [None, 1])
+def test_several_streams_of_pictures_are_mixed(tmp_path, weight):
+    settings = []
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+        path = lines(tmp_path / f"{name}.jsonl", [asked(name, image=f"{name}.png")] * 6)
+        settings.append({"path": path, "streaming": True, "weight": weight})
+    seen = [one["images"][0].getpixel((0, 0)) for one in read_records(settings)]
+    assert {*seen} == {(255, 0, 0), (0, 0, 255)} and (weight or len(seen) == 12)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_row_counts_once_however_often_it_is_read(tmp_path, streaming):
+    # Each bad row is followed by a good one, which takes its place and is read again in its own.
+    rows = [asked(i, image="no.png" if i % 4 == 0 else None) for i in range(40)]
+    setting = {"path": lines(tmp_path / "rows.jsonl", rows), "streaming": streaming}
+    records = read_records(setting, skipped=tmp_path / "skipped.jsonl", max_skipped=0.4)
+    for _ in range(3):
+        list(records)
+    if not streaming:
+        assert (records.skips.seen, records.skips.reasons.total()) == (40, 10)
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 10
+
+
+def test_the_share_of_bad_rows_is_not_lowered_by_those_that_take_their_place(tmp_path):
+    rows = [asked(i, image="no.png" if i % 3 else None) for i in range(30)]
+    with pytest.raises(ValueError, match="13 of the first 20 rows are bad"):
+        list(read_records(lines(tmp_path / "rows.jsonl", rows), max_skipped=0.64))
+
+
 def test_no_bad_row_is_allowed_with_a_share_of_zero(tmp_path):
     path = lines(tmp_path / "rows.jsonl", [asked(0), asked(1, image="no.png")])
     with pytest.raises(ValueError, match="1 of the first 2 rows are bad"):
