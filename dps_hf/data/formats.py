@@ -40,7 +40,8 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
     "system": "system",
 }
-EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages")  # fields of records in rows
+# Fields of records in rows.
+EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages", "image_tokenizer")
 
 EXAMPLES = {
     "record": 'columns: {messages: my_chats}, or columns: {prompt: my_questions, completion: my_answers}, or columns: '

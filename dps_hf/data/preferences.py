@@ -42,6 +42,7 @@ from dps_hf.data.rows import (
     read_settings,
 )
 from dps_hf.data.sources import (
+    Check,
     Skips,
     Source,
     find_pictures,
@@ -66,7 +67,11 @@ ORIGIN = {"dps_origin": Value("string"), "dps_origin_row": Value("int64")}
 
 
 def read_preferences(
-    dataset: DatasetSetting, seed: int = 0, skipped: str | Path | None = None, max_skipped: float = 0.1
+    dataset: DatasetSetting,
+    seed: int = 0,
+    skipped: str | Path | None = None,
+    max_skipped: float = 0.1,
+    check: Check | None = None,
 ) -> Dataset | IterableDataset:
     """Reads pairs of answers, or answers that are labelled good or bad, in the format of trl.
 
@@ -75,15 +80,15 @@ def read_preferences(
     read when it is requested.
 
     Args:
-        dataset, seed, skipped, max_skipped: as for [`~dps_hf.data.sources.read_records`]. Without `skipped`, the first
-            bad row is an error.
+        dataset, seed, skipped, max_skipped, check: as for [`~dps_hf.data.sources.read_records`]. Without `skipped`,
+            the first bad row is an error.
 
     Raises:
         FileNotFoundError, ValueError: as for [`read_records`]. Without `skipped`, the error gives the number of the
             bad row.
     """
     settings = read_settings(dataset)
-    sources = [_open_pairs(setting) for setting in settings]
+    sources = [replace(_open_pairs(setting), check=check) for setting in settings]
     skips = Skips(skipped, max_skipped)
     weights = normalize_weights(settings)
     if any(isinstance(source.rows, IterableDataset) for source in sources):
@@ -157,6 +162,9 @@ class _MapPair:
         pictures = form.list_pictures(row)
         record = read_messages(prompt, pictures)
         made["prompt"] = [_add_missing_keys(message) for message in record["messages"]]
+        if self.source.check:
+            for name in self.answers:
+                self.source.check({"messages": [*record["messages"], *made[name]], "images": pictures, "task": ""})
         if "label" in form.columns:
             label = form.get(row, "label")
             if label is None or (isinstance(label, str) and label.lower() not in ("true", "false", "1", "0")):
@@ -231,7 +239,7 @@ def _store_picture(picture: Any) -> dict[str, Any]:
 def list_drawings(preferences: Dataset | IterableDataset) -> list[str]:
     """The columns of the pictures that are answers."""
     names = (*PICK_A_PIC[:2], *(f"{name}_picture" for name in ANSWERS))
-    columns = preferences.column_names or next(iter(preferences), {})
+    columns = preferences.column_names or [*next(iter(preferences), {})]
     return [name for name in names if name in columns]
 
 
@@ -337,12 +345,13 @@ def _map_pairs(source: Source, skips: Skips, mixed: bool) -> Dataset:
     features = {"prompt": CHAT, **dict.fromkeys(answers, CHAT)} if converts else {}
     features |= {"label": Value("bool")} if converts and "label" in form.columns else {}
     features |= {"images": List(Image(decode=False))} if embeds else {}
+    checked = source.check.fingerprint if source.check else ""
     mapped = rows.map(
         mapper,
         with_indices=True,
         remove_columns=rows.column_names,
         features=Features({**features, **ORIGIN, "reason": Value("string")}),
-        new_fingerprint=Hasher.hash([rows._fingerprint, repr(setting), repr(form), source.folder, converts]),
+        new_fingerprint=Hasher.hash([rows._fingerprint, repr(setting), repr(form), source.folder, converts, checked]),
         load_from_cache_file=images is None,  # files of pictures may have changed
         desc=f"Reading {setting.title}",
     )

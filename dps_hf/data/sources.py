@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import fsspec
 import numpy as np
@@ -60,8 +60,21 @@ __all__ = [
 ENOUGH_ROWS = 20  # the share of bad rows is not judged before so many
 
 
+class Check(Protocol):
+    """Raises a `BadRow` for a record that a model cannot learn from."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, record: Record) -> None: ...
+
+
 def read_records(
-    dataset: DatasetSetting, seed: int = 0, skipped: str | Path | None = None, max_skipped: float = 0.1
+    dataset: DatasetSetting,
+    seed: int = 0,
+    skipped: str | Path | None = None,
+    max_skipped: float = 0.1,
+    check: "Check | None" = None,
 ) -> "LazyRecords | IterableDataset":
     """Reads records for training. A row is mapped, and its pictures are opened, when its record is requested.
 
@@ -73,6 +86,7 @@ def read_records(
         skipped: the JSONL file that lists bad rows, each with the data set, its number and the reason. Without it bad
             rows are only counted, and saved records (`messages`, `images`) are all checked at once.
         max_skipped: the share of bad rows above which reading stops.
+        check: decides whether a model can learn from a record.
 
     Returns:
         Records, or a `datasets.IterableDataset` of records if a data set is streamed. A bad row is replaced by the
@@ -83,7 +97,7 @@ def read_records(
         ValueError: a setting is wrong, the rows cannot be read, their format cannot be guessed, or there are none.
             When records are requested: too many rows are bad.
     """
-    sources = [_open_source(setting, seed) for setting in read_settings(dataset)]
+    sources = [replace(_open_source(setting, seed), check=check) for setting in read_settings(dataset)]
     skips = Skips(skipped, max_skipped)
     for source in sources:
         if skipped is None:
@@ -186,7 +200,8 @@ class LazyRecords:
     @property
     def fingerprint(self) -> str:
         """A digest of the rows and of how they become records."""
-        return join_fingerprints([*(source.fingerprint for source in self.sources), Hasher.hash(self.table)])
+        parts = [*(source.fingerprint for source in self.sources), Hasher.hash(self.table)]
+        return join_fingerprints(parts + [source.check.fingerprint for source in self.sources if source.check])
 
     def __len__(self) -> int:
         return len(self.table)
@@ -323,6 +338,7 @@ class Source:
     folder: str | None = None
     fingerprint: str = ""
     answered: bool = True
+    check: "Check | None" = None
 
     def __str__(self) -> str:
         number = f"{len(self.rows):,} rows" if isinstance(self.rows, Dataset) else "streamed"
@@ -355,6 +371,8 @@ class Source:
             BadRow: nothing can be learned from the row.
         """
         record = self.peek(row, index, visit)
+        if self.check:
+            self.check(record)
         record["images"] = [self.open(picture) for picture in record["images"]]
         return record
 

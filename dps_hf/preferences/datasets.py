@@ -10,6 +10,7 @@ from dps_hf.data.preferences import read_preferences
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.preferences.drawings import write_drawings
+from dps_hf.training.checks import RecordCheck
 from dps_hf.training.datasets import SHUFFLED_AT_A_TIME, SKIPPED
 
 
@@ -70,9 +71,9 @@ def _read(
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
 ) -> Dataset | IterableDataset:
-    skipped = Path(training.output_dir) / SKIPPED
+    skipped, check = Path(training.output_dir) / SKIPPED, RecordCheck(model, processor)
     with training.main_process_first():
-        pairs = read_preferences(dataset, training.seed, skipped, data.max_skipped)
+        pairs = read_preferences(dataset, training.seed, skipped, data.max_skipped, check)
     if isinstance(pairs, IterableDataset):
         pairs = pairs.shuffle(training.seed, buffer_size=SHUFFLED_AT_A_TIME)
     return write_drawings(pairs, model, processor, skipped=skipped, max_skipped=data.max_skipped)
