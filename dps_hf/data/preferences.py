@@ -28,6 +28,7 @@ from dps_hf.data.formats import (
     guess_preferences,
     holds_pictures,
     is_picture,
+    make_turns,
     read_messages,
 )
 from dps_hf.data.rows import (
@@ -155,10 +156,11 @@ class _MapPair:
             elif self._is_drawing(name, values[name]):
                 column = f"{name}_picture"
             else:
-                made[name] = _make_chat(values[name], "assistant", name)
+                answer = read_messages(_read_turns(values[name], "assistant", name), [])["messages"]
+                made[name] = [_add_missing_keys(message) for message in answer]
                 continue
             made[name] = [{"role": "assistant", "content": [{"type": "image", "text": None, "column": column}]}]
-        prompt = _make_chat(values["prompt"], "user", "prompt")
+        prompt = _read_turns(values["prompt"], "user", "prompt")
         pictures = form.list_pictures(row)
         record = read_messages(prompt, pictures)
         made["prompt"] = [_add_missing_keys(message) for message in record["messages"]]
@@ -213,15 +215,12 @@ def _begins_with_question(answer: Any) -> bool:
     return isinstance(first, Mapping) and first.get("role") in ("system", "user")
 
 
-def _make_chat(value: Any, role: str, name: str) -> list[dict]:
+def _read_turns(value: Any, role: str, name: str) -> list:
     """Messages of a prompt or an answer, which is a text or messages."""
-    if isinstance(value, str) and value.strip():
-        value = [{"role": role, "content": value}]
-    if not isinstance(value, (list, tuple)) or not value:
-        raise BadRow(f"no text in {name}")
-    if role == "user":
-        return [*value]
-    return [_add_missing_keys(message) for message in read_messages(value, [])["messages"]]
+    try:
+        return make_turns(value, role)
+    except BadRow as error:
+        raise BadRow(f"{error} in {name}") from None
 
 
 def _add_missing_keys(message: Mapping[str, Any]) -> dict[str, Any]:

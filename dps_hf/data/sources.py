@@ -45,7 +45,6 @@ from dps_hf.data.rows import (
     leave_unopened,
     open_pictures,
     read_coco,
-    read_dataset,
     read_rows,
     read_settings,
     unpack,
@@ -54,7 +53,7 @@ from dps_hf.data.rows import (
 
 __all__ = [
     "IMAGE_PROCESSOR", "LazyRecords", "Skips", "compute_fingerprint", "leave_unopened", "make_lazy_dataset",
-    "open_pictures", "read_dataset", "read_records", "read_unanswered", "split_off",
+    "open_pictures", "read_records", "read_unanswered", "split_off",
 ]  # fmt: skip
 
 ENOUGH_ROWS = 20  # the share of bad rows is not judged before so many

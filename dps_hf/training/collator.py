@@ -19,6 +19,9 @@ class Collator:
     The fields `drop_prompt` and `hidden_codes` of a record say what is dropped; [`~dps_hf.data.dropouts.Dropouts`]
     sets them. Drawings without `codes` are encoded here.
 
+    A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
+    may be text, a drawing, or a plan followed by a drawing.
+
     Args:
         model: gives its config, and a copy of its image tokenizer.
         assistant_only_loss: whether only messages of the assistant are learned. Otherwise all text is. Placeholders of
@@ -99,9 +102,7 @@ def _name(record: Record, index: int) -> str:
 class RecordCollator(Collator):
     """Collates records into a padded batch. By default, the loss is on all answers of each record.
 
-    A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
-    may be text, a drawing, or a plan followed by a drawing. `more` questions are learned by
-    [`~dps_hf.training.packing.PackingCollator`] alone.
+    `more` questions are learned by [`~dps_hf.training.packing.PackingCollator`] alone.
     """
 
     def __call__(self, records: list[Record]) -> dict:

@@ -20,7 +20,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dps_hf.data.record import record
-from dps_hf.data.sources import compute_fingerprint, make_lazy_dataset, read_dataset, read_records, split_off
+from dps_hf.data.rows import Setting, read_rows
+from dps_hf.data.sources import compute_fingerprint, make_lazy_dataset, read_records, split_off
 
 
 sys.path.append(str(Path(__file__).parents[1] / "hub"))
@@ -35,27 +36,31 @@ def own_cache(tmp_path, monkeypatch):
 ROWS = Dataset.from_dict({"text": ["one", "two"]})
 
 
+def read(path):
+    return read_rows(Setting(str(path)))
+
+
 def test_what_was_saved_is_read(tmp_path):
     ROWS.save_to_disk(tmp_path)
-    assert read_dataset(tmp_path).to_dict() == ROWS.to_dict()
+    assert read(tmp_path).to_dict() == ROWS.to_dict()
 
 
 @pytest.mark.parametrize("rows", [Dataset.from_dict({"text": []}), ROWS.select([])])
 def test_a_folder_without_records_is_refused_by_name(tmp_path, rows):
     rows.save_to_disk(tmp_path / "mine")
     with pytest.raises(ValueError, match=r"dataset must name a set with records; .*mine has none"):
-        read_dataset(tmp_path / "mine")
+        read(tmp_path / "mine")
 
 
-def test_several_splits_are_refused_by_name(tmp_path):
-    DatasetDict(train=ROWS, test=ROWS).save_to_disk(tmp_path / "both")
-    with pytest.raises(ValueError, match=r"prompts must name one set of records; .*both has train, test"):
-        read_dataset(tmp_path / "both", "prompts")
+def test_several_splits_without_train_are_refused_by_name(tmp_path):
+    DatasetDict(valid=ROWS, test=ROWS).save_to_disk(tmp_path / "both")
+    with pytest.raises(ValueError, match=r"dataset .*both has the splits valid, test; got none"):
+        read(tmp_path / "both")
 
 
 def test_nothing_there_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing-here"):
-        read_dataset(tmp_path / "nothing-here")
+        read(tmp_path / "nothing-here")
 
 
 MINE = """
@@ -92,9 +97,9 @@ def test_a_dataset_may_be_anybodys_function(tmp_path, monkeypatch, name):
         assert [part["type"] for part in first["messages"][0]["content"]] == ["image", "text"]
     assert len(sys.modules[module].calls) == 1, "it may be slow"
     with pytest.raises(ValueError, match=rf"dataset must name one set of records; {module}.my_number has int"):
-        read_dataset(f"{module}.my_number")
+        read(f"{module}.my_number")
     with pytest.raises(ValueError, match=rf"dataset must be the dotted path of a function.*'{module}.no_such'"):
-        read_dataset(f"{module}.no_such")
+        read(f"{module}.no_such")
 
 
 def saved(tmp_path, *records):
