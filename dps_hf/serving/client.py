@@ -28,8 +28,8 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 import dps_hf
 from dps_hf.inference import MAX_NEW_TOKENS, TEMPERATURE, Answer, attach_codes
-from dps_hf.model.configuration_dps import DPSConfig
 from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS
+from dps_hf.serving.drawing_tokens import find_drawing_tokens
 
 
 # What servers call themselves in their list of models. `transformers serve` lists the Hub's cache instead.
@@ -84,7 +84,8 @@ class Client:
         self.model: Any = model or name  # None where the server was started with its one model
         self.config, self.processor = AutoConfig.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
         self._image_tokenizer = load_image_tokenizer(checkpoint)
-        self._no_codes = dict.fromkeys(map(str, find_drawing_tokens(self.config)), -100)  # OpenAI's value for a ban
+        start = self.config.image_code_start_id
+        self._code_ids = list(range(start, start + self.config.codebook_size))
 
     def _list_models(self) -> list[tuple[str, str]]:
         """Names and owners of the server's models."""
@@ -146,7 +147,7 @@ class Client:
     def chat(self, question: str, pictures: Sequence[Image.Image] = (), think: bool = False, **options):
         """The first choice of a chat completion, an object of openai; `options` are fields of the request.
 
-        Image codes are banned, unless the options hold a `logit_bias`.
+        Image codes are banned.
         """
         completion = self._chat(question, pictures, think, **options)
         return self._call(lambda: completion.choices[0])
@@ -156,13 +157,22 @@ class Client:
         content.append({"type": "text", "text": question})
         extra = {"chat_template_kwargs": {"enable_thinking": think}, **options.pop("extra_body", {})}
         if self.server != TRANSFORMERS:
-            extra = {**PLAIN_SAMPLING, "reasoning_format": "none", **extra}
-            options = {"logit_bias": self._no_codes, **options}
+            extra = {**self._choose_tokens(drawing=False), **PLAIN_SAMPLING, "reasoning_format": "none", **extra}
         return self._call(
             lambda: self._client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], extra_body=extra, **options
             )
         )
+
+    def _choose_tokens(self, drawing: bool) -> dict:
+        """Fields of a request after which a drawing holds only codes, and an answer none."""
+        if self.server == "vLLM":  # with speculative decoding, it ignores logit_bias
+            others = set(find_drawing_tokens(self.config))
+            words = [token for token in range(self.config.vocab_size) if token not in others]
+            return {"allowed_token_ids": self._code_ids if drawing else words}
+        if drawing:
+            return {"logit_bias": dict.fromkeys(map(str, self._code_ids), 100)}
+        return {"logit_bias": dict.fromkeys(map(str, find_drawing_tokens(self.config)), -100)}
 
     def draw(
         self, prompt: str, temperature: float = TEMPERATURE, guidance_scale: float = 1.0, seed: int | None = None
@@ -244,7 +254,7 @@ class Client:
             drawings = []
             for start in range(0, n, slots):
                 count = min(slots, n - start)
-                drawings += self._draw_by_logit_bias(prompt, count, temperature, seeds[start])
+                drawings += self._draw_codes_alone(prompt, count, temperature, seeds[start])
         for codes in drawings:
             if len(codes) != self.config.num_codes or max(codes) >= self.config.codebook_size:
                 raise self._error(
@@ -272,10 +282,9 @@ class Client:
         text = self.chat(prompt, extra_body=extra, **({} if seed is None else {"seed": seed})).message.content
         return self._find_codes(text)
 
-    def _draw_by_logit_bias(self, prompt, n, temperature, seed) -> list[list[int]]:
-        """Asks for codes only, by adding a large bias to their logits."""
-        bias = {str(self.config.image_code_start_id + code): 100 for code in range(self.config.codebook_size)}
-        fields = {"logit_bias": bias, "temperature": temperature, "extra_body": PLAIN_SAMPLING}
+    def _draw_codes_alone(self, prompt, n, temperature, seed) -> list[list[int]]:
+        extra = {**self._choose_tokens(drawing=True), **PLAIN_SAMPLING}
+        fields = {"temperature": temperature, "extra_body": extra}
         fields |= ({} if seed is None else {"seed": seed}) | ({} if n == 1 else {"n": n})
         choices = self._complete(self._write_beginning(prompt), max_tokens=self.config.num_codes, **fields)
         if len(choices) != n:
@@ -305,15 +314,16 @@ class Client:
             drawn += self.processor.code_token.format(codes[int(choice)])
         return self._find_codes(drawn)
 
-    def _score_codes(self, prompt: str, candidates: Iterable[int] = ()) -> dict[int, float]:
+    def _score_codes(self, prompt: str, candidates: Iterable[int] | None = None) -> dict[int, float]:
         """Log-probabilities, up to a constant, of the likeliest next codes, or of the candidates."""
         start = self.config.image_code_start_id
+        raised = self._code_ids if candidates is None else [start + code for code in candidates]
         [choice, *_] = self._complete(
             prompt,
             max_tokens=1,
             temperature=1.0,
             logprobs=GUIDED_CODES,
-            logit_bias={str(start + code): 100 for code in candidates},
+            logit_bias=dict.fromkeys(map(str, raised), 100),
             extra_body={**PLAIN_SAMPLING, "top_p": 1.0, "post_sampling_probs": True},
         )
         try:
@@ -363,12 +373,6 @@ class Client:
 
     def _error(self, what: str) -> ServerError:
         return ServerError(f"The server at {self.base_url} {what}.".replace("?.", "?"))
-
-
-def find_drawing_tokens(config: DPSConfig) -> list[int]:
-    """The token ids that text does not hold: image codes, begin and end of image, and the placeholder of a picture."""
-    codes = range(config.image_code_start_id, config.image_code_start_id + config.codebook_size)
-    return [config.image_token_id, config.boi_token_id, config.eoi_token_id, *codes]
 
 
 def load_image_tokenizer(checkpoint: str | os.PathLike) -> PreTrainedModel:
