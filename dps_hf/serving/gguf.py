@@ -7,8 +7,8 @@ The decoder must be a Llama with a byte-level BPE tokenizer, and the tower must 
 the folder of a LoRA adapter, the merged model is written. The image tokenizer is not written: llama.cpp gives the
 codes of a drawing, and `dps_hf.serving.client` turns them into a picture.
 
-With `--prefer_words`, the decoder has a bias against the tokens of drawings, so that answers hold none of them whatever
-the client. It is written as a Qwen2, which is a Llama whose head may have a bias.
+With `--prefer_words`, the head has a bias against the tokens of drawings, so that answers hold none of them, whatever
+the client. The decoder is then written as a Qwen2, which is a Llama whose head may have a bias.
 """
 
 import argparse
@@ -119,14 +119,14 @@ def check(model: DPSForConditionalGeneration, processor: DPSProcessor, prefer_wo
         if value not in supported:
             raise _make_refusal(field, value, " or ".join(map(repr, supported)))
     if prefer_words:
-        for field, value, supported in (
-            ("text_config.rope_parameters['rope_type']", rotary.rope_type, "default"),
-            ("text_config.attention_bias", bool(text.attention_bias), False),
-            ("text_config.mlp_bias", bool(text.mlp_bias), False),
+        for field, found, wanted in (
+            ("text_config.rope_parameters['rope_type']", str(rotary.rope_type), "default"),
+            ("text_config.attention_bias", str(text.attention_bias), "False"),
+            ("text_config.mlp_bias", str(text.mlp_bias), "False"),
         ):
-            if value != supported:
+            if found != wanted:
                 raise ValueError(
-                    f"prefer_words takes a DPS whose {field} is {supported!r}; got {value!r}. Leave prefer_words out."
+                    f"prefer_words takes a DPS whose {field} is {wanted}; got {found}. Leave prefer_words out."
                 )
     _find_pre_tokenizer(_read_tokenizer(processor))
     tokens = max(processor.tokenizer.get_vocab().values()) + 1

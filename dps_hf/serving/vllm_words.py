@@ -13,7 +13,7 @@ from dps_hf.serving.drawing_tokens import find_drawing_tokens
 
 
 class WordsOnly(AdapterLogitsProcessor):
-    """Bans the tokens of drawings in each request that does not choose its tokens itself, as one for a drawing does."""
+    """Bans the tokens of drawings, except in requests that choose tokens themselves, as those for drawings do."""
 
     def __init__(self, vllm_config, device, is_pin_memory):
         super().__init__(vllm_config, device, is_pin_memory)
