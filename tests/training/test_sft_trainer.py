@@ -45,8 +45,9 @@ def test_sft_on_packed_rows_trains_and_logs_the_packed_loss(make_model, tiny_pro
     assert trainer.evaluate()["eval_loss"] < losses[0]
 
 
-def test_a_sharded_head_is_refused(make_model, tiny_processor):
+def test_a_sharded_head_is_refused_where_codes_are_smoothed(make_model, tiny_processor):
     model = make_model()
     model.get_output_embeddings().weight.ds_id = 0  # as ZeRO-3 marks it
-    with pytest.raises(ValueError, match=r"ZeRO-3 shards it. Set packing to false"), torch.no_grad():
-        packed_loss(model, model, PackingCollator(model, tiny_processor)(RECORDS), codes_alone=False)
+    batch = PackingCollator(model, tiny_processor)(RECORDS)
+    with pytest.raises(ValueError, match=r"ZeRO-3 shards it. Set it to 0"), torch.no_grad():
+        packed_loss(model, model, batch, codes_alone=False, code_smoothing=0.1)
