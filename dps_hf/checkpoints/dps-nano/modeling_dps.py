@@ -321,11 +321,13 @@ class DPSModel(DPSPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
+        positions_to_keep: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple | DPSOutputWithPast:
         """
         input_ids: `(batch, sequence)`. pixel_values: `(images, 3, image_size, image_size)`, in the order of their
-        placeholders. cache: called `past_key_values` up to transformers 5.23; either name works.
+        placeholders. cache: called `past_key_values` up to transformers 5.23; either name works. positions_to_keep:
+        `(batch, sequence)`, bool; the last hidden states are then `(1, positions, hidden_size)`, of these alone.
         """
         cache = take_cache(cache, past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
@@ -353,8 +355,11 @@ class DPSModel(DPSPreTrainedModel):
             **{self.decoder_cache: cache},
             **kwargs,
         )
+        last_hidden_state = outputs.last_hidden_state
+        if positions_to_keep is not None:
+            last_hidden_state = last_hidden_state[positions_to_keep.to(last_hidden_state.device)][None]
         return DPSOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
