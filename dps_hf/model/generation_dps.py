@@ -110,7 +110,8 @@ def drawing_sample(
 
     while True:
         position = drawing.position(input_ids)
-        codes_only = may_skip_text and bool(((position >= 0) & (position < drawing.num_codes)).all())
+        all_draw = bool(((position >= 0) & (position < drawing.num_codes)).all())
+        codes_only = may_skip_text and all_draw
         mask = attention_mask
         if guided:
             columns = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -154,11 +155,9 @@ def drawing_sample(
             strengthened = unguided + guidance * (logits - unguided)
             logits = torch.where((position >= 0)[:, None], strengthened, logits)
         next_scores = (warpers if codes_only else logits_processor)(input_ids, logits)
-        if generation_config.do_sample:
-            tokens = sample_tokens(F.softmax(next_scores, dim=-1))
-        else:
-            tokens = next_scores.argmax(dim=-1)
-        if codes_only:
+        choices = next_scores[:, drawing.codes] if all_draw and not codes_only else next_scores
+        tokens = sample_tokens(F.softmax(choices, dim=-1)) if generation_config.do_sample else choices.argmax(dim=-1)
+        if all_draw:
             tokens = tokens + drawing.codes.start
         if stops_at_eos:
             tokens = torch.where(unfinished.bool(), tokens, pad_token_id)

@@ -4,12 +4,13 @@ Jacobi decoding (https://huggingface.co/papers/2410.01699): the codes of the nex
 checks all of them, and those up to the first wrong one are kept, together with the code that the model chooses there.
 What it chooses for the later places is the next guess.
 
-The drawings are the same, code for code. Sampling looks one random number up in the cumulative sum of the
-probabilities, and the number of each place is made beforehand. So each code is a function of the codes before it,
-whether these were guessed or drawn one at a time, and the distribution is exactly the same too.
+The drawings are the same, code for code. The random numbers that sample the code of a place are made once for each
+place. So each code is a function of the codes before it, whether these were guessed or drawn one at a time, and the
+distribution is exactly the same too.
 """
 
 import inspect
+import math
 
 import torch
 import transformers
@@ -31,45 +32,47 @@ WARPERS = (
 )
 
 
-def make_numbers(places: int, rows: int, device: torch.device) -> torch.Tensor:
-    """Random numbers in [0, 1) of each place and row, `(places, rows)`: those that one place at a time would get."""
+def make_noise(rows: int, choices: int, device: torch.device) -> torch.Tensor:
+    """The random numbers that choose one of `choices` for each row, `(rows, 2, blocks)`, exponentially distributed."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.rand(places, rows, dtype=dtype, device=device)
+    return torch.empty(rows, 2, math.isqrt(choices - 1) + 1, dtype=dtype, device=device).exponential_()
 
 
-def sample_tokens(probabilities: torch.Tensor, numbers: torch.Tensor | None = None) -> torch.Tensor:
+def sample_tokens(probabilities: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
     """Samples one index from each row of `probabilities`, `(rows, choices)`; never one whose probability is 0.
 
-    It looks one random number up in the cumulative sum. `torch.multinomial` makes a random number for each choice,
-    which takes a quarter of the time of a drawing on two CPU cores.
-
     Args:
-        numbers: `(rows,)`, in [0, 1); made here by default.
+        noise: of [`make_noise`], which is called by default.
 
     Returns:
         The indices, `(rows,)`.
 
     Raises:
-        RuntimeError: a sum that is not a number.
+        RuntimeError: a probability that is not a number.
     """
-    if numbers is None:
-        numbers = make_numbers(1, len(probabilities), probabilities.device)[0]
-    tokens, known = _look_up(probabilities, numbers)
-    _require_numbers(known)
-    return tokens
+    if noise is None:
+        noise = make_noise(*probabilities.shape, probabilities.device)
+    require_numbers(probabilities)
+    return choose_tokens(probabilities, noise)
 
 
-def _look_up(probabilities: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The index that each number finds, and whether its row of probabilities has a sum; both `(rows,)`."""
-    sums = probabilities.to(numbers.dtype).cumsum(-1)
-    # Greater than 0 and at most the last sum, so that no choice of probability 0 is found.
-    tokens = torch.searchsorted(sums, ((1 - numbers) * sums[:, -1])[:, None]).squeeze(1)
-    return tokens, sums[:, -1].isfinite()
-
-
-def _require_numbers(known: torch.Tensor) -> None:
-    if not known.all():
+def require_numbers(probabilities: torch.Tensor) -> None:
+    if not probabilities.sum(-1).isfinite().all():
         raise RuntimeError("Probabilities are not numbers: logits overflowed. Load the model in float32.")
+
+
+def choose_tokens(probabilities: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """As [`sample_tokens`], a function of probabilities and noise that small changes of probabilities seldom change.
+
+    The largest of probabilities divided by exponential noise is a sample (the Gumbel-max trick,
+    https://arxiv.org/abs/1411.0030). It chooses a block of about the square root of all choices, then one of the block.
+    So it needs few random numbers; one for each choice would take a quarter of the time of a drawing on two CPU cores.
+    """
+    side = noise.shape[-1]
+    blocks = F.pad(probabilities, (0, side * side - probabilities.shape[-1])).view(-1, side, side)
+    block = (blocks.sum(-1) / noise[:, 0]).argmax(-1)
+    chosen = blocks[torch.arange(len(blocks), device=blocks.device), block]  # (rows, side)
+    return block * side + (chosen / noise[:, 1]).argmax(-1)
 
 
 LONGEST = 16  # the largest window by default
@@ -175,7 +178,9 @@ def draw_in_windows(
     progress = Progress(mask, total, window or LONGEST, model.dtype)
     cache.layers[:] = [WindowLayer(layer, progress) for layer in cache.layers]
 
-    numbers = make_numbers(total + 1, batch, device).T if generation_config.do_sample else None
+    noise = None
+    if generation_config.do_sample:  # (batch, places, ...), made as one place at a time does it
+        noise = torch.stack([make_noise(batch, last - first, device) for _ in range(total)], 1)
     sequences = torch.cat([input_ids, input_ids.new_full((batch, total + 1), config.eoi_token_id)], 1)
     collected = {name: logits.new_full((batch, total + 1, config.vocab_size), float("-inf")) for name in asked}
     rows = torch.arange(batch, device=device)  # those whose drawing is not complete
@@ -188,11 +193,11 @@ def draw_in_windows(
         scores = values.flatten(0, 1)
         for warper in warpers:
             scores = warper(None, scores)
-        known = None
-        if numbers is not None:
-            at = (done[:, None] + places).clamp(max=total)
-            choices, known = _look_up(F.softmax(scores, -1), numbers[rows[:, None], at].flatten())
-            choices, known = choices.view(-1, size), known.view(-1, size)
+        probabilities = None
+        if noise is not None:
+            probabilities = F.softmax(scores, -1)
+            at = (done[:, None] + places).clamp(max=total - 1)
+            choices = choose_tokens(probabilities, noise[rows[:, None], at].flatten(0, 1)).view(-1, size)
         else:
             choices = scores.argmax(-1).view(-1, size)
         choices = choices + first
@@ -200,8 +205,8 @@ def draw_in_windows(
         agreed = 1 + (choices[:, :-1] == guesses).long().cumprod(1).sum(1)
         agreed = torch.minimum(agreed, total - done)
         certain = places < agreed[:, None]  # (rows, size)
-        if known is not None:
-            _require_numbers(known | ~certain)
+        if probabilities is not None:
+            require_numbers(probabilities[certain.flatten()])
         row, place = certain.nonzero(as_tuple=True)
         sequences[rows[row], prompt + done[row] + place] = choices[row, place]
         if "scores" in collected:
