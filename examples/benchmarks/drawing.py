@@ -90,7 +90,9 @@ def main(script: ScriptArguments) -> None:
     janus, comparisons = make_janus(model), []
     for batch in script.batch_sizes:
         chats = [[{"role": "user", "content": PROMPTS[row % len(PROMPTS)]}] for row in range(batch)]
-        texts = [processor.apply_chat_template(chat, add_generation_prompt=True) + processor.boi_token for chat in chats]
+        texts = [
+            processor.apply_chat_template(chat, add_generation_prompt=True) + processor.boi_token for chat in chats
+        ]
         inputs = processor(text=texts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
         options = {**inputs, "generation_mode": "image", "do_sample": True}
         for kind, scale in (("guided", GUIDANCE), ("unguided", 1.0)):

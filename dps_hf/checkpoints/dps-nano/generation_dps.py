@@ -265,7 +265,9 @@ class DPSGenerationMixin(transformers.GenerationMixin):
             guidance_scale = setting("guidance_scale")
         window = setting("window") if window is None else window
         if window is not None and window < 1:
-            raise ValueError(f"window must be 1 or more; got {window}. Leave it out, or draw one code at a time with 1.")
+            raise ValueError(
+                f"window must be 1 or more; got {window}. Leave it out, or draw one code at a time with 1."
+            )
         input_ids = kwargs.pop("input_ids", None)
         input_ids = inputs if input_ids is None else input_ids
 

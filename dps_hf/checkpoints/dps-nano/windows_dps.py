@@ -146,7 +146,11 @@ def draw_in_windows(
     config, cache, device = model.config, model_kwargs[CACHE], input_ids.device
     copies, collects = 1 if guidance == 1 else 2, generation_config.return_dict_in_generate
     asked = [name for name in ("scores", "logits") if collects and getattr(generation_config, f"output_{name}")]
-    total, first, last = config.num_codes, config.image_code_start_id, config.image_code_start_id + config.codebook_size
+    total, first, last = (
+        config.num_codes,
+        config.image_code_start_id,
+        config.image_code_start_id + config.codebook_size,
+    )
     codes_only = "logits" not in asked
     warpers = [processor for processor in logits_processor if isinstance(processor, WARPERS)]
 
@@ -230,14 +234,14 @@ def draw_in_windows(
         fed = torch.cat([sequences[rows, prompt + done - 1, None], guesses], 1)
         logits = run(fed.repeat(copies, 1), *progress.advance(done - 1, size, copies), size)
 
-    if asked:  # end-of-image is the only choice, but its logits may be asked for
-        fed = sequences[:, -2:-1].repeat(copies, 1)
-        logits = run(fed, *progress.advance(done - 1, 1, copies), 1, codes_only=False)[:, 0]
-        ends = {"scores": logits_processor(sequences[:, :-1], logits.clone()), "logits": logits}
-        for name, values in collected.items():
-            values[:, -1] = ends[name]
     if not collects:
         return sequences
+    # The cache holds the last code too. End-of-image is the only choice, but its logits may be asked for.
+    fed = sequences[:, -2:-1].repeat(copies, 1)
+    logits = run(fed, *progress.advance(done - 1, 1, copies), 1, codes_only=False)[:, 0]
+    ends = {"scores": logits_processor(sequences[:, :-1], logits.clone()), "logits": logits}
+    for name, values in collected.items():
+        values[:, -1] = ends[name]
     for layer in cache.layers:
         layer.keys, layer.values = (states[:, :, : prompt + total] for states in (layer.keys, layer.values))
         layer.__class__ = transformers.DynamicLayer
