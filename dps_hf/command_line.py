@@ -17,6 +17,8 @@ def run_script(main: Callable[..., Any], parser: Any) -> None:
         main: may return an exit status.
         parser: a `TrlParser` or `HfArgumentParser`, which has one dataclass for each argument of `main`.
     """
+    parser.usage = "%(prog)s [--config RECIPE] [--FIELD VALUE ...]"  # all fields would fill pages
+    parser.error = _raise
     parse = getattr(parser, "parse_args_and_config", parser.parse_args_into_dataclasses)
     with show_errors(parsing=True):
         arguments = parse()
@@ -24,6 +26,11 @@ def run_script(main: Callable[..., Any], parser: Any) -> None:
         status = main(*arguments)
     if status:
         raise SystemExit(status)
+
+
+def _raise(message: str) -> None:
+    """In place of `ArgumentParser.error`, which prints the usage first."""
+    raise ValueError(f"{message}.")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ the training is interrupted, the same command resumes it from the last checkpoin
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script
@@ -21,6 +22,7 @@ from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
 from dps_hf.training.optimizer import make_optimizer
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.trained_parts import (
     NoteTrainedParts,
@@ -64,6 +66,7 @@ def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
     if is_finished(training, script, arguments):
         return
+    choose_precision(training)
     # Model
     model, processor = load_for_training(arguments, script.vision_tower)
     rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
@@ -122,4 +125,6 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
 
 if __name__ == "__main__":
-    run_script(main, TrlParser((ScriptArguments, KTOConfig, ModelConfig)))
+    parser = TrlParser((ScriptArguments, KTOConfig, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    run_script(main, parser)

@@ -51,6 +51,18 @@ def test_a_wrong_setting_ends_in_one_sentence(start, capsys):
     assert "share must be from 0 to 1; got 2.0." in exit_with_sentence(capsys, start, print, "--share", "2")
 
 
+def test_a_value_of_the_wrong_type_ends_in_one_sentence(start, tmp_path, capsys):
+    assert "--share: invalid float value: 'half'." in exit_with_sentence(capsys, start, print, "--share", "half")
+    (tmp_path / "mine.yaml").write_text("share: half")
+    assert "--share: invalid" in exit_with_sentence(capsys, start, print, "--config", str(tmp_path / "mine.yaml"))
+
+
+def test_help_begins_with_a_short_usage(start, capsys):
+    with pytest.raises(SystemExit):
+        start(print, "--help")
+    assert capsys.readouterr().out.startswith("usage: script.py [--config RECIPE] [--FIELD VALUE ...]\n")
+
+
 def test_a_recipe_that_is_missing_wrong_or_has_an_unknown_field_ends_in_one_sentence(start, tmp_path, capsys):
     recipe = tmp_path / "mine.yaml"
     assert "mine.yaml" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
