@@ -1,12 +1,14 @@
 """Runs a script so that a wrong setting ends in one sentence, and a bug in its traceback."""
 
 import dis
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
+UNKNOWN_FIELDS = "Unknown arguments from config file"  # trl's words for a field of a recipe
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "transformers", "trl")
 
 
@@ -83,4 +85,8 @@ def _is_of_settings(error: Exception) -> bool:
 def _write_sentence(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no file or folder {str(error.filename)!r}."
-    return " ".join(str(error).split())
+    sentence = " ".join(str(error).split())
+    if sentence.startswith(UNKNOWN_FIELDS):
+        fields = ", ".join(re.findall(r"'--([^']+)'", sentence))
+        return f"the script has no field {fields}. Correct it in the recipe; --help lists the fields."
+    return sentence

@@ -71,6 +71,10 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     skipped, held_out = Path(training.output_dir) / "skipped.jsonl", None
     with training.main_process_first():
         pairs = read_preferences(script.dataset, training.seed, skipped, script.max_skipped)
+    if "chosen" not in pairs.column_names:
+        raise ValueError(
+            f"dataset must hold pairs; {script.dataset} holds labelled answers. Train with examples/kto.py."
+        )
     pairs = write_drawings(pairs, model, processor, skipped=skipped, max_skipped=script.max_skipped)
     if training.eval_strategy != "no":
         # Pairs of one prompt are neighbours. Without shuffling they stay on one side.

@@ -77,6 +77,10 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     skipped = Path(training.output_dir) / "skipped.jsonl"
     with training.main_process_first():
         responses = read_preferences(script.dataset, training.seed, skipped, script.max_skipped)
+    if "label" not in responses.column_names:
+        raise ValueError(
+            f"dataset must hold labelled answers; {script.dataset} holds pairs. Train with examples/dpo.py."
+        )
     responses = write_drawings(responses, model, processor, skipped=skipped, max_skipped=script.max_skipped)
     # Shuffled, because trl uses the response before each one as a response to another prompt.
     responses = responses.shuffle(seed=training.seed)

@@ -69,7 +69,7 @@ def test_a_recipe_that_is_missing_wrong_or_has_an_unknown_field_ends_in_one_sent
     recipe.write_text("share: [0.5")
     assert "line 1" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
     recipe.write_text("sahre: 0.5")
-    assert "sahre" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
+    assert "has no field sahre. Correct" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
 
 
 def test_an_error_that_the_package_raises_ends_in_one_sentence(start, capsys):
@@ -91,7 +91,8 @@ def test_a_script_may_return_an_exit_status(start):
 
 def test_a_model_that_is_not_there_ends_in_one_sentence(start, capsys, tmp_path):
     nowhere = str(tmp_path / "nowhere")
-    assert nowhere in exit_with_sentence(capsys, start, lambda script: load(nowhere))
+    sentence = exit_with_sentence(capsys, start, lambda script: load(nowhere))
+    assert f"The model '{nowhere}' is no folder here" in sentence
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from PIL.Image import Image as Picture
 
@@ -197,6 +197,9 @@ def _is_dotted(setting: Setting) -> bool:
 def read_rows(setting: Setting) -> Dataset | IterableDataset:
     """The rows of a data set, with pictures unopened."""
     path, options = setting.path, {"name": setting.name, "streaming": setting.streaming, "split": setting.split}
+    is_file = os.path.isabs(path) or path.startswith(".") or Path(path).suffix in BUILDERS or glob.has_magic(path)
+    if setting.is_remote and not is_ours(setting) and is_file:
+        raise FileNotFoundError(f"dataset must name a data set; there is no file or folder {path}.")
     try:
         if is_ours(setting):
             rows = _call(path, "dataset") if setting.is_remote else _load_saved(path)
@@ -204,11 +207,16 @@ def read_rows(setting: Setting) -> Dataset | IterableDataset:
             rows = _load_files(_read_files({"train": setting.files}), options)
         elif os.path.isdir(path):
             rows = _load_files(_read_folder(setting), options)
-        elif os.path.isabs(path) or path.startswith(".") or Path(path).suffix in BUILDERS or glob.has_magic(path):
-            raise FileNotFoundError(f"dataset must name a data set; there is no file or folder {path}.")
         else:
             rows = load_dataset(path, data_files=setting.data_files, revision=setting.revision, **options)
-    except (DatasetNotFoundError, ConnectionError) as error:
+    except (FileNotFoundError, ConnectionError) as error:
+        if is_ours(setting):
+            raise
+        if os.path.isdir(path):
+            raise FileNotFoundError(
+                f"dataset must name a data set; the folder {path} has no files of rows or pictures. Add some, or name "
+                "another one."
+            ) from error
         raise FileNotFoundError(
             f"dataset must name a data set; {path} is no file or folder here, and cannot be had from the Hub: {error}"
         ) from error
@@ -289,6 +297,9 @@ def _read_folder(setting: Setting) -> dict[str, Any]:
     if setting.data_files:
         return {"path": str(path), "data_files": setting.data_files}
     beside = sorted(str(file) for file in path.iterdir() if _is_data(file))
+    if any(Path(file).stem == "metadata" for file in beside) and len(beside) > 1:
+        # `datasets` would leave out the pictures if the name of another file has "train" or "test" in it.
+        return {"path": "imagefolder", "data_files": {"train": str(path / "**")}}
     if beside and not any(path.glob("**/metadata.*")) and any(map(_is_picture, path.glob("**/*"))):
         splits: dict[str, list[str]] = {}
         for file in beside:

@@ -254,6 +254,7 @@ class Skips:
             raise ValueError(f"max_skipped must be between 0 and 1; got {max_share}.")
         self.path, self.max_share = Path(path) if path else None, max_share
         self.seen, self.reasons = 0, Counter[str]()
+        self.examples: dict[str, str] = {}  # the first whole reason of each kind
         self._listed: set[tuple[str, int | str]] = set()
         self._offset = 0
 
@@ -264,7 +265,9 @@ class Skips:
             ValueError: too many rows are bad.
         """
         self.seen += 1
-        self.reasons[reason.partition(":")[0]] += 1
+        kind = reason.partition(":")[0]
+        self.reasons[kind] += 1
+        self.examples.setdefault(kind, reason)
         if self.path:
             self.write(source, row, reason)
         bad, enough = self.reasons.total(), ENOUGH_ROWS if self.max_share else 1
@@ -277,7 +280,7 @@ class Skips:
     def summary(self) -> str:
         reason, count = self.reasons.most_common(1)[0] if self.reasons else ("none", 0)
         listed = f" All are listed in {self.path}." if self.path else ""
-        return f"The most frequent reason, {count} times: {reason}.{listed}"
+        return f"The most frequent reason, {count} times: {self.examples.get(reason, reason)}.{listed}"
 
     def write(self, source: str, row: int | str, reason: str) -> None:
         """Lists a row, unless it is listed."""

@@ -145,3 +145,9 @@ def test_a_tokenizer_with_more_tokens_than_the_adapter_is_refused(saved_model, s
     tokenizer.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"have 283 rows, and its tokenizer has 284 tokens.*Save the tokenizer"):
         merged()
+
+
+def test_a_folder_without_an_adapter_is_named(merged, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(ValueError, match="adapter must be .*adapter' has no adapter_config.json. Give"):
+        merged()
