@@ -218,7 +218,8 @@ class LazyRecords:
                 continue
             self.skips.seen += 1
             return place, record
-        raise ValueError(f"No row of {self.sources[first].setting.path} is good. {self.skips.summary()}")
+        path = self.sources[first].setting.path
+        raise ValueError(f"No row of {path} is good. {self.skips.summary()} The last: {self.skips.last}.")
 
     def open_prompt(self, index: int) -> Record:
         """The record of a good row, with its drawings left out of `images`."""
@@ -253,8 +254,7 @@ class Skips:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_skipped must be between 0 and 1; got {max_share}.")
         self.path, self.max_share = Path(path) if path else None, max_share
-        self.seen, self.reasons = 0, Counter[str]()
-        self.examples: dict[str, str] = {}  # the first whole reason of each kind
+        self.seen, self.reasons, self.last = 0, Counter[str](), ""
         self._listed: set[tuple[str, int | str]] = set()
         self._offset = 0
 
@@ -265,22 +265,21 @@ class Skips:
             ValueError: too many rows are bad.
         """
         self.seen += 1
-        kind = reason.partition(":")[0]
-        self.reasons[kind] += 1
-        self.examples.setdefault(kind, reason)
+        self.reasons[reason.partition(":")[0]] += 1
+        self.last = f"row {row} of {source}: {reason}"
         if self.path:
             self.write(source, row, reason)
         bad, enough = self.reasons.total(), ENOUGH_ROWS if self.max_share else 1
         if self.seen >= enough and bad > self.max_share * self.seen:
             raise ValueError(
                 f"{bad} of the first {self.seen} rows are bad, more than max_skipped, {self.max_share:g}. "
-                f"{self.summary()} The last: row {row} of {source}: {reason}."
+                f"{self.summary()} The last: {self.last}."
             )
 
     def summary(self) -> str:
         reason, count = self.reasons.most_common(1)[0] if self.reasons else ("none", 0)
         listed = f" All are listed in {self.path}." if self.path else ""
-        return f"The most frequent reason, {count} times: {self.examples.get(reason, reason)}.{listed}"
+        return f"The most frequent reason, {count} times: {reason}.{listed}"
 
     def write(self, source: str, row: int | str, reason: str) -> None:
         """Lists a row, unless it is listed."""
