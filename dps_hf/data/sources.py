@@ -361,7 +361,7 @@ class Source:
         except BadRow:
             raise
         except (TypeError, ValueError, OSError) as error:
-            raise BadRow(f"unreadable picture: {error}") from None
+            raise BadRow(f"unreadable picture: {str(error).rstrip('.')}") from None
 
     def locate(self, picture: Any) -> Any:
         """The file of a picture that is given by its path, or the picture itself.

@@ -78,6 +78,10 @@ def my_dataset():
 
 def my_number():
     return 7
+
+
+def my_share(share):
+    return []
 """
 
 
@@ -93,6 +97,8 @@ def test_a_dataset_may_be_anybodys_function(tmp_path, monkeypatch, name):
     assert len(sys.modules[module].calls) == 1, "it may be slow"
     with pytest.raises(ValueError, match=rf"dataset must name one set of records; {module}.my_number has int"):
         read_dataset(f"{module}.my_number")
+    with pytest.raises(ValueError, match=rf"called without arguments; {module}.my_share needs some"):
+        read_dataset(f"{module}.my_share")
     with pytest.raises(ValueError, match=rf"dataset must be the dotted path of a function.*'{module}.no_such'"):
         read_dataset(f"{module}.no_such")
 
@@ -372,6 +378,13 @@ def test_metadata_of_a_folder_go_before_other_files_in_it(tmp_path):
     (tmp_path / "captions_train.json").write_text('{"images": [], "annotations": []}')
     records = read_records({"path": str(tmp_path), "captions": {"describe": {"share": 1}}})
     assert {record["messages"][-1]["content"][0]["text"] for record in records} == {"red", "blue"}
+
+
+def test_metadata_without_names_of_files_are_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    lines(tmp_path / "metadata.jsonl", [{"file": "0.png", "text": "black"}])
+    with pytest.raises(ValueError, match=rf"dataset {tmp_path} cannot be read: .*file_name"):
+        read_records(tmp_path)
 
 
 def test_a_broken_file_is_named(tmp_path):
