@@ -422,7 +422,9 @@ def _read_config(name: str, checkpoint: str | os.PathLike) -> dict:
             return config
         raise OSError("It is empty.")
     except (OSError, ValueError) as error:
-        where = "has no config.json" if os.path.isdir(checkpoint) else "is no folder here, and cannot be had from the Hub"
+        where = (
+            "has no config.json" if os.path.isdir(checkpoint) else "is no folder here, and cannot be had from the Hub"
+        )
         raise ValueError(
             f"{name} must be a folder or a name on the Hub; {os.fspath(checkpoint)!r} {where}. Correct it."
         ) from error

@@ -255,7 +255,9 @@ def test_no_bad_row_is_allowed_with_a_share_of_zero(tmp_path):
 
 def test_a_set_without_a_good_row_is_an_error(tmp_path):
     path = lines(tmp_path / "rows.jsonl", [asked(0, image="no.png")] * 3)
-    with pytest.raises(ValueError, match=r"No row of .*rows.jsonl is good. .*, 3 times: unread.*there is no file .*no.png"):
+    with pytest.raises(
+        ValueError, match=r"No row of .*rows.jsonl is good. .*3 times: unread.*there is no file .*no.png"
+    ):
         read_records(path)[0]
 
 

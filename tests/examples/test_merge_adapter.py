@@ -149,5 +149,5 @@ def test_a_tokenizer_with_more_tokens_than_the_adapter_is_refused(saved_model, s
 
 def test_a_folder_without_an_adapter_is_named(merged, tmp_path):
     (tmp_path / "adapter").mkdir()
-    with pytest.raises(ValueError, match="adapter must be .*adapter' has no adapter_config.json. Give"):
+    with pytest.raises(ValueError, match=r"adapter must be .*adapter' has no adapter_config.json. Give"):
         merged()
