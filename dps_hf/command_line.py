@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-UNKNOWN_FIELDS = "Unknown arguments from config file"  # trl's words for a field of a recipe
+UNKNOWN_FIELDS = ("Unknown arguments from config file", "Some specified arguments are not used")  # trl's, transformers's
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "transformers", "trl")
 
 
@@ -88,5 +88,5 @@ def _write_sentence(error: Exception) -> str:
     sentence = " ".join(str(error).split())
     if sentence.startswith(UNKNOWN_FIELDS):
         fields = ", ".join(re.findall(r"'--([^']+)'", sentence))
-        return f"the script has no field {fields}. Correct it in the recipe; --help lists the fields."
+        return f"the script has no field {fields}. Correct it; --help lists the fields."
     return sentence

@@ -46,7 +46,8 @@ def load_adapter(
         adapter: a folder, or a repository on the Hub.
 
     Raises:
-        ValueError: there is no adapter, or it has tokens that the tokenizer lacks, or the other way round.
+        ValueError: there is no adapter, it does not fit the model, or it has tokens that the tokenizer lacks or the
+            other way round.
     """
     adapter, config = str(adapter), read_adapter_config(adapter)
     processor = _load_own_processor(adapter) or _replace_tokenizer(processor, adapter) or processor
@@ -73,7 +74,13 @@ def load_adapter(
         with torch.random.fork_rng(devices=[]):  # rows that the adapter does not hold are the same each time
             torch.manual_seed(0)
             model.resize_token_embeddings(rows)
-    return PeftModel.from_pretrained(model, adapter), processor
+    try:
+        return PeftModel.from_pretrained(model, adapter), processor
+    except RuntimeError as error:  # sizes differ
+        raise ValueError(
+            f"The adapter {adapter} does not fit the model {model.config.name_or_path}: its weights have other sizes. "
+            f"It was trained on {config.base_model_name_or_path}; take that one."
+        ) from error
 
 
 def merge(adapted: PeftModel) -> DPSForConditionalGeneration:

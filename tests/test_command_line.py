@@ -70,6 +70,7 @@ def test_a_recipe_that_is_missing_wrong_or_has_an_unknown_field_ends_in_one_sent
     assert "line 1" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
     recipe.write_text("sahre: 0.5")
     assert "has no field sahre. Correct" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
+    assert "has no field sahre. Correct" in exit_with_sentence(capsys, start, print, "--sahre", "0.5")
 
 
 def test_an_error_that_the_package_raises_ends_in_one_sentence(start, capsys):
