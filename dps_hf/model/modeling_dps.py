@@ -31,6 +31,9 @@ from .library_dps import (
 from .processing_dps import DPSProcessor  # noqa: F401
 
 
+NUM_COMPARED = 256  # pixel values by which pictures are told apart before all are compared
+
+
 # The fields are spelled out, so that no version of the library takes one away.
 @dataclass
 class DPSImageFeatures(BaseModelOutputWithPooling):
@@ -78,6 +81,30 @@ def _touch(hidden_states: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
     """Returns the hidden states unchanged, and makes backward give `unused` a gradient of zeros."""
     nowhere = torch.zeros_like(hidden_states, dtype=torch.bool)
     return hidden_states.masked_scatter(nowhere, unused.to(hidden_states.device, hidden_states.dtype))
+
+
+def _find_repeated(pixel_values: torch.Tensor) -> torch.Tensor | None:
+    """For each picture the first one that is equal to it, `(images,)`; `None` if no two are equal.
+
+    A few pixels tell most pictures apart, so pictures without an equal cost next to nothing.
+    """
+    pixels = pixel_values.flatten(1)
+    stride = pixels.shape[1] // NUM_COMPARED | 1  # odd, so that the columns of the pictures vary
+    first: dict[tuple, int] = {}
+    originals = []
+    for i, some in enumerate(pixels[:, ::stride].tolist()):
+        original = first.setdefault(tuple(some), i)
+        originals.append(original if original == i or torch.equal(pixels[original], pixels[i]) else i)
+    if originals == list(range(len(originals))):
+        return None
+    return torch.tensor(originals, device=pixel_values.device)
+
+
+def _take_rows(outputs: DPSImageFeatures, rows: torch.Tensor) -> DPSImageFeatures:
+    def take(value):
+        return tuple(map(take, value)) if isinstance(value, tuple) else value[rows.to(value.device)]
+
+    return DPSImageFeatures(**{name: take(value) for name, value in outputs.items()})
 
 
 class DPSConnector(nn.Module):
@@ -136,20 +163,28 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | DPSImageFeatures:
-        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1]."""
+        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1].
+
+        Pictures that are equal, as those of several questions about one picture, are encoded once.
+        """
         kwargs["return_dict"] = True
         model = self.base_model
+        originals = _find_repeated(pixel_values) if model._may_share_features(pixel_values) else None
+        if originals is not None:
+            distinct, originals = originals.unique(return_inverse=True)
+            pixel_values = pixel_values[distinct]
         outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
         features = model.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
         if outputs.pooler_output is not None and model._all_processes_need_pictures():
             features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
-        return DPSImageFeatures(
+        encoded = DPSImageFeatures(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=features,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_embeds=F.normalize(features, dim=-1).mean(dim=1),
         )
+        return encoded if originals is None else _take_rows(encoded, originals)
 
     @can_return_tuple
     def get_text_features(
@@ -284,6 +319,13 @@ class DPSModel(DPSPreTrainedModel):
         # Those that gather their weights themselves, not together with those of a parent module.
         sharded = any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in modules)
         return sharded or any(hasattr(parameter, "ds_id") for parameter in parameters)  # ZeRO-3
+
+    def _may_share_features(self, pixel_values: torch.Tensor) -> bool:
+        """Whether equal pictures have equal features and gradients, and may be looked for."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(pixel_values) is not torch.Tensor:
+            return False  # the number of pictures would depend on their pixels
+        random = self.training and self.config.vision_config.attention_dropout > 0
+        return not (random or len(pixel_values) < 2 or pixel_values.requires_grad or pixel_values.is_meta)
 
     def find_placeholders(self, input_ids, inputs_embeds) -> torch.Tensor:
         """A mask of the placeholders, `(batch, sequence)`; without `input_ids`, found by their embedding."""
