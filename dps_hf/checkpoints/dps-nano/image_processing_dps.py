@@ -286,14 +286,14 @@ class DPSImageProcessor(transformers.JanusImageProcessorPil):
             image = square
         return np.moveaxis(np.asarray(image), -1, 0)
 
-    def _prepare_image_like_inputs(self, images, *args, expected_ndims: int = 3, **kwargs) -> list[np.ndarray]:
+    def _prepare_image_like_inputs(self, images, expected_ndims: int = 3, **kwargs) -> list[np.ndarray]:
         """As in the library, but in as many threads as torch uses, as PIL resizes without Python's lock."""
         images = self._prepare_images_structure(images, expected_ndims=expected_ndims)
-        process, threads = partial(self.process_image, *args, **kwargs), min(torch.get_num_threads(), len(images))
+        threads = min(torch.get_num_threads(), len(images))
         if threads < 2:
-            return [process(image) for image in images]
+            return [self.process_image(image, **kwargs) for image in images]
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(process, images))
+            return list(pool.map(partial(self.process_image, **kwargs), images))
 
     def _preprocess(
         self, images, do_rescale, rescale_factor, do_normalize, image_mean, image_std, return_tensors, **kwargs
@@ -304,7 +304,7 @@ class DPSImageProcessor(transformers.JanusImageProcessorPil):
             table = self.rescale(table, rescale_factor)
         if do_normalize:
             table = self.normalize(table, image_mean, image_std)
-        pixels = [np.empty(image.shape, table.dtype) for image in images]
+        pixels: list[np.ndarray] | np.ndarray = [np.empty(image.shape, table.dtype) for image in images]
         if return_tensors is not None and len({image.shape for image in images}) == 1:
             pixels = np.empty((len(images), *images[0].shape), table.dtype)
         for image, channels in zip(images, pixels, strict=True):
