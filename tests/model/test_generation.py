@@ -116,7 +116,7 @@ def test_text_mode_skips_the_codes_and_keeps_every_score(make_model, text_ids, m
     assert not any(asked[6:]) and whole.logits[0].isfinite().all()
     assert skipped.sequences.equal(whole.sequences)
     for scores, expected in zip(skipped.scores, whole.scores, strict=True):
-        assert scores.shape == (1, model.config.vocab_size)
+        assert scores.shape == (len(text_ids), model.config.vocab_size)
         torch.testing.assert_close(scores, expected)
 
 
