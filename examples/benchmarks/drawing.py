@@ -98,7 +98,8 @@ def main(script: ScriptArguments) -> None:
         for kind, scale in (("guided", GUIDANCE), ("unguided", 1.0)):
             ours = partial(model.generate, **options, guidance_scale=scale, window=script.window)
             peers = {
-                "Janus": partial(janus.generate, **options, guidance_scale=scale),
+                # Janus always computes the unguided half too, and stops with an error at a scale of 1.
+                "Janus": partial(janus.generate, **options, guidance_scale=GUIDANCE),
                 "one code at a time": partial(model.generate, **options, guidance_scale=scale, window=1),
             }
             for peer_name, peer in peers.items():

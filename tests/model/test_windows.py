@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LogitsProcessor, StoppingCriteria
+from transformers import CompileConfig, GenerationConfig, LlamaConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from dps_hf.model import windows_dps
@@ -315,3 +315,33 @@ def test_the_default_window_shrinks_with_the_batch_on_a_cpu():
     windows = [windows_dps.choose_window(rows, torch.device("cpu")) for rows in (1, 2, 8, 32, 256)]
     assert windows == sorted(windows, reverse=True) and windows[0] == 16 and windows[-1] >= 2
     assert windows_dps.choose_window(256, torch.device("cuda")) == 16
+
+
+# The library's own ways of being faster
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_compiled_step_is_one_graph_for_all_drawings(big_model, text_ids, guidance_scale):
+    counters = torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counters.clear()
+    compile_config = CompileConfig(fullgraph=True, backend="eager", mode=None)
+    compile_config._compile_all_devices = True  # on a CPU too
+    options = {"generation_mode": "image", "guidance_scale": guidance_scale}
+    static = {**options, "cache_implementation": "static", "compile_config": compile_config}
+    expected = big_model.generate(text_ids, window=1, **options)
+    assert big_model.generate(text_ids, **static).equal(expected)
+    first = dict(counters["stats"])
+    assert first["unique_graphs"] == 1 and not counters["graph_break"]
+    for prompt in (text_ids.flip(0), text_ids[:, 2:], text_ids):
+        assert big_model.generate(prompt, **static).equal(big_model.generate(prompt, window=1, **options))
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_prompt_lookup_gives_the_same_words(tiny_model, text_ids, do_sample):
+    prompt = torch.cat([text_ids[:1], text_ids[:1]], 1)
+    options = {"max_new_tokens": 12, "do_sample": do_sample, "top_k": 1}
+    looked_up = tiny_model.generate(prompt, prompt_lookup_num_tokens=3, **options)
+    assert looked_up.equal(tiny_model.generate(prompt, **options))

@@ -123,6 +123,7 @@ def drawing_sample(
             # The unguided half gets no pictures: it sees nothing before its drawing.
             next_ids = torch.cat([next_ids, next_ids.masked_fill(next_ids == drawing.placeholder, drawing.begin)])
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
+        position_ids = position_ids.clone(memory_format=torch.contiguous_format)  # a graph is compiled for its strides
         if cache is not None and cache.is_compileable:
             mask = create_masks_for_generate(
                 config=model.config,
