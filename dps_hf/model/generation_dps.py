@@ -249,8 +249,8 @@ class DPSGenerationMixin(transformers.GenerationMixin):
             `return_dict_in_generate` asks for.
 
         Raises:
-            ValueError: an unknown mode, a window below 1, an empty prompt, `max_time` or `stop_strings` in mode `"image"`, or guidance
-                with a decoding method other than greedy decoding and sampling.
+            ValueError: an unknown mode, a window below 1, an empty prompt, `max_time` or `stop_strings` in mode
+                `"image"`, or guidance with a decoding method other than greedy decoding and sampling.
         """
         # The library's own `generate` knows only one of the names.
         cache = take_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None), kwargs)

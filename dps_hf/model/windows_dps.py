@@ -51,7 +51,7 @@ def sample_tokens(probabilities: torch.Tensor, noise: torch.Tensor | None = None
         RuntimeError: a probability that is not a number.
     """
     if noise is None:
-        noise = make_noise(*probabilities.shape, probabilities.device)
+        noise = make_noise(len(probabilities), probabilities.shape[-1], probabilities.device)
     require_numbers(probabilities)
     return choose_tokens(probabilities, noise)
 
@@ -65,8 +65,8 @@ def choose_tokens(probabilities: torch.Tensor, noise: torch.Tensor) -> torch.Ten
     """As [`sample_tokens`], a function of probabilities and noise that small changes of probabilities seldom change.
 
     The largest of probabilities divided by exponential noise is a sample (the Gumbel-max trick,
-    https://arxiv.org/abs/1411.0030). It chooses a block of about the square root of all choices, then one of the block.
-    So it needs few random numbers; one for each choice would take a quarter of the time of a drawing on two CPU cores.
+    https://arxiv.org/abs/1411.0030). It chooses a block of about the square root of all choices, then one of it. So it
+    needs few random numbers; one for each choice would take a quarter of the time of a drawing on two CPU cores.
     """
     side = noise.shape[-1]
     blocks = F.pad(probabilities, (0, side * side - probabilities.shape[-1])).view(-1, side, side)
