@@ -5,6 +5,7 @@ folder, or the dotted path of a function without arguments. The fields of a mapp
 """
 
 import glob
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -176,6 +177,8 @@ def read_rows(setting: Setting) -> Dataset | IterableDataset:
         if is_ours(setting):
             rows = _call(path, "dataset") if setting.is_remote else _load_saved(path)
         elif setting.files:
+            if any(map(_is_one_value, setting.files)):  # which has to be read whole
+                options["streaming"] = False
             rows = _load_files(_read_files({"train": setting.files}), options)
         elif os.path.isdir(path):
             rows = _load_files(_read_folder(setting), options)
@@ -198,9 +201,25 @@ def read_rows(setting: Setting) -> Dataset | IterableDataset:
             raise ValueError(
                 f"dataset must name a set with records; {path} has none. Add records, or name another one."
             )
-        if setting.streaming:
+        if setting.streaming and is_ours(setting):
             rows = rows.to_iterable_dataset()
     return leave_unopened(rows)
+
+
+def _has_text(text: str) -> bool:
+    return bool(text.strip())
+
+
+def _is_one_value(path: str) -> bool:
+    """Whether a JSON file is one array or object, and not one object in each line."""
+    if Path(path).suffix != ".json":
+        return False
+    with open(path, "rb") as file:
+        first, more = file.readline(), file.readline()
+    try:
+        return not more.strip() or not isinstance(json.loads(first), dict)
+    except ValueError:
+        return True
 
 
 def _choose_split(rows: Any, setting: Setting) -> Dataset | IterableDataset:
@@ -219,7 +238,8 @@ def _choose_split(rows: Any, setting: Setting) -> Dataset | IterableDataset:
 
 def _load_files(files: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     try:
-        return load_dataset(**files, **options)
+        rows = load_dataset(**files, **options)
+        return rows.filter(_has_text, input_columns="text") if files["path"] == "text" else rows
     except DatasetGenerationError:
         if files["path"] != "json":
             raise
@@ -264,7 +284,11 @@ def _read_folder(setting: Setting) -> dict[str, Any]:
     if setting.data_files:
         return {"path": str(path), "data_files": setting.data_files}
     beside = sorted(str(file) for file in path.iterdir() if _is_data(file))
-    if beside and not any(path.glob("**/metadata.*")) and any(map(_is_picture, path.glob("**/*"))):
+    texts = sorted(str(file) for file in path.glob("**/*.txt"))
+    others = [file for file in path.glob("**/*") if file.is_file() and file.suffix != ".txt"]
+    if not others:  # each paragraph is a row, as in a single file
+        beside = texts
+    if beside and not any(path.glob("**/metadata.*")) and (not others or any(map(_is_picture, others))):
         splits: dict[str, list[str]] = {}
         for file in beside:
             splits.setdefault(_guess_split(file), []).append(file)
