@@ -339,6 +339,20 @@ def test_a_row_whose_picture_is_missing_is_left_out_and_listed(train, data, tmp_
     assert listed["row"] == 5 and "'images'[1] holds no picture" in listed["reason"]
 
 
+def test_grpo_leaves_out_prompts_that_are_too_long(train, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("a red square\n" + "a red square and " * 30 + "\n")
+    fields = {"max_completion_length": 6, "max_steps": 1}
+    train("grpo", script={"prompts": tmp_path / "mine.txt", "judge": f"{__name__}.judge_all"}, **fields)
+    assert "1 prompts are left out. With max_completion_length, the last is too long: 5" in capsys.readouterr().out
+    (tmp_path / "long.txt").write_text("a red square and " * 30)
+    with pytest.raises(ValueError, match=r"No prompt can be used\. With max_completion_length, the last is too long"):
+        train("grpo", "long", script={"prompts": tmp_path / "long.txt", "judge": f"{__name__}.judge_all"}, **fields)
+
+
+def judge_all(cases: list[Case]) -> list[Verdict]:
+    return [Verdict({"mine": float(i % 2)}, "", "mine", case.origin) for i, case in enumerate(cases)]
+
+
 @pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_preferences_may_be_streamed_with_an_evaluation_set_of_their_own(train, data, tmp_path, name):
     path = data["mixed" if name == "dpo" else "unpaired"]
