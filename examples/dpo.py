@@ -51,7 +51,9 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     model, processor = load_for_training(arguments)
     rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
     check_four_bit_training(model, training.eval_strategy != "no")
-    reference = None if arguments.use_peft else load_for_training(arguments)[0]
+    # The base of an adapter is its reference. A reference that is read in advance is the model before its first step.
+    needs_reference = not (arguments.use_peft or training.precompute_ref_log_probs)
+    reference = load_for_training(arguments)[0] if needs_reference else None
 
     # Dataset
     pairs, held_out = make_preference_data(script, training, model, processor)

@@ -9,7 +9,7 @@ If the training is interrupted, the same command resumes it from the last checkp
 
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
+from trl import ModelConfig, SFTConfig, TrlParser
 
 from dps_hf.command_line import run_script
 from dps_hf.training.collator import RecordCollator
@@ -21,7 +21,7 @@ from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.packing import PackingCollator
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.samples import Samples
-from dps_hf.training.sft_trainer import PackingSFTTrainer
+from dps_hf.training.sft_trainer import PackingSFTTrainer, RecordSFTTrainer
 from dps_hf.training.trained_parts import (
     NoteTrainedParts,
     SkipUnusedParts,
@@ -61,7 +61,8 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
     training.max_length = None  # truncation might cut a picture
 
     # Training
-    collator, trainer_class = (PackingCollator, PackingSFTTrainer) if loss.packing else (RecordCollator, SFTTrainer)
+    packed, padded = (PackingCollator, PackingSFTTrainer), (RecordCollator, RecordSFTTrainer)
+    collator, trainer_class = packed if loss.packing else padded
     callbacks = [Curves(), SkipUnusedParts(), NoteTrainedParts(rates)]
     trainer = trainer_class(
         model=model,
