@@ -46,12 +46,16 @@ def make_preference_data(
 
     Raises:
         FileNotFoundError, ValueError: as for [`~dps_hf.data.preferences.read_preferences`]; or preferences are
-            streamed, and `max_steps` is missing or there is nothing to evaluate on.
+            streamed, and `max_steps` is missing, there is nothing to evaluate on, or `precompute_ref_log_probs` is set.
     """
     pairs = _read(data.dataset, data, training, model, processor)
     if isinstance(pairs, IterableDataset) and training.max_steps < 1:
         raise ValueError(
             f"A data set that is streamed needs max_steps; got {training.max_steps}. Or set streaming to false."
+        )
+    if isinstance(pairs, IterableDataset) and getattr(training, "precompute_ref_log_probs", False):
+        raise ValueError(
+            "precompute_ref_log_probs needs a data set that is not streamed. Set one of the two to false."
         )
     if training.eval_strategy == "no":
         return pairs, None

@@ -361,6 +361,8 @@ def test_preferences_may_be_streamed_with_an_evaluation_set_of_their_own(train, 
         train(name, script=script, max_steps=-1)
     with pytest.raises(ValueError, match="evaluation_share needs a data set that is not streamed"):
         train(name, script=script, eval_strategy="steps", eval_steps=1)
+    with pytest.raises(ValueError, match="precompute_ref_log_probs needs a data set that is not streamed"):
+        train(name, script=script, precompute_ref_log_probs=True)
     output = train(name, script={**script, "evaluation_dataset": path}, eval_strategy="steps", eval_steps=1)
     assert len(losses(output)) == 2 and len(losses(output, "eval_loss")) == 2
 
