@@ -56,7 +56,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     reference = load_for_training(arguments)[0] if needs_reference else None
 
     # Dataset
-    pairs, held_out = make_preference_data(script, training, model, processor)
+    pairs, held_out = make_preference_data(script, training, model, processor, "chosen")
     training.max_length = None  # truncation might cut a picture
 
     # Training

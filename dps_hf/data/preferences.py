@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -96,7 +96,8 @@ def read_preferences(
     if any(isinstance(source.rows, IterableDataset) for source in sources):
         shows = any(map(_may_show_pictures, sources))
         mixed = len(sources) > 1
-        streams = [_stream_pairs(source, skips, shows, mixed) for source in sources]
+        drawings = [column for source in sources for column in _list_drawing_columns(source)]
+        streams = [_stream_pairs(source, skips, shows, mixed, drawings) for source in sources]
         return check_stream(interleave_streams(streams, weights, seed), sources, skips)
     parts = [_map_pairs(source, skips, len(sources) > 1) for source in sources]
     if len(parts) == 1:
@@ -277,15 +278,26 @@ def _open_pairs(setting: Setting) -> Source:
     return source
 
 
-def _stream_pairs(source: Source, skips: Skips, shows: bool, mixed: bool) -> IterableDataset:
+def _list_drawing_columns(source: Source) -> list[str]:
+    """The columns of pairs that hold pictures which are answers."""
+    form, first = source.form, next(iter(source.rows.take(1)))
+    if "jpg_0" in form.columns:
+        return [*PICK_A_PIC[:2]]
+    used = [(name, form.columns[name]) for name in ANSWERS if name in form.columns]
+    typed = source.picture_columns
+    return [f"{name}_picture" for name, column in used if column in typed or is_picture(first.get(column))]
+
+
+def _stream_pairs(source: Source, skips: Skips, shows: bool, mixed: bool, drawings: Sequence[str]) -> IterableDataset:
     """The pairs of all rows in order; bad rows are left out.
 
     shows: whether pairs have a list of pictures, because some of these or of another set have.
+    drawings: the columns of pictures that are answers, in this or in another set.
     """
     rows = source.rows if isinstance(source.rows, IterableDataset) else source.rows.to_iterable_dataset()
     columns = rows.column_names or [*next(iter(rows))]
     kept = [*source.form.columns.values()] if not (shows or _needs_conversion(source, mixed)) else []
-    mapper = _StreamPair(_MapPair(source, not kept, True), skips, shows)
+    mapper = _StreamPair(_MapPair(source, not kept, True), skips, shows, drawings)
     return map_stream(rows, mapper, [name for name in columns if name not in kept])
 
 
@@ -311,6 +323,7 @@ class _StreamPair:
     mapper: _MapPair
     skips: Skips
     shows: bool
+    drawings: Sequence[str]
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         row = {name: values[0] for name, values in batch.items()}
@@ -328,7 +341,8 @@ class _StreamPair:
 
     def open(self, row: Mapping[str, Any]) -> dict[str, Any]:
         source = self.mapper.source
-        pair, pictures = self.mapper.read(row)
+        read, pictures = self.mapper.read(row)
+        pair = {**dict.fromkeys(self.drawings), **read}
         if self.shows:
             pair["images"] = [source.open(picture) for picture in pictures]
         for name in self.mapper.answers:

@@ -332,6 +332,18 @@ def test_several_streams_are_mixed_and_bad_rows_are_left_out_and_listed(tmp_path
         list(read_preferences({"path": texts, "streaming": True}))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_streams_with_drawings_and_streams_with_pictures_are_mixed(
+    tmp_path, tiny_model, tiny_processor, codes_of_colours, order
+):
+    settings = [{"path": rlaif(tmp_path), "streaming": True}, {"path": pick_a_pic(tmp_path), "streaming": True}]
+    pairs = [*write_drawings(read_preferences(settings[::order], skipped=tmp_path / "s"), tiny_model, tiny_processor)]
+    seen = sorted(words(pair["chosen"]) for pair in pairs)
+    drawings = [f"assistant: {codes_of_colours[name]}" for name in ("red", "blue")]
+    assert seen == sorted([*drawings, "assistant: red", "assistant: blue"])
+    assert {len(pair["images"]) for pair in pairs} == {0, 1} and "jpg_0" not in pairs[0]
+
+
 def test_streams_are_mixed_by_weight(tmp_path):
     sets = []
     for name, weight in (("often", 3), ("seldom", 1)):

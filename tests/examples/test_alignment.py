@@ -339,6 +339,12 @@ def test_a_row_whose_picture_is_missing_is_left_out_and_listed(train, data, tmp_
     assert listed["row"] == 5 and "'images'[1] holds no picture" in listed["reason"]
 
 
+@pytest.mark.parametrize("name, other", [("dpo", "unpaired"), ("kto", "pairs")])
+def test_preferences_of_the_other_kind_are_refused_with_the_script_to_take(train, data, name, other):
+    with pytest.raises(ValueError, match=r"dataset must hold .*Take the other one of dpo.py and kto.py"):
+        train(name, script={"dataset": data[other]})
+
+
 def test_grpo_leaves_out_prompts_that_are_too_long(train, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("a red square\n" + "a red square and " * 30 + "\n")
     fields = {"max_completion_length": 6, "max_steps": 1}
