@@ -290,9 +290,9 @@ class Skips:
             ValueError: too many rows are bad.
         """
         self.note(source, row)
+        self.last = f"row {row} of {source}: {reason}"
         if (source, row) not in self._bad:
             self._bad.add((source, row))
-            self.last = f"row {row} of {source}: {reason}"
             self.reasons[reason.partition(":")[0]] += 1
             if self.path:
                 self.write(source, row, reason)
@@ -395,7 +395,7 @@ class Source:
         except BadRow:
             raise
         except (TypeError, ValueError, OSError) as error:
-            raise BadRow(f"unreadable picture: {error}") from None
+            raise BadRow(f"unreadable picture: {str(error).rstrip('.')}") from None
 
     def locate(self, picture: Any) -> Any:
         """The file of a picture that is given by its path, or the picture itself.

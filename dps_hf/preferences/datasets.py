@@ -56,11 +56,9 @@ def make_preference_data(
     pairs = _read(data.dataset, data, training, model, processor)
     columns = pairs.column_names or [*next(iter(pairs))]
     if wanted not in columns:
-        kinds = "pairs, with chosen and rejected", "labelled answers, with completion and label"
-        need, got = kinds if wanted == "chosen" else kinds[::-1]
-        raise ValueError(
-            f"dataset must hold {need}; {data.dataset} holds {got}. Take the other one of dpo.py and kto.py."
-        )
+        kinds = [("pairs", "dpo"), ("labelled answers", "kto")]
+        (need, _), (got, script) = kinds if wanted == "chosen" else kinds[::-1]
+        raise ValueError(f"dataset must hold {need}; {data.dataset} holds {got}. Train with examples/{script}.py.")
     if isinstance(pairs, IterableDataset) and training.max_steps < 1:
         raise ValueError(
             f"A data set that is streamed needs max_steps; got {training.max_steps}. Or set streaming to false."

@@ -160,6 +160,12 @@ def test_what_else_an_adapter_trains_keeps_its_rate(train, data, saved_model):
         assert (trained[name] - before[name.removeprefix("base_model.model.")]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("name, given, other", [("dpo", "unpaired", "kto"), ("kto", "pairs", "dpo")])
+def test_preferences_of_the_other_kind_are_refused(train, data, name, given, other):
+    with pytest.raises(ValueError, match=f"dataset must hold .* Train with examples/{other}.py"):
+        train(name, script={"dataset": data[given]})
+
+
 def test_a_rate_for_the_norm_without_an_adapter_is_an_error(train, data):
     with pytest.raises(ValueError, match="norm_learning_rate"):
         train("dpo", lora={}, script={"dataset": data["pairs"], "norm_learning_rate": 0.1})
@@ -337,12 +343,6 @@ def test_a_row_whose_picture_is_missing_is_left_out_and_listed(train, data, tmp_
     assert losses(train(name, script={"dataset": str(tmp_path / "selected")}, max_steps=1))
     listed = json.loads((tmp_path / "run" / "skipped.jsonl").read_text())
     assert listed["row"] == 5 and "'images'[1] holds no picture" in listed["reason"]
-
-
-@pytest.mark.parametrize("name, other", [("dpo", "unpaired"), ("kto", "pairs")])
-def test_preferences_of_the_other_kind_are_refused_with_the_script_to_take(train, data, name, other):
-    with pytest.raises(ValueError, match=r"dataset must hold .*Take the other one of dpo.py and kto.py"):
-        train(name, script={"dataset": data[other]})
 
 
 def test_grpo_leaves_out_prompts_that_are_too_long(train, tmp_path, capsys):
