@@ -11,6 +11,7 @@ it from the last checkpoint with the same losses.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script
@@ -96,4 +97,6 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
 
 
 if __name__ == "__main__":
-    run_script(main, TrlParser((ScriptArguments, DPOConfig, ModelConfig)))
+    parser = TrlParser((ScriptArguments, DPOConfig, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    run_script(main, parser)

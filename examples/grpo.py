@@ -180,4 +180,6 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
 
 if __name__ == "__main__":
-    run_script(main, TrlParser((ScriptArguments, GRPOConfig, ModelConfig)))
+    parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    run_script(main, parser)

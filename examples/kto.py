@@ -10,6 +10,7 @@ the training is interrupted, the same command resumes it from the last checkpoin
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script
@@ -122,4 +123,6 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
 
 if __name__ == "__main__":
-    run_script(main, TrlParser((ScriptArguments, KTOConfig, ModelConfig)))
+    parser = TrlParser((ScriptArguments, KTOConfig, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    run_script(main, parser)

@@ -9,6 +9,7 @@ If the training is interrupted, the same command resumes it from the last checkp
 
 from dataclasses import dataclass, field
 
+import torch
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
 
 from dps_hf.command_line import run_script
@@ -86,5 +87,6 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
-    parser.set_defaults(assistant_only_loss=True)
+    # Or `bf16` is taken for a mistake on a CPU.
+    parser.set_defaults(assistant_only_loss=True, use_cpu=not torch.accelerator.is_available())
     run_script(main, parser)

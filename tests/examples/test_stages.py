@@ -1,6 +1,8 @@
 """The three stages of a DPS of published parts, by the shipped recipes, on shrunk parts of the same classes."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,20 @@ def test_every_recipe_of_stages_is_understood(folder, name, example):
     script, training, *_ = parse(module, SCRIPTS[name], RECIPES / folder / f"{name}.yaml")
     assert script.dataset and script.train
     assert Path(training.output_dir) == Path("runs", folder, name)
+
+
+@pytest.mark.parametrize("script", ["train.py", "sft.py", "dpo.py", "kto.py", "grpo.py"])
+def test_bf16_is_no_mistake_on_a_cpu(script, tmp_path, monkeypatch, capsys):
+    model = "--model" if script == "train.py" else "--model_name_or_path"
+    command = [script, model, "no/such/folder", "--dataset", "mine.jsonl", "--bf16", "true", "--output_dir", "out"]
+    command += ["--judge", "my.judge"] if script == "grpo.py" else []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello", "rejected": "Bye"}')
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(RECIPES.parent / script), run_name="__main__")
+    said = capsys.readouterr().err
+    assert "no/such/folder" in said and "bf16" not in said
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
