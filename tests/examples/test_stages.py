@@ -95,7 +95,7 @@ def test_every_recipe_of_stages_is_understood(folder, name, example):
 def test_bf16_is_no_mistake_on_a_cpu(script, tmp_path, monkeypatch, capsys):
     model = "--model" if script == "train.py" else "--model_name_or_path"
     command = [script, model, "no/such/folder", "--dataset", "mine.jsonl", "--bf16", "true", "--output_dir", "out"]
-    command += ["--judge", "my.judge"] if script == "grpo.py" else []
+    command += ["--judge", "dps_hf.nano.exact_judge.exact_judge"] if script == "grpo.py" else []
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello", "rejected": "Bye"}')
     monkeypatch.setattr(sys, "argv", command)
