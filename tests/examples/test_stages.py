@@ -94,11 +94,12 @@ def test_every_recipe_of_stages_is_understood(folder, name, example):
 @pytest.mark.parametrize("script", ["train.py", "sft.py", "dpo.py", "kto.py", "grpo.py"])
 def test_bf16_is_no_mistake_on_a_cpu(script, tmp_path, monkeypatch, capsys):
     model = "--model" if script == "train.py" else "--model_name_or_path"
-    command = [script, model, "no/such/folder", "--dataset", "mine.jsonl", "--bf16", "true", "--output_dir", "out"]
-    command += ["--judge", "dps_hf.nano.exact_judge.exact_judge"] if script == "grpo.py" else []
+    judged = ["--judge", "dps_hf.nano.exact_judge.exact_judge", "--prompts", "mine.txt"]
+    data = judged if script == "grpo.py" else ["--dataset", "mine.jsonl"]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello", "rejected": "Bye"}')
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "argv", [script, model, "no/such/folder", *data, "--bf16", "true", "--output_dir", "out"])
+    Path("mine.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello", "rejected": "Bye"}')
+    Path("mine.txt").write_text("a red heart")
     with pytest.raises(SystemExit):
         runpy.run_path(str(RECIPES.parent / script), run_name="__main__")
     said = capsys.readouterr().err
