@@ -19,6 +19,7 @@ from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, load_for_training
 from dps_hf.training.optimizer import make_optimizer
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.trained_parts import (
     NoteTrainedParts,
@@ -48,6 +49,7 @@ class ScriptArguments(PreferenceArguments):
 def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -> None:
     if is_finished(training, script, arguments):
         return
+    choose_precision(training)
     # Model
     model, processor = load_for_training(arguments)
     rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
@@ -58,6 +60,10 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
 
     # Dataset
     pairs, held_out = make_preference_data(script, training, model, processor)
+    if pairs.column_names and "chosen" not in pairs.column_names:
+        raise ValueError(
+            f"dataset must hold pairs; {script.dataset} holds labelled answers. Train with examples/kto.py."
+        )
     training.max_length = None  # truncation might cut a picture
 
     # Training
