@@ -29,12 +29,14 @@ from dps_hf.serving.gguf import export
 
 PROMPTS = ("a big red heart", "a small blue star above a green circle", "two yellow squares", "cat, noto style")
 QUESTIONS = ("Describe the picture.", "How many things are there?", "What colour is the heart?", "What is this?")
-SPECULATION = {  # what each server is started with; each code repeats the one before it more often than not
-    "llama-server": ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2"]
-    + ["--spec-ngram-simple-size-m", "8", "--spec-ngram-simple-min-hits", "1"],
+SPECULATION = {  # of the settings tried, those with which dps-nano draws fastest
+    "llama-server": ["--spec-type", "ngram-simple", "--spec-ngram-simple-min-hits", "1"]
+    + ["--spec-ngram-simple-size-n", "1", "--spec-ngram-simple-size-m", "8"],
     "vLLM": [
         "--speculative-config",
-        json.dumps({"method": "ngram", "num_speculative_tokens": 8, "prompt_lookup_min": 1, "prompt_lookup_max": 3}),
+        json.dumps(
+            {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 2}
+        ),
     ],
 }
 START_SECONDS = 300
