@@ -86,7 +86,10 @@ class Client:
         self._image_tokenizer = load_image_tokenizer(checkpoint)
         start = self.config.image_code_start_id
         self._code_ids = list(range(start, start + self.config.codebook_size))
-        self._drawing_fields, self._answer_fields = self._choose_tokens(drawing=True), self._choose_tokens(drawing=False)
+        self._drawing_fields, self._answer_fields = (
+            self._choose_tokens(drawing=True),
+            self._choose_tokens(drawing=False),
+        )
 
     def _list_models(self) -> list[tuple[str, str]]:
         """Names and owners of the server's models."""

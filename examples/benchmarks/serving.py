@@ -34,9 +34,7 @@ SPECULATION = {  # of the settings tried, those with which dps-nano draws fastes
     + ["--spec-ngram-simple-size-n", "1", "--spec-ngram-simple-size-m", "8"],
     "vLLM": [
         "--speculative-config",
-        json.dumps(
-            {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 2}
-        ),
+        json.dumps({"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1, "prompt_lookup_max": 2}),
     ],
 }
 START_SECONDS = 300
