@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.error import URLError
+from urllib.error import HTTPError
 
 from comparison import Comparison, compare, write_report
 from transformers import HfArgumentParser
@@ -68,7 +68,9 @@ def start_server(name: str, command: list[str], port: int, log: Path, model: str
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                     break
-                except (URLError, OSError):
+                except OSError as error:
+                    if isinstance(error, HTTPError) and error.code == 404:  # llama_cpp.server is up without /health
+                        break
                     if server.poll() is not None or time.monotonic() > limit:
                         raise RuntimeError(f"{name} does not start: {log.read_text()[-2000:]}") from None
                     time.sleep(0.5)
