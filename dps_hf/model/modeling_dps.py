@@ -175,7 +175,7 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
         if originals is not None:
             distinct, originals = originals.unique(return_inverse=True)
             pixel_values = pixel_values[distinct]
-        # A frozen tower keeps no activations, even where gradient checkpointing makes its embeddings ask for gradients.
+        # A frozen tower keeps no activations, even if gradient checkpointing makes its embeddings ask for gradients.
         learns = pixel_values.requires_grad or any(weight.requires_grad for weight in model.vision_tower.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
