@@ -138,13 +138,19 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | DPSImageFeatures:
-        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1]."""
+        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1].
+
+        They may also be what the tower has made of pictures, `(images, num_image_tokens, vision hidden_size)`.
+        """
         kwargs["return_dict"] = True
         model = self.base_model
-        # A frozen tower keeps no activations, even where gradient checkpointing makes its embeddings ask for gradients.
-        learns = pixel_values.requires_grad or any(weight.requires_grad for weight in model.vision_tower.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
+        if pixel_values.dim() == 3 and pixel_values.shape[-1] == self.config.vision_config.hidden_size:
+            outputs = BaseModelOutputWithPooling(last_hidden_state=pixel_values.to(model.connector.linear_1.weight.dtype))
+        else:
+            # A frozen tower keeps no activations, even where gradient checkpointing has embeddings ask for gradients.
+            frozen = not (pixel_values.requires_grad or any(w.requires_grad for w in model.vision_tower.parameters()))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
         features = model.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
         if outputs.pooler_output is not None and model._all_processes_need_pictures():
             features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
