@@ -66,7 +66,9 @@ def compute_features_ahead(
     if is_deepspeed_zero3_enabled() or any(weight.requires_grad for weight in tower.parameters()):
         raise ValueError(f"vision_features: ahead needs a frozen vision tower, which ZeRO-3 does not shard. {live}")
     if config.attention_dropout:
-        raise ValueError(f"vision_features: ahead needs a tower without dropout; it has {config.attention_dropout}. {live}")
+        raise ValueError(
+            f"vision_features: ahead needs a tower without dropout; it has {config.attention_dropout}. {live}"
+        )
     if isinstance(records, LazyRecords) and records.may_draw:
         raise ValueError("vision_features: ahead needs encode_drawings: ahead, since both are pictures of a record.")
     for index in range(min(len(records), READ_TWICE)):

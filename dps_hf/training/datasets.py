@@ -69,7 +69,9 @@ class DataArguments:
         if self.vision_features not in ("ahead", "live"):
             raise ValueError(f"vision_features must be 'ahead' or 'live'; got {self.vision_features!r}.")
         if self.vision_features == "ahead" and self.tasks:
-            raise ValueError("vision_features: ahead needs pictures that repeat; those of tasks do not. Set it to live.")
+            raise ValueError(
+                "vision_features: ahead needs pictures that repeat; those of tasks do not. Set it to live."
+            )
         if not self.dataset_weight > 0:
             raise ValueError(f"dataset_weight must be above 0; got {self.dataset_weight}.")
 

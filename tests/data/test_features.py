@@ -104,7 +104,7 @@ def test_what_would_change_between_epochs_is_refused(cache, frozen, make_model, 
         compute_features_ahead(RECORDS[:1], make_model(), tiny_processor)
     frozen.config.vision_config.attention_dropout = 0.1
     try:
-        with pytest.raises(ValueError, match="a tower without dropout; it has 0.1"):
+        with pytest.raises(ValueError, match=r"a tower without dropout; it has 0\.1"):
             compute_features_ahead(RECORDS[:1], frozen, tiny_processor)
     finally:
         frozen.config.vision_config.attention_dropout = 0.0

@@ -184,7 +184,9 @@ def test_figures_and_samples_reach_tensorboard(script, train, captions):
 @pytest.mark.parametrize("packing", [True, False])
 def test_features_ahead_and_live_come_to_the_same_losses(train, captions, packing):
     ahead, live = (
-        logged(train("sft.py", how, dataset=captions, vision_features=how, packing=packing, eval_strategy="no"), "loss")
+        logged(
+            train("sft.py", how, dataset=captions, vision_features=how, packing=packing, eval_strategy="no"), "loss"
+        )
         for how in ("ahead", "live")
     )
     assert ahead == pytest.approx(live, rel=1e-2)

@@ -145,7 +145,9 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
         kwargs["return_dict"] = True
         model = self.base_model
         if pixel_values.dim() == 3 and pixel_values.shape[-1] == self.config.vision_config.hidden_size:
-            outputs = BaseModelOutputWithPooling(last_hidden_state=pixel_values.to(model.connector.linear_1.weight.dtype))
+            outputs = BaseModelOutputWithPooling(
+                last_hidden_state=pixel_values.to(model.connector.linear_1.weight.dtype)
+            )
         else:
             # A frozen tower keeps no activations, even where gradient checkpointing has embeddings ask for gradients.
             frozen = not (pixel_values.requires_grad or any(w.requires_grad for w in model.vision_tower.parameters()))
