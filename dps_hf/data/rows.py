@@ -390,7 +390,9 @@ def open_pictures(example: Any, image_processor: DPSImageProcessor) -> list[Pict
         TypeError, ValueError: a picture is missing, is of another type, or cannot be opened.
     """
     # Without a format, `datasets` returns arrays as lists of numbers.
-    kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in get_pictures(example)]
+    kept: list[Any] = [
+        np.asarray(image) if isinstance(image, (list, tuple)) else image for image in get_pictures(example)
+    ]
     if kept and all(is_features(image) for image in kept):
         return kept
     opened = image_processor.fetch_images(kept)

@@ -455,7 +455,8 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         """Whether the head is its weight alone: not quantised, adapted, sharded, offloaded or biased."""
         head = self.lm_head
         hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
-        return type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None and not hooked
+        plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter and getattr(head, "bias", None) is None
+        return plain and not hooked
 
     def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         start = self.config.image_code_start_id
