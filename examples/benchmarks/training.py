@@ -17,7 +17,6 @@ import copy
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from comparison import compare, write_report
+from comparison import compare, measure, write_report
 from datasets import Dataset
 from encoding import VISION_TOWER, make_tokenizer
 from PIL import Image
@@ -138,7 +137,8 @@ def make_arguments(batch_size: int, precision: str) -> dict:
         "output_dir": tempfile.mkdtemp(), "max_steps": 1, "per_device_train_batch_size": batch_size,
         "learning_rate": 1e-6, "lr_scheduler_type": "constant", "bf16": precision == "bf16",
         "optim": "adamw_torch_fused", "report_to": "none", "save_strategy": "no", "logging_strategy": "no",
-        "disable_tqdm": True, "remove_unused_columns": False, "gradient_checkpointing": False, "max_length": None,
+        "disable_tqdm": True, "remove_unused_columns": False, "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(), "max_length": None,
     }  # fmt: skip
 
 
@@ -189,7 +189,8 @@ def make_nanovlm_step(model, processor, collate: RecordCollator, script: ScriptA
             mp_image_token_length=config.num_image_tokens,
         ),
         load_backbone=False,
-    ).train()
+    )
+    peer.train().to(model.device)
     peer.vision_encoder.requires_grad_(False)
     learned = [weight for weight in peer.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-6)
@@ -221,10 +222,9 @@ def make_nanovlm_step(model, processor, collate: RecordCollator, script: ScriptA
             num_of_sequences=script.batch_size,
         )  # fmt: skip
         batch = pack(list(rows))
+        ids, mask, labels = (batch[name].to(model.device) for name in ("input_ids", "attention_mask", "labels"))
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            _, loss = peer(
-                batch["input_ids"], batch["images"], attention_mask=batch["attention_mask"], targets=batch["labels"]
-            )
+            _, loss = peer(ids, batch["images"], attention_mask=mask, targets=labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, max_norm=1.0)
         optimizer.step()
@@ -268,22 +268,17 @@ def make_passes(trainer: DPOTrainer) -> Callable[[], None]:
     return run
 
 
-def measure_share(step: Callable[[], object], precision: str) -> dict[str, float]:
+def measure_share(step: Callable[[], object], precision: str, device: torch.device) -> dict[str, float]:
     """The products of a step, as a share of what the machine can do in its time."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows, inner, columns = MATMUL
-    left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+    left, right = (torch.randn(size, inner, dtype=dtype, device=device) for size in (rows, columns))
     with FlopCounterMode(display=False) as counter:
         step()
     seconds, products = [], []
     for _ in range(3):
-        start = time.perf_counter()
-        for _ in range(20):
-            left @ right.T
-        products.append((time.perf_counter() - start) / 20)
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
+        products.append(measure(lambda: [left @ right.T for _ in range(20)]) / 20)
+        seconds.append(measure(step))
     limit = 2 * rows * inner * columns / min(products)
     share = counter.get_total_flops() / min(seconds) / limit
     print(f"training, {precision}: {share:.2f} of the {limit / 1e9:.0f} GFLOP/s of the machine's matrix products")
@@ -315,7 +310,7 @@ def main(script: ScriptArguments) -> None:
                 compare(name, ours.train, lambda s=step: s(records), script.rounds, 1.2, "nanoVLM's loop")
             )
         if smolvlm or has_nanovlm:
-            facts[precision] = measure_share(ours.train, precision)
+            facts[precision] = measure_share(ours.train, precision, model.device)
         if "dpo" in script.peers:
             some = records[: max(1, script.batch_size // 4)]
             trainer = make_dpo_trainer(model, copy.deepcopy(model), processor, some, precision)
