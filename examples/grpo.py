@@ -25,6 +25,7 @@ from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
 from dps_hf.training.optimizer import make_optimizer
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.trained_parts import (
     NoteTrainedParts,
@@ -51,8 +52,7 @@ class ScriptArguments:
     aspect: the aspect whose score is the reward; if left out, the mean of all aspects.
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
-        by default.
-    vision_tower: whether the vision tower is trained, too.
+        by default; the vision tower is not.
     norm_learning_rate: learning rate of the logarithm of the scale of the decoder's last norm, which decides how
         confident the model is. 0 leaves the norm as it is.
     """
@@ -64,7 +64,6 @@ class ScriptArguments:
     num_prompts: int = 1000
     aspect: str | None = None
     train: dict = field(default_factory=dict)
-    vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
     def __post_init__(self):
@@ -144,10 +143,11 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     training.generation_kwargs = {**mode, **(training.generation_kwargs or {})}
     if is_finished(training, script, arguments):
         return
+    choose_precision(training)
 
     # Model
-    model, processor = load_for_training(arguments, script.vision_tower)
-    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
+    model, processor = load_for_training(arguments)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
     check_four_bit_training(model, True)
     if draw:
         forbid_words(model)
@@ -180,4 +180,6 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
 
 if __name__ == "__main__":
-    run_script(main, TrlParser((ScriptArguments, GRPOConfig, ModelConfig)))
+    parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    run_script(main, parser)

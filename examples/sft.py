@@ -9,6 +9,7 @@ If the training is interrupted, the same command resumes it from the last checkp
 
 from dataclasses import dataclass, field
 
+import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from dps_hf.command_line import run_script
@@ -19,6 +20,7 @@ from dps_hf.training.loading import check_four_bit_training, load_for_training
 from dps_hf.training.loss_arguments import take_loss_arguments
 from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.packing import PackingCollator
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.samples import Samples
 from dps_hf.training.sft_trainer import PackingSFTTrainer, RecordSFTTrainer
@@ -38,22 +40,21 @@ class ScriptArguments(DataArguments):
 
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
-        by default.
-    vision_tower: whether the vision tower is trained, too.
+        by default; the vision tower is not.
     """
 
     train: dict = field(default_factory=dict)
-    vision_tower: bool = False
 
 
 def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -> None:
     loss = take_loss_arguments(training)
     if is_finished(training, script, arguments, loss):
         return
+    choose_precision(training)
     # Model
-    model, processor = load_for_training(arguments, script.vision_tower)
+    model, processor = load_for_training(arguments)
     check_four_bit_training(model, training.eval_strategy != "no")
-    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
 
     # Dataset
     records, held_out = make_training_data(script, training, model, processor, block=training.train_batch_size)
@@ -88,4 +89,5 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
     parser.set_defaults(assistant_only_loss=True)
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
     run_script(main, parser)

@@ -40,7 +40,8 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
     "system": "system",
 }
-EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages")  # fields of records in rows
+# Fields of records in rows.
+EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages", "image_tokenizer")
 
 EXAMPLES = {
     "record": 'columns: {messages: my_chats}, or columns: {prompt: my_questions, completion: my_answers}, or columns: '
@@ -108,8 +109,13 @@ class Captions:
             if isinstance(fields[name], bool) or not isinstance(fields[name], (int, float)) or fields[name] < 0:
                 raise ValueError(f"captions.{name}.share must be a number of 0 or more; got {fields[name]!r}.")
         if len(shares) == 1:  # the other direction gets the rest
+            if fields[shares[0]] > 1:
+                raise ValueError(
+                    f"captions.{shares[0]}.share must be from 0 to 1 where it is the only one; got "
+                    f"{fields[shares[0]]!r}. Give the other share, too."
+                )
             other = "draw" if shares[0] == "describe" else "describe"
-            fields[other] = max(0.0, 1 - fields[shares[0]])
+            fields[other] = 1 - fields[shares[0]]
         captions_read = cls(**fields)
         if not captions_read.describe + captions_read.draw:
             raise ValueError("captions must give describe or draw a share above 0; got none.")
@@ -234,7 +240,7 @@ class Form:
         self, row: Mapping[str, Any], pictures: list, rng: np.random.Generator, answered: bool
     ) -> Record:
         prompt, answer = self.get(row, "prompt"), self.get(row, "completion")
-        question = _make_turns(prompt, "user")
+        question = make_turns(prompt, "user")
         if more := self.get(row, "input"):
             question = [{"role": "user", "content": f"{_read_text(prompt)}\n\n{_read_text(more)}"}]
         question = self._add_system(row, question)
@@ -243,7 +249,7 @@ class Form:
         if is_picture(answer):
             answer = [{"role": "assistant", "content": [{"type": "image", "image": answer}]}]
         elif not _is_chat(answer):
-            answer = _make_turns(_choose(answer, rng), "assistant")
+            answer = make_turns(_choose(answer, rng), "assistant")
         # Before reading, because an empty system prompt is dropped.
         num_answers = len(answer)
         example = read_messages([*question, *answer], pictures)
@@ -516,7 +522,7 @@ def _read_text(value: Any) -> str:
     return text
 
 
-def _make_turns(value: Any, role: str) -> list:
+def make_turns(value: Any, role: str) -> list:
     """Messages of a prompt or a completion, which is a text, or messages already."""
     if _is_chat(value):
         return [*value]

@@ -47,9 +47,6 @@ class PackingCollator(Collator):
     answer, nor do its single tokens count for almost nothing (InternVL 2.5,
     https://huggingface.co/papers/2412.05271, section 3.3). If all text is learned, a record counts as one answer.
 
-    A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
-    may be text, a drawing, or a plan followed by a drawing.
-
     Args:
         model, processor, assistant_only_loss, completion_only_loss: as for [`~dps_hf.training.collator.Collator`].
         packed_length: the most tokens in a row. A batch with a longer record has longer rows.

@@ -160,6 +160,12 @@ def test_what_else_an_adapter_trains_keeps_its_rate(train, data, saved_model):
         assert (trained[name] - before[name.removeprefix("base_model.model.")]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("name, given, other", [("dpo", "unpaired", "kto"), ("kto", "pairs", "dpo")])
+def test_preferences_of_the_other_kind_are_refused(train, data, name, given, other):
+    with pytest.raises(ValueError, match=f"dataset must hold .* Train with examples/{other}.py"):
+        train(name, script={"dataset": data[given]})
+
+
 def test_a_rate_for_the_norm_without_an_adapter_is_an_error(train, data):
     with pytest.raises(ValueError, match="norm_learning_rate"):
         train("dpo", lora={}, script={"dataset": data["pairs"], "norm_learning_rate": 0.1})
@@ -337,6 +343,18 @@ def test_a_row_whose_picture_is_missing_is_left_out_and_listed(train, data, tmp_
     assert losses(train(name, script={"dataset": str(tmp_path / "selected")}, max_steps=1))
     listed = json.loads((tmp_path / "run" / "skipped.jsonl").read_text())
     assert listed["row"] == 5 and "'images'[1] holds no picture" in listed["reason"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_preferences_may_be_streamed_with_an_evaluation_set_of_their_own(train, data, tmp_path, name):
+    path = data["mixed" if name == "dpo" else "unpaired"]
+    script = {"dataset": {"path": path, "streaming": True}}
+    with pytest.raises(ValueError, match="streamed needs max_steps"):
+        train(name, script=script, max_steps=-1)
+    with pytest.raises(ValueError, match="evaluation_share needs a data set that is not streamed"):
+        train(name, script=script, eval_strategy="steps", eval_steps=1)
+    output = train(name, script={**script, "evaluation_dataset": path}, eval_strategy="steps", eval_steps=1)
+    assert len(losses(output)) == 2 and len(losses(output, "eval_loss")) == 2
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
@@ -931,7 +949,8 @@ def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path
 def test_two_processes_train_everything_as_one_does_wherever_the_pictures_are(
     name, kind, vision_tower, data, saved_model, tmp_path
 ):
-    fields = {"model_name_or_path": saved_model, "use_peft": False, "vision_tower": vision_tower, "max_steps": 5}
+    fields = {"model_name_or_path": saved_model, "use_peft": False, "max_steps": 5}
+    fields |= {"train": {"vision_tower": 0.003}} if vision_tower else {}
     fields |= {"per_device_train_batch_size": 2, "learning_rate": 0.003, "weight_decay": 0.1}
     if name == "sft":
         fields["tasks"] = {

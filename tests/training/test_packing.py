@@ -88,8 +88,9 @@ def test_each_record_gets_the_gradient_of_its_own(make_model, tiny_processor, as
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
 
-def test_rows_are_full_and_longer_only_where_a_record_is(make_model, tiny_processor):
-    collate = PackingCollator(make_model(), tiny_processor)
+def test_rows_are_full_and_longer_only_where_a_record_is(make_model, make_config, make_text_config, tiny_processor):
+    roomy = make_config(text_config=make_text_config(max_position_embeddings=4 * ROW))
+    collate = PackingCollator(make_model(roomy), tiny_processor)
     some = [record("t", [f"{i}?"], ["yes"]) for i in range(9)]
     one = int((collate(some[:1])["input_ids"] != collate.config.pad_token_id).sum())
     assert collate(some)["input_ids"].shape == (1, -(-len(some) * one // MULTIPLE) * MULTIPLE)
