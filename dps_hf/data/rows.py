@@ -30,7 +30,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from PIL.Image import Image as Picture
 
-from dps_hf.data.record import get_pictures
+from dps_hf.data.record import get_pictures, is_features
 from dps_hf.model.image_processing_dps import DPSImageProcessor, array_to_picture
 from dps_hf.resolve import resolve
 
@@ -417,12 +417,16 @@ def leave_unopened(dataset: Dataset | IterableDataset) -> Dataset | IterableData
 
 
 def open_pictures(example: Any, image_processor: DPSImageProcessor) -> list[Picture]:
-    """Opens the pictures of a record, which may be pictures, arrays, bytes or paths.
+    """Opens the pictures of a record, which may be pictures, arrays, bytes or paths. Features of pictures stay.
 
     Raises:
         TypeError, ValueError: a picture is missing, is of another type, or cannot be opened.
     """
     # Without a format, `datasets` returns arrays as lists of numbers.
-    kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in get_pictures(example)]
+    kept: list[Any] = [
+        np.asarray(image) if isinstance(image, (list, tuple)) else image for image in get_pictures(example)
+    ]
+    if kept and all(is_features(image) for image in kept):
+        return kept
     opened = image_processor.fetch_images(kept)
     return [image if isinstance(image, Picture) else array_to_picture(image) for image in opened]
