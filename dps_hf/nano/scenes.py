@@ -36,8 +36,8 @@ PALETTE = {
     "indigo": (75, 20, 140),
     "lavender": (190, 140, 230),
 }
-"""More colours, which only the task `scenes_palette` uses. Questions and evaluations never contain them, and no word is
-also one of `speech`, where people say "navy" for blue."""
+"""More colours, which only the task `scenes_palette` uses. Questions and evaluations never contain them. None is
+a word for one of `COLOURS`, as "navy" is for blue; `vocabulary` has those."""
 PAINTS = COLOURS | PALETTE
 OUTLINES = {
     "rectangle": ((0, 0.25), (1, 0.25), (1, 0.75), (0, 0.75)),

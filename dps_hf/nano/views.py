@@ -3,6 +3,7 @@
 They are to be read only. Drawings are those of `scenes.render`.
 """
 
+from dataclasses import replace
 from functools import cache
 from io import BytesIO
 
@@ -45,13 +46,19 @@ SHADES: dict[str, tuple[tuple[int, int, int], ...]] = {
 
 
 def sample_view(
-    rng: np.random.Generator, split: str, count: int | None = None, unseen: str | None = None
+    rng: np.random.Generator,
+    split: str,
+    count: int | None = None,
+    unseen: str | None = None,
+    alike: bool = False,
 ) -> tuple[Image.Image, Scene]:
     """Samples a picture, and what it shows where after `fit="pad-edge"` has made it a square of 64 pixels.
 
     Args:
         count: number of things, 1 to 4. By default 45 % of the pictures show one thing, 30 % two.
         unseen: as for [`~dps_hf.nano.scenes.sample_split`].
+        alike: whether most things have the shape of the first one, and half of these its colour, so that there is
+            something to count.
 
     Raises:
         ValueError: the split is unknown.
@@ -61,7 +68,7 @@ def sample_view(
         stretch = 1.0 if rng.random() < 0.3 else float(np.exp(rng.uniform(-0.75, 0.75)))
         frame = (min(1.0, stretch) * IMAGE_SIZE, min(1.0, 1 / stretch) * IMAGE_SIZE)  # width, height
         number = count or int(np.searchsorted((0.45, 0.75, 0.9), rng.random(), side="right")) + 1
-        placed = _place(rng, number, frame)
+        placed = _place(rng, number, frame, alike)
         if placed is None:
             continue
         scene = Scene(tuple(thing for thing, _ in placed))
@@ -69,7 +76,9 @@ def sample_view(
             return _show(rng, placed, frame), scene
 
 
-def _place(rng: np.random.Generator, number: int, frame: tuple[float, float]) -> list[tuple[Thing, float]] | None:
+def _place(
+    rng: np.random.Generator, number: int, frame: tuple[float, float], alike: bool
+) -> list[tuple[Thing, float]] | None:
     """Things and their sides, the frame in the middle of the square, or None if they do not fit."""
     width, height = frame
     left, top = (IMAGE_SIZE - width) / 2, (IMAGE_SIZE - height) / 2
@@ -83,6 +92,9 @@ def _place(rng: np.random.Generator, number: int, frame: tuple[float, float]) ->
         half = side / 2 + 1
         x, y = (int(rng.uniform(half, length - half) + at) for length, at in ((width, left), (height, top)))
         thing = Thing(pick(rng, SHAPES), pick(rng, tuple(COLOURS)), size, x, y)
+        if alike and placed and rng.random() < 0.75:
+            first = placed[0][0]
+            thing = replace(thing, shape=first.shape, colour=first.colour if rng.random() < 0.5 else thing.colour)
         if all(_are_apart(thing, side, *other) for other in placed):
             placed.append((thing, side))
         if len(placed) == number:
@@ -107,10 +119,11 @@ def _show(rng: np.random.Generator, placed: list[tuple[Thing, float]], frame: tu
     style, dim = pick(rng, ("filled", "filled", "filled", "hollow", "bordered")), pick(rng, (2, 3, 255))
     for (thing, side), paint in zip(placed, paints, strict=True):
         mask, inner = _turn(rng, thing.shape, side, scale, style)
-        corner = tuple(
+        left, top = (
             round((at - (IMAGE_SIZE - length) / 2) * scale - long / 2)
             for at, length, long in zip((thing.x, thing.y), frame, mask.size, strict=True)
         )
+        corner = left, top
         image.paste(tuple(c // dim for c in paint) if style == "bordered" else paint, corner, mask)
         if style == "bordered":
             image.paste(paint, corner, inner)
