@@ -69,8 +69,8 @@ align: $(VENV)/.extra-train ## align dps-nano with what a judge prefers; figures
 	$(python) examples/nano/align.py --config examples/recipes/nano/align.yaml $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.extra-train ## time generation
-	$(python) examples/benchmarks/generation.py $(ARGS)
+bench: $(VENV)/.extra-train $(VENV)/.extra-serve ## compare the speed of DPS with its peers
+	$(python) examples/benchmarks/run.py $(ARGS)
 
 .PHONY: test
 test: $(VENV)/.extra-test ## run the tests; ARGS="-m slow" for the slow ones

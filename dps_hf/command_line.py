@@ -1,6 +1,6 @@
 """Runs a script so that a wrong setting ends in one sentence, and a bug in its traceback."""
 
-import dis
+import linecache
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,8 +58,8 @@ def _is_for_user(error: Exception) -> bool:
     while place.tb_next is not None:
         place = place.tb_next
         loading |= place.tb_frame.f_code.co_name == "from_pretrained"
-    code = place.tb_frame.f_code.co_code
-    on_purpose = code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # and not a call of something written in C
+    line = linecache.getline(place.tb_frame.f_code.co_filename, place.tb_lineno)
+    on_purpose = line.strip().startswith("raise ")  # and not a call, such as `int("three")`
     module = place.tb_frame.f_globals.get("__name__", "").split(".")[0]
     kinds: tuple[type[Exception], ...] = ()
     if module in ("__main__", "dps_hf"):

@@ -9,13 +9,11 @@ it from the last checkpoint with the same losses.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script
-from dps_hf.data.preferences import read_preferences
-from dps_hf.preferences.drawings import write_drawings
+from dps_hf.preferences.datasets import PreferenceArguments, make_preference_data
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, load_for_training
@@ -32,26 +30,17 @@ from dps_hf.training.trained_parts import (
 
 
 @dataclass
-class ScriptArguments:
-    """
-    dataset: a name on the Hub, a file, a folder, or the dotted path of a function; or a mapping or a list of them, as
-        described in `dps_hf/data/rows.py`. Usual columns are `prompt`, `chosen`, `rejected`, and `images` if
-        prompts have pictures. Rows that cannot be used are listed in `skipped.jsonl` in `output_dir`.
-    max_skipped: the share of such rows above which the script stops.
-    evaluation_share: share of the pairs that is held out for evaluation.
+class ScriptArguments(PreferenceArguments):
+    """Those of [`~dps_hf.preferences.datasets.PreferenceArguments`], and:
+
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
-        by default.
-    vision_tower: whether the vision tower is trained, too.
+        by default; the vision tower is not.
     norm_learning_rate: learning rate of the logarithm of the scale of the decoder's last norm, which decides how
         confident the model is. 0 leaves the norm as it is.
     """
 
-    dataset: str  # a recipe may give a mapping or a list
-    max_skipped: float = 0.1
-    evaluation_share: float = 0.05
     train: dict = field(default_factory=dict)
-    vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
 
@@ -59,20 +48,15 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     if is_finished(training, script, arguments):
         return
     # Model
-    model, processor = load_for_training(arguments, script.vision_tower)
-    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
+    model, processor = load_for_training(arguments)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
     check_four_bit_training(model, training.eval_strategy != "no")
-    reference = None if arguments.use_peft else load_for_training(arguments)[0]
+    # The base of an adapter is its reference. A reference that is read in advance is the model before its first step.
+    needs_reference = not (arguments.use_peft or training.precompute_ref_log_probs)
+    reference = load_for_training(arguments)[0] if needs_reference else None
 
     # Dataset
-    skipped, held_out = Path(training.output_dir) / "skipped.jsonl", None
-    with training.main_process_first():
-        pairs = read_preferences(script.dataset, training.seed, skipped, script.max_skipped)
-    pairs = write_drawings(pairs, model, processor, skipped=skipped, max_skipped=script.max_skipped)
-    if training.eval_strategy != "no":
-        # Pairs of one prompt are neighbours. Without shuffling they stay on one side.
-        split = pairs.train_test_split(script.evaluation_share, shuffle=False)
-        pairs, held_out = split["train"], split["test"]
+    pairs, held_out = make_preference_data(script, training, model, processor)
     training.max_length = None  # truncation might cut a picture
 
     # Training

@@ -51,8 +51,7 @@ class ScriptArguments:
     aspect: the aspect whose score is the reward; if left out, the mean of all aspects.
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
-        by default.
-    vision_tower: whether the vision tower is trained, too.
+        by default; the vision tower is not.
     norm_learning_rate: learning rate of the logarithm of the scale of the decoder's last norm, which decides how
         confident the model is. 0 leaves the norm as it is.
     """
@@ -64,7 +63,6 @@ class ScriptArguments:
     num_prompts: int = 1000
     aspect: str | None = None
     train: dict = field(default_factory=dict)
-    vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
     def __post_init__(self):
@@ -146,8 +144,8 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
         return
 
     # Model
-    model, processor = load_for_training(arguments, script.vision_tower)
-    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
+    model, processor = load_for_training(arguments)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
     check_four_bit_training(model, True)
     if draw:
         forbid_words(model)

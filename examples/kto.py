@@ -8,15 +8,14 @@ the training is interrupted, the same command resumes it from the last checkpoin
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from datasets import Dataset
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script
-from dps_hf.data.preferences import read_preferences
 from dps_hf.data.record import get_text
 from dps_hf.model.processing_dps import DPSProcessor
-from dps_hf.preferences.drawings import write_drawings
+from dps_hf.preferences.datasets import PreferenceArguments, make_preference_data
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
@@ -33,26 +32,20 @@ from dps_hf.training.trained_parts import (
 
 
 @dataclass
-class ScriptArguments:
-    """
-    dataset: a name on the Hub, a file, a folder, or the dotted path of a function; or a mapping or a list of them, as
-        described in `dps_hf/data/rows.py`. Usual columns are `prompt`, `completion`, `label`, and `images` if
-        prompts have pictures. Rows that cannot be used are listed in `skipped.jsonl` in `output_dir`.
-    max_skipped: the share of such rows above which the script stops.
-    balance: gives the rarer label a higher weight, so that good and bad responses have the same total weight.
+class ScriptArguments(PreferenceArguments):
+    """Those of [`~dps_hf.preferences.datasets.PreferenceArguments`], and:
+
+    balance: gives the rarer label a higher weight, so that good and bad responses have the same total weight. Streamed
+        responses are not counted beforehand, and not balanced.
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
-        by default.
-    vision_tower: whether the vision tower is trained, too.
+        by default; the vision tower is not.
     norm_learning_rate: learning rate of the logarithm of the scale of the decoder's last norm, which decides how
         confident the model is. 0 leaves the norm as it is.
     """
 
-    dataset: str  # a recipe may give a mapping or a list
-    max_skipped: float = 0.1
     balance: bool = True
     train: dict = field(default_factory=dict)
-    vision_tower: bool = False
     norm_learning_rate: float = 0.0
 
 
@@ -61,22 +54,8 @@ def is_drawing(completion: str | list[dict], processor: DPSProcessor) -> bool:
     return get_text(completion).startswith(processor.boi_token)
 
 
-def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
-    if is_finished(training, script, arguments):
-        return
-    # Model
-    model, processor = load_for_training(arguments, script.vision_tower)
-    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
-    check_four_bit_training(model, training.eval_strategy != "no")
-    reference = None if arguments.use_peft else load_for_training(arguments)[0]
-
-    # Dataset
-    skipped = Path(training.output_dir) / "skipped.jsonl"
-    with training.main_process_first():
-        responses = read_preferences(script.dataset, training.seed, skipped, script.max_skipped)
-    responses = write_drawings(responses, model, processor, skipped=skipped, max_skipped=script.max_skipped)
-    # Shuffled, because trl uses the response before each one as a response to another prompt.
-    responses = responses.shuffle(seed=training.seed)
+def weigh_labels(script: ScriptArguments, training: KTOConfig, responses: Dataset) -> str:
+    """Counts the labels, balances their weights if `balance` is true, and says what was counted."""
     labels = responses["label"][:]
     good, bad = sum(labels), len(labels) - sum(labels)
     if not good or not bad:
@@ -91,15 +70,40 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
                 "Set balance to false, or leave them out."
             )
         training.desirable_weight, training.undesirable_weight = max(1.0, bad / good), max(1.0, good / bad)
+    return f"{good} good, {bad} bad"
+
+
+def restrict_to_codes(responses: Dataset, processor: DPSProcessor, models: list) -> None:
+    """Computes probabilities over codes only, if all responses are drawings."""
     drawings = sum(is_drawing(completion, processor) for completion in responses["completion"])
     if drawings == len(responses):
-        for one in filter(None, (model, reference)):
-            forbid_words(one, [processor.tokenizer.eos_token_id])
+        for model in filter(None, models):
+            forbid_words(model, [processor.tokenizer.eos_token_id])
     elif drawings:
         print(
             f"{drawings} of {len(responses)} responses are drawings, and the others are text. So the probabilities of "
             "codes are computed over all tokens. If all responses were drawings, it would be over codes only."
         )
+
+
+def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
+    if is_finished(training, script, arguments):
+        return
+    # Model
+    model, processor = load_for_training(arguments)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
+    check_four_bit_training(model, training.eval_strategy != "no")
+    reference = None if arguments.use_peft else load_for_training(arguments)[0]
+
+    # Dataset
+    responses, held_out = make_preference_data(script, training, model, processor)
+    if isinstance(responses, Dataset):
+        # Shuffled, because trl uses the response before each one as a response to another prompt.
+        responses = responses.shuffle(seed=training.seed)
+        print(weigh_labels(script, training, responses))
+        restrict_to_codes(responses, processor, [model, reference])
+    elif script.balance:
+        print("Streamed responses are not balanced, because their labels are not known beforehand.")
     training.max_length = None  # truncation might cut a picture
 
     # Training
@@ -108,6 +112,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         ref_model=reference,
         args=training,
         train_dataset=responses,
+        eval_dataset=held_out,
         processing_class=processor,
         peft_config=make_lora_config(model, arguments, last_norm=script.norm_learning_rate > 0, rates=rates),
         callbacks=[Curves(), SkipUnusedParts(), NoteTrainedParts(rates)],
@@ -117,7 +122,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
         trainer.optimizer_cls_and_kwargs = make_norm_optimizer(training, script.norm_learning_rate, rates)
     elif script.train:
         trainer.optimizer_cls_and_kwargs = make_optimizer(training, rates)
-    print(f"{describe_trained(trainer.model, rates)} {good} good, {bad} bad")
+    print(describe_trained(trainer.model, rates))
     train_and_save(trainer, script, arguments)
 
 

@@ -9,7 +9,7 @@ If the training is interrupted, the same command resumes it from the last checkp
 
 from dataclasses import dataclass, field
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser
+from trl import ModelConfig, SFTConfig, TrlParser
 
 from dps_hf.command_line import run_script
 from dps_hf.training.collator import RecordCollator
@@ -21,7 +21,7 @@ from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.packing import PackingCollator
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.samples import Samples
-from dps_hf.training.sft_trainer import PackingSFTTrainer
+from dps_hf.training.sft_trainer import PackingSFTTrainer, RecordSFTTrainer
 from dps_hf.training.trained_parts import (
     NoteTrainedParts,
     SkipUnusedParts,
@@ -38,12 +38,10 @@ class ScriptArguments(DataArguments):
 
     train: which parts learn and at what rate, such as `{connector: 1.0e-3, new_tokens: 1.0e-3, decoder: 2.0e-5}`; see
         `dps_hf/training/trained_parts.py`. 0 freezes. A part that is not named has `learning_rate` if it is trained
-        by default.
-    vision_tower: whether the vision tower is trained, too.
+        by default; the vision tower is not.
     """
 
     train: dict = field(default_factory=dict)
-    vision_tower: bool = False
 
 
 def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -> None:
@@ -51,9 +49,9 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
     if is_finished(training, script, arguments, loss):
         return
     # Model
-    model, processor = load_for_training(arguments, script.vision_tower)
+    model, processor = load_for_training(arguments)
     check_four_bit_training(model, training.eval_strategy != "no")
-    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft, script.vision_tower)
+    rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
 
     # Dataset
     records, held_out = make_training_data(script, training, model, processor, block=training.train_batch_size)
@@ -63,7 +61,8 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
     training.max_length = None  # truncation might cut a picture
 
     # Training
-    collator, trainer_class = (PackingCollator, PackingSFTTrainer) if loss.packing else (RecordCollator, SFTTrainer)
+    packed, padded = (PackingCollator, PackingSFTTrainer), (RecordCollator, RecordSFTTrainer)
+    collator, trainer_class = packed if loss.packing else padded
     callbacks = [Curves(), SkipUnusedParts(), NoteTrainedParts(rates)]
     trainer = trainer_class(
         model=model,

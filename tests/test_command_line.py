@@ -9,6 +9,7 @@ import pytest
 from trl import TrlParser
 
 from dps_hf.command_line import run_script, show_errors
+from dps_hf.data.rows import read_settings
 from dps_hf.files import write_whole
 from dps_hf.inference import ask, load
 from dps_hf.resolve import resolve
@@ -63,6 +64,11 @@ def test_a_recipe_that_is_missing_wrong_or_has_an_unknown_field_ends_in_one_sent
 def test_an_error_that_the_package_raises_ends_in_one_sentence(start, capsys):
     wrong = exit_with_sentence(capsys, start, lambda script: resolve("no_such_module.judge", "judge"))
     assert "judge must be the dotted path" in wrong
+
+
+def test_an_error_of_several_lines_of_code_ends_in_one_sentence(start, capsys):
+    settings = {"path": "mine", "weight": -1}
+    assert "above 0; got -1" in exit_with_sentence(capsys, start, lambda script: read_settings(settings))
 
 
 def test_a_file_that_is_not_there_ends_in_one_sentence(start, capsys):

@@ -38,6 +38,7 @@ FEATURES = {
     "hint": Value("string"),
     "steps": Value("string"),
     "more": List(List(Value("string"))),
+    "image_tokenizer": Value("string"),
 }
 
 
@@ -49,10 +50,12 @@ class EncodedRecords:
         codes: a row for each record: the `codes` of its drawings, `None` if it has none, and in `place` the index of
             the record that they belong to, another one if a picture is bad.
         fingerprint: differs for other records, another image tokenizer and other settings of drawings.
+        image_tokenizer: its name, from [`name_image_tokenizer`], which saved records keep.
     """
 
-    def __init__(self, records: Records, codes: Dataset, fingerprint: str):
+    def __init__(self, records: Records, codes: Dataset, fingerprint: str, image_tokenizer: str):
         self.records, self.codes, self.fingerprint = records, codes, fingerprint
+        self.image_tokenizer = image_tokenizer
 
     def __len__(self) -> int:
         return len(self.records)
@@ -73,8 +76,8 @@ class EncodedRecords:
 
         def make():
             for i in range(len(self)):
-                record = self[i]
-                yield {name: record.get(name) for name in FEATURES}
+                record = cast(dict, self[i])
+                yield {name: record.get(name) for name in FEATURES} | {"image_tokenizer": self.image_tokenizer}
 
         return Dataset.from_generator(make, features=Features(FEATURES), fingerprint=self.fingerprint)
 
@@ -141,7 +144,7 @@ def encode_ahead(
                     desc=f"Encoding the drawings of records {start} to {stop} of {len(records)}",
                 )
             )
-    return EncodedRecords(records, concatenate_datasets(shards), fingerprint)
+    return EncodedRecords(records, concatenate_datasets(shards), fingerprint, digest_weights(encoder.image_tokenizer))
 
 
 def _find_drawing(records: Records, index: int) -> tuple[int, Record]:
@@ -175,6 +178,11 @@ def digest_image_tokenizer(encoder: DPSModel, processor: DPSProcessor) -> str:
         for some in (encoder.image_tokenizer.config, processor.image_processor)
     ]
     return digest_weights(encoder.image_tokenizer) + json.dumps(settings, sort_keys=True, default=str)
+
+
+def name_image_tokenizer(model: DPSForConditionalGeneration) -> str:
+    """A name that says what codes mean: the digest of the image tokenizer's weights, 12 hex digits."""
+    return digest_weights(copy_image_tokenizer(model).image_tokenizer)
 
 
 def encode_drawings(

@@ -40,7 +40,8 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
     "system": "system",
 }
-EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages")  # fields of records in rows
+# Fields of records in rows.
+EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages", "image_tokenizer")
 
 EXAMPLES = {
     "record": 'columns: {messages: my_chats}, or columns: {prompt: my_questions, completion: my_answers}, or columns: '
@@ -234,7 +235,7 @@ class Form:
         self, row: Mapping[str, Any], pictures: list, rng: np.random.Generator, answered: bool
     ) -> Record:
         prompt, answer = self.get(row, "prompt"), self.get(row, "completion")
-        question = _make_turns(prompt, "user")
+        question = make_turns(prompt, "user")
         if more := self.get(row, "input"):
             question = [{"role": "user", "content": f"{_read_text(prompt)}\n\n{_read_text(more)}"}]
         question = self._add_system(row, question)
@@ -243,7 +244,7 @@ class Form:
         if is_picture(answer):
             answer = [{"role": "assistant", "content": [{"type": "image", "image": answer}]}]
         elif not _is_chat(answer):
-            answer = _make_turns(_choose(answer, rng), "assistant")
+            answer = make_turns(_choose(answer, rng), "assistant")
         # Before reading, because an empty system prompt is dropped.
         num_answers = len(answer)
         example = read_messages([*question, *answer], pictures)
@@ -516,7 +517,7 @@ def _read_text(value: Any) -> str:
     return text
 
 
-def _make_turns(value: Any, role: str) -> list:
+def make_turns(value: Any, role: str) -> list:
     """Messages of a prompt or a completion, which is a text, or messages already."""
     if _is_chat(value):
         return [*value]

@@ -1,9 +1,10 @@
 """Data sets of preferences in the format of trl: pairs of answers, or answers that are labelled good or bad."""
 
+import hashlib
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dps_hf.data.formats import (
     guess_preferences,
     holds_pictures,
     is_picture,
+    make_turns,
     read_messages,
 )
 from dps_hf.data.rows import (
@@ -40,9 +42,20 @@ from dps_hf.data.rows import (
     read_rows,
     read_settings,
 )
-from dps_hf.data.sources import Skips, Source, find_pictures, normalize_weights, say
+from dps_hf.data.sources import (
+    Check,
+    Skips,
+    Source,
+    find_pictures,
+    interleave_streams,
+    map_stream,
+    normalize_weights,
+    say,
+)
 
 
+ANSWERS = ("chosen", "rejected", "completion")
+TEXTS = ("prompt", *ANSWERS)
 TIE = "neither is better"
 
 PART = {"type": Value("string"), "text": Value("string"), "column": Value("string")}
@@ -50,35 +63,50 @@ CHAT = List({"role": Value("string"), "content": List(PART)})
 """Messages of preferences. If an answer is a picture, it is a part of type image that names the picture's column."""
 
 
+ORIGIN = {"dps_origin": Value("string"), "dps_origin_row": Value("int64")}
+"""Columns that say which data set, and which row of it, a pair comes from. They are kept while pairs can be bad."""
+
+
 def read_preferences(
-    dataset: DatasetSetting, seed: int = 0, skipped: str | Path | None = None, max_skipped: float = 0.1
-) -> Dataset:
+    dataset: DatasetSetting,
+    seed: int = 0,
+    skipped: str | Path | None = None,
+    max_skipped: float = 0.1,
+    check: Check | None = None,
+) -> Dataset | IterableDataset:
     """Reads pairs of answers, or answers that are labelled good or bad, in the format of trl.
 
     Texts are read at once, and pictures of prompts when a row is requested. Answers may be pictures;
-    [`~dps_hf.preferences.drawings.write_drawings`] turns them into text.
+    [`~dps_hf.preferences.drawings.write_drawings`] turns them into text. If a data set is streamed, all of a row is
+    read when it is requested.
 
     Args:
-        dataset, seed, skipped, max_skipped: as for [`~dps_hf.data.sources.read_records`]. Without `skipped`, the first
-            bad row is an error.
+        dataset, seed, skipped, max_skipped, check: as for [`~dps_hf.data.sources.read_records`]. Without `skipped`,
+            the first bad row is an error.
 
     Raises:
         FileNotFoundError, ValueError: as for [`read_records`]. Without `skipped`, the error gives the number of the
             bad row.
     """
-    skips, settings = Skips(skipped, max_skipped), read_settings(dataset)
-    parts = [_read_pairs(setting, skips, len(settings) > 1) for setting in settings]
+    settings = read_settings(dataset)
+    sources = [replace(_open_pairs(setting), check=check) for setting in settings]
+    skips = Skips(skipped, max_skipped)
     weights = normalize_weights(settings)
+    if any(isinstance(source.rows, IterableDataset) for source in sources):
+        shows = any(map(_may_show_pictures, sources))
+        return interleave_streams([_stream_pairs(source, skips, shows) for source in sources], weights, seed)
+    parts = [_map_pairs(source, skips, len(sources) > 1) for source in sources]
     if len(parts) == 1:
         rows = parts[0]
     elif weights:
         rows = interleave_datasets(parts, weights, seed, stopping_strategy="all_exhausted")
     else:
         rows = concatenate_datasets(parts)
+    pairs = rows if list_drawings(rows) else rows.remove_columns([*ORIGIN])
     if "images" not in rows.column_names:
-        return rows
+        return pairs
     fetch = any(setting.fetch_urls for setting in settings)
-    return rows.with_transform(OpenPairs(rows, skips, fetch))
+    return pairs.with_transform(OpenPairs(rows, skips, fetch))
 
 
 @dataclass(frozen=True)
@@ -93,10 +121,11 @@ class _MapPair:
     converts: bool
     embeds: bool
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         made: dict[str, Any] = {name: [] for name in ("prompt", *self.answers)} if self.converts else {}
         made |= {"label": None} if self.converts and "label" in self.source.form.columns else {}
         made |= {"images": []} if self.embeds else {}
+        made |= {"dps_origin": self.source.setting.source, "dps_origin_row": index}
         try:
             chats, pictures = self.read(row)
         except BadRow as error:
@@ -127,13 +156,17 @@ class _MapPair:
             elif self._is_drawing(name, values[name]):
                 column = f"{name}_picture"
             else:
-                made[name] = _make_chat(values[name], "assistant", name)
+                answer = read_messages(_read_turns(values[name], "assistant", name), [])["messages"]
+                made[name] = [_add_missing_keys(message) for message in answer]
                 continue
             made[name] = [{"role": "assistant", "content": [{"type": "image", "text": None, "column": column}]}]
-        prompt = _make_chat(values["prompt"], "user", "prompt")
+        prompt = _read_turns(values["prompt"], "user", "prompt")
         pictures = form.list_pictures(row)
         record = read_messages(prompt, pictures)
         made["prompt"] = [_add_missing_keys(message) for message in record["messages"]]
+        if self.source.check:
+            for name in self.answers:
+                self.source.check({"messages": [*record["messages"], *made[name]], "images": pictures, "task": ""})
         if "label" in form.columns:
             label = form.get(row, "label")
             if label is None or (isinstance(label, str) and label.lower() not in ("true", "false", "1", "0")):
@@ -182,15 +215,12 @@ def _begins_with_question(answer: Any) -> bool:
     return isinstance(first, Mapping) and first.get("role") in ("system", "user")
 
 
-def _make_chat(value: Any, role: str, name: str) -> list[dict]:
+def _read_turns(value: Any, role: str, name: str) -> list:
     """Messages of a prompt or an answer, which is a text or messages."""
-    if isinstance(value, str):
-        value = [{"role": role, "content": value}]
-    if not isinstance(value, (list, tuple)) or not value:
-        raise BadRow(f"no text in {name}")
-    if role == "user":
-        return [*value]
-    return [_add_missing_keys(message) for message in read_messages(value, [])["messages"]]
+    try:
+        return make_turns(value, role)
+    except BadRow as error:
+        raise BadRow(f"{error} in {name}") from None
 
 
 def _add_missing_keys(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,10 +235,11 @@ def _store_picture(picture: Any) -> dict[str, Any]:
     return {"bytes": None, "path": picture} if isinstance(picture, str) else {"bytes": picture, "path": None}
 
 
-def list_drawings(preferences: Dataset) -> list[str]:
+def list_drawings(preferences: Dataset | IterableDataset) -> list[str]:
     """The columns of the pictures that are answers."""
-    names = (*PICK_A_PIC[:2], *(f"{name}_picture" for name in ("chosen", "rejected", "completion")))
-    return [name for name in names if name in preferences.column_names]
+    names = (*PICK_A_PIC[:2], *(f"{name}_picture" for name in ANSWERS))
+    columns = preferences.column_names or [*next(iter(preferences), {})]
+    return [name for name in names if name in columns]
 
 
 def _may_hold_pictures(prompt: Any) -> bool:
@@ -223,17 +254,75 @@ def _has_marks(rows: Dataset, form: Form) -> bool:
     return any(IMAGE_MARK in repr(prompt) for prompt in rows.select_columns(column).take(100)[column])
 
 
-def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
-    """The pairs of one data set, without bad rows. Pictures of prompts are in `images`, unopened."""
-    rows = read_rows(setting)
-    if isinstance(rows, IterableDataset):
-        raise ValueError(f"Preferences are not streamed; {setting.path} has streaming: true. Leave it out.")
-    form = guess_preferences(rows.column_names, rows.features, setting.columns, setting.title)
-    typed = frozenset(name for name, kind in rows.features.items() if holds_pictures(kind))
-    source = Source(setting, rows, form, 0, is_ours(setting), typed, find_folder(setting))
-    source = replace(source, folder=find_pictures(source, rows[0]))
-    say(str(source))
+def _may_show_pictures(source: Source) -> bool:
+    """Whether prompts may have pictures, judging by the columns."""
+    columns = source.form.columns
+    return "images" in columns or _may_hold_pictures((source.rows.features or {}).get(columns.get("prompt", "")))
 
+
+def _open_pairs(setting: Setting) -> Source:
+    rows = read_rows(setting)
+    first = next(iter(rows.take(1)), None)
+    if first is None:
+        raise ValueError(f"dataset must name a set with records; {setting.path} has none.")
+    features = rows.features or {}
+    form = guess_preferences([*first], features, setting.columns, setting.title)
+    typed = frozenset(name for name, kind in features.items() if holds_pictures(kind))
+    source = Source(setting, rows, form, 0, is_ours(setting), typed, find_folder(setting))
+    source = replace(source, folder=find_pictures(source, first))
+    say(str(source))
+    return source
+
+
+def _stream_pairs(source: Source, skips: Skips, shows: bool) -> IterableDataset:
+    """The pairs of all rows in order; bad rows are left out.
+
+    shows: whether pairs have a list of pictures, because some of these or of another set have.
+    """
+    rows = source.rows if isinstance(source.rows, IterableDataset) else source.rows.to_iterable_dataset()
+    columns = rows.column_names or [*next(iter(rows))]
+    return map_stream(rows, _StreamPair(_MapPair(source, True, True), skips, shows), columns)
+
+
+@dataclass
+class _StreamPair:
+    """Maps a batch of one row to its pair, with opened pictures, or to none if the row is bad."""
+
+    mapper: _MapPair
+    skips: Skips
+    shows: bool
+
+    def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        row = {name: values[0] for name, values in batch.items()}
+        setting = self.mapper.source.setting
+        try:
+            pair = self.open(row)
+        except BadRow as error:
+            if str(error) != TIE and self.skips.path is None:
+                raise ValueError(f"record {indices[0]} of {setting.path}: {error}") from None
+            if str(error) != TIE:
+                self.skips.add(setting.source, indices[0], str(error))
+            return {"prompt": []}
+        self.skips.note(setting.source, indices[0])
+        return {name: [value] for name, value in pair.items()}
+
+    def open(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        source = self.mapper.source
+        pair, pictures = self.mapper.read(row)
+        if self.shows:
+            pair["images"] = [source.open(picture) for picture in pictures]
+        for name in self.mapper.answers:
+            if column := pair[name][0]["content"][0]["column"]:
+                pair[column] = source.open(row[column if column in PICK_A_PIC else source.form.columns[name]])
+        if row.get("chat_template_kwargs"):
+            pair["chat_template_kwargs"] = row["chat_template_kwargs"]
+        return pair
+
+
+def _map_pairs(source: Source, skips: Skips, mixed: bool) -> Dataset:
+    """The pairs of one data set, without bad rows. Pictures of prompts are in `images`, unopened."""
+    setting, rows, form, typed = source.setting, source.rows, source.form, source.picture_columns
+    assert isinstance(rows, Dataset)
     images, answers = form.columns.get("images"), _MapPair(source, True, False).answers
     drawings = {
         form.columns[name]
@@ -241,7 +330,7 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
         if form.columns.get(name) in typed or is_picture(rows[0].get(form.columns.get(name, "")))
     }
     first_prompt = form.get(rows[0], "prompt")
-    embeds = images not in typed if images else _may_hold_pictures(rows.features.get(form.columns.get("prompt", "")))
+    embeds = images not in typed and _may_show_pictures(source)
     is_trls = all(name == column for name, column in form.columns.items() if name != "images")
     converts = (
         mixed
@@ -255,11 +344,13 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
     features = {"prompt": CHAT, **dict.fromkeys(answers, CHAT)} if converts else {}
     features |= {"label": Value("bool")} if converts and "label" in form.columns else {}
     features |= {"images": List(Image(decode=False))} if embeds else {}
+    checked = source.check.fingerprint if source.check else ""
     mapped = rows.map(
         mapper,
+        with_indices=True,
         remove_columns=rows.column_names,
-        features=Features({**features, "reason": Value("string")}),
-        new_fingerprint=Hasher.hash([rows._fingerprint, repr(setting), repr(form), source.folder, converts]),
+        features=Features({**features, **ORIGIN, "reason": Value("string")}),
+        new_fingerprint=Hasher.hash([rows._fingerprint, repr(setting), repr(form), source.folder, converts, checked]),
         load_from_cache_file=images is None,  # files of pictures may have changed
         desc=f"Reading {setting.title}",
     )
@@ -268,7 +359,8 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
     ties = sum(reason == TIE for reason in reasons)
     if ties:
         say(f"{ties:,} rows of {setting.title} are left out, because neither answer is better.")
-    skips.seen += len(good)
+    for i in good:
+        skips.note(setting.source, i)
     for i, reason in enumerate(reasons):
         if reason and reason != TIE:
             if skips.path is None:
@@ -289,8 +381,7 @@ def _read_pairs(setting: Setting, skips: Skips, mixed: bool) -> Dataset:
     mapped = mapped.remove_columns("reason")
     if embeds and not any(mapped["images"][:]):
         mapped = mapped.remove_columns("images")  # trl takes a data set with this column for one of pictures
-    columns = [mapped] * bool(mapped.column_names) + [rows.select_columns(kept)] * bool(kept)
-    pairs = concatenate_datasets(columns, axis=1) if len(columns) > 1 else columns[0]
+    pairs = concatenate_datasets([mapped, rows.select_columns(kept)], axis=1) if kept else mapped
     if images and not embeds and images != "images":
         pairs = pairs.rename_column(images, "images")
     return pairs if len(good) == len(pairs) else pairs.select(good)
@@ -311,19 +402,35 @@ class OpenPairs:
         return {name: [row[name] for row in made] for name in batch}
 
     def _open(self, row: dict[str, Any]) -> dict[str, Any]:
-        start, processor = None, URL_PROCESSOR if self.fetch_urls else IMAGE_PROCESSOR
-        for step in range(len(self.rows)):
+        processor = URL_PROCESSOR if self.fetch_urls else IMAGE_PROCESSOR
+        for place in range(len(self.rows)):
             images = row["images"]
             images = [images] if is_picture(images) else images
             try:
                 return {**row, "images": open_pictures({"images": images}, processor)}
             except (TypeError, ValueError, OSError) as error:
-                if self.skips.path is None:
+                if not place:
+                    first = self._find(row)
+                if self.skips.path is None or first is None:
                     raise
-                if start is None:
-                    prompt = repr(row.get("prompt"))
-                    start = zlib.crc32(prompt.encode())
-                    self.skips.add("preferences", f"{prompt:.300}", f"unreadable picture: {error}")
-                other = self.rows[(start + step) % len(self.rows)]
+                bad = self.rows[(first + place) % len(self.rows)]
+                self.skips.add(bad["dps_origin"], bad["dps_origin_row"], f"unreadable picture: {error}")
+                other = self.rows[(first + place + 1) % len(self.rows)]
                 row = {name: other[name] for name in row}
         raise ValueError(f"No row has a readable picture. {self.skips.summary()}")
+
+    def _find(self, row: Mapping[str, Any]) -> int | None:
+        """The place of a row, since `datasets` does not tell it to a transform."""
+        places = self._places.get(_digest_texts(row), ())
+        return next((i for i in places if self.rows[i]["images"] == row["images"]), None)
+
+    @cached_property
+    def _places(self) -> dict[bytes, list[int]]:
+        places: dict[bytes, list[int]] = {}
+        for i, row in enumerate(self.rows.select_columns([n for n in TEXTS if n in self.rows.column_names])):
+            places.setdefault(_digest_texts(row), []).append(i)
+        return places
+
+
+def _digest_texts(row: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(repr([row[name] for name in TEXTS if name in row]).encode()).digest()[:8]

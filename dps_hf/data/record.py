@@ -39,6 +39,8 @@ class Record(_Conversation, total=False):
             of the assistant is learned.
         codes: the codes of each drawing, in order, `num_codes` integers each. `images` then holds only the pictures of
             the other messages. [`~dps_hf.data.codes.encode_ahead`] sets it.
+        image_tokenizer: the name of the image tokenizer that made the codes, see
+            [`~dps_hf.data.codes.name_image_tokenizer`].
         hint, steps: help, which `guidance.guide` adds to the messages.
         more: further questions about the pictures at the beginning of the last question, with their answers. The
             questions are independent of each other, and `steps` lead to all answers.
@@ -49,6 +51,7 @@ class Record(_Conversation, total=False):
 
     num_prompt_messages: int
     codes: list[list[int]]
+    image_tokenizer: str
     hint: str
     steps: str
     more: list[tuple[str, str]]

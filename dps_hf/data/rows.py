@@ -135,31 +135,6 @@ def read_settings(dataset: DatasetSetting) -> list[Setting]:
     return settings
 
 
-def read_dataset(source: str | Path, field: str = "dataset") -> Dataset:
-    """Reads the rows of a data set that was saved, or that a function returns.
-
-    Args:
-        source: a folder that `Dataset.save_to_disk` wrote, or the dotted path of a function without arguments that
-            returns a `datasets.Dataset` or a list of rows, such as `my_package.my_dataset`.
-        field: the name of this setting in errors.
-
-    Raises:
-        FileNotFoundError: there is no saved data set at this path.
-        ValueError: the function does not exist or returns something else, or the data set has several splits or no
-            rows.
-    """
-    if not Path(source).exists() and DOTTED_PATH.fullmatch(str(source)):
-        dataset = _call(str(source), field)
-    else:
-        dataset = _load_saved(source)
-    if not isinstance(dataset, Dataset):
-        got = ", ".join(dataset) if isinstance(dataset, dict) else type(dataset).__name__
-        raise ValueError(f"{field} must name one set of records; {source} has {got}.")
-    if not len(dataset):
-        raise ValueError(f"{field} must name a set with records; {source} has none. Add records, or name another one.")
-    return dataset
-
-
 def _load_saved(source: str | Path) -> Dataset | DatasetDict:
     try:
         return load_from_disk(source)

@@ -8,15 +8,16 @@ import base64
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import fsspec
 import numpy as np
 from datasets import (
     Dataset,
+    Features,
     IterableDataset,
     interleave_datasets,
 )
@@ -44,7 +45,6 @@ from dps_hf.data.rows import (
     leave_unopened,
     open_pictures,
     read_coco,
-    read_dataset,
     read_rows,
     read_settings,
     unpack,
@@ -53,14 +53,27 @@ from dps_hf.data.rows import (
 
 __all__ = [
     "IMAGE_PROCESSOR", "LazyRecords", "Skips", "compute_fingerprint", "leave_unopened", "make_lazy_dataset",
-    "open_pictures", "read_dataset", "read_records", "read_unanswered", "split_off",
+    "open_pictures", "read_records", "read_unanswered", "split_off",
 ]  # fmt: skip
 
 ENOUGH_ROWS = 20  # the share of bad rows is not judged before so many
 
 
+class Check(Protocol):
+    """Raises a `BadRow` for a record that a model cannot learn from."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def __call__(self, record: Record) -> None: ...
+
+
 def read_records(
-    dataset: DatasetSetting, seed: int = 0, skipped: str | Path | None = None, max_skipped: float = 0.1
+    dataset: DatasetSetting,
+    seed: int = 0,
+    skipped: str | Path | None = None,
+    max_skipped: float = 0.1,
+    check: "Check | None" = None,
 ) -> "LazyRecords | IterableDataset":
     """Reads records for training. A row is mapped, and its pictures are opened, when its record is requested.
 
@@ -72,6 +85,7 @@ def read_records(
         skipped: the JSONL file that lists bad rows, each with the data set, its number and the reason. Without it bad
             rows are only counted, and saved records (`messages`, `images`) are all checked at once.
         max_skipped: the share of bad rows above which reading stops.
+        check: decides whether a model can learn from a record.
 
     Returns:
         Records, or a `datasets.IterableDataset` of records if a data set is streamed. A bad row is replaced by the
@@ -82,19 +96,15 @@ def read_records(
         ValueError: a setting is wrong, the rows cannot be read, their format cannot be guessed, or there are none.
             When records are requested: too many rows are bad.
     """
+    sources = [replace(_open_source(setting, seed), check=check) for setting in read_settings(dataset)]
     skips = Skips(skipped, max_skipped)
-    sources = [_open_source(setting, seed) for setting in read_settings(dataset)]
     for source in sources:
         if skipped is None:
             source.check_saved()
         say(str(source))
     weights = normalize_weights([source.setting for source in sources])
     if any(isinstance(source.rows, IterableDataset) for source in sources):
-        streams = [source.stream(skips) for source in sources]
-        if len(streams) == 1:
-            return streams[0]
-        strategy = "all_exhausted" if weights else "all_exhausted_without_replacement"
-        return interleave_datasets(streams, weights, seed, stopping_strategy=strategy)
+        return interleave_streams([source.stream(skips) for source in sources], weights, seed)
     lengths, visits = [len(source.rows) for source in sources], [source.form.num_visits for source in sources]
     return LazyRecords(sources, mix(lengths, visits, weights, seed), skips)
 
@@ -189,7 +199,8 @@ class LazyRecords:
     @property
     def fingerprint(self) -> str:
         """A digest of the rows and of how they become records."""
-        return join_fingerprints([*(source.fingerprint for source in self.sources), Hasher.hash(self.table)])
+        parts = [*(source.fingerprint for source in self.sources), Hasher.hash(self.table)]
+        return join_fingerprints(parts + [source.check.fingerprint for source in self.sources if source.check])
 
     def __len__(self) -> int:
         return len(self.table)
@@ -216,7 +227,7 @@ class LazyRecords:
             except BadRow as error:
                 self.skips.add(source.setting.source, row, str(error))
                 continue
-            self.skips.seen += 1
+            self.skips.note(source.setting.source, row)
             return place, record
         raise ValueError(f"No row of {self.sources[first].setting.path} is good. {self.skips.summary()}")
 
@@ -242,11 +253,14 @@ class LazyRecords:
 
 
 class Skips:
-    """Counts bad rows, and lists each once in a file, to which several processes may add.
+    """Counts the rows that are read, and lists the bad ones in a file, to which several processes may add.
+
+    Each row is counted and listed once, however often it is read. Each process judges the share of bad rows among
+    those that it has read itself.
 
     Args:
         path: the JSONL file.
-        max_share: above this share of the rows that this process has seen, `add` raises an error.
+        max_share: above this share, `add` raises an error; not before `ENOUGH_ROWS` rows are read, unless it is 0.
     """
 
     def __init__(self, path: str | Path | None, max_share: float):
@@ -254,20 +268,31 @@ class Skips:
             raise ValueError(f"max_skipped must be between 0 and 1; got {max_share}.")
         self.path, self.max_share = Path(path) if path else None, max_share
         self.seen, self.reasons = 0, Counter[str]()
-        self._listed: set[tuple[str, int | str]] = set()
+        self._read: dict[str, bytearray] = {}  # a byte for each row, since there may be very many
+        self._bad: set[tuple[str, int]] = set()
+        self._listed: set[tuple[str, int]] = set()
         self._offset = 0
 
-    def add(self, source: str, row: int | str, reason: str) -> None:
-        """Counts a bad row.
+    def note(self, source: str, row: int) -> None:
+        """Counts a row that was read."""
+        read = self._read.setdefault(source, bytearray())
+        read.extend(bytes(max(0, row + 1 - len(read))))
+        self.seen += 1 - read[row]
+        read[row] = 1
+
+    def add(self, source: str, row: int, reason: str) -> None:
+        """Counts and lists a bad row.
 
         Raises:
             ValueError: too many rows are bad.
         """
-        self.seen += 1
-        self.reasons[reason.partition(":")[0]] += 1
-        if self.path:
-            self.write(source, row, reason)
-        bad, enough = self.reasons.total(), ENOUGH_ROWS if self.max_share else 1
+        self.note(source, row)
+        if (source, row) not in self._bad:
+            self._bad.add((source, row))
+            self.reasons[reason.partition(":")[0]] += 1
+            if self.path:
+                self.write(source, row, reason)
+        bad, enough = len(self._bad), ENOUGH_ROWS if self.max_share else 1
         if self.seen >= enough and bad > self.max_share * self.seen:
             raise ValueError(
                 f"{bad} of the first {self.seen} rows are bad, more than max_skipped, {self.max_share:g}. "
@@ -279,7 +304,7 @@ class Skips:
         listed = f" All are listed in {self.path}." if self.path else ""
         return f"The most frequent reason, {count} times: {reason}.{listed}"
 
-    def write(self, source: str, row: int | str, reason: str) -> None:
+    def write(self, source: str, row: int, reason: str) -> None:
         """Lists a row, unless it is listed."""
         path = self.path
         assert path is not None
@@ -312,6 +337,7 @@ class Source:
     folder: str | None = None
     fingerprint: str = ""
     answered: bool = True
+    check: "Check | None" = None
 
     def __str__(self) -> str:
         number = f"{len(self.rows):,} rows" if isinstance(self.rows, Dataset) else "streamed"
@@ -344,6 +370,8 @@ class Source:
             BadRow: nothing can be learned from the row.
         """
         record = self.peek(row, index, visit)
+        if self.check:
+            self.check(record)
         record["images"] = [self.open(picture) for picture in record["images"]]
         return record
 
@@ -416,7 +444,7 @@ class Source:
         """The records of all rows in order; bad rows are left out."""
         rows = self.rows if isinstance(self.rows, IterableDataset) else self.rows.to_iterable_dataset()
         columns = rows.column_names or [*next(iter(rows))]
-        return rows.map(_MapOne(self, skips), with_indices=True, batched=True, batch_size=1, remove_columns=columns)
+        return map_stream(rows, _MapOne(self, skips), columns)
 
     def check_saved(self) -> None:
         """Checks records that were saved, without opening pictures.
@@ -458,7 +486,7 @@ class _MapOne:
         except BadRow as error:
             self.skips.add(self.source.setting.source, indices[0], str(error))
             return {"messages": [], "images": [], "task": []}
-        self.skips.seen += 1
+        self.skips.note(self.source.setting.source, indices[0])
         return {name: [record[name] for record in records] for name in records[0]}  # type: ignore[literal-required]
 
 
@@ -502,6 +530,24 @@ def normalize_weights(settings: Sequence[Setting]) -> list[float] | None:
         return None
     weights = [1.0 if setting.weight is None else setting.weight for setting in settings]
     return [weight / sum(weights) for weight in weights]
+
+
+def map_stream(rows: IterableDataset, function: Callable, columns: Sequence[str]) -> IterableDataset:
+    """Maps each row, given as a batch of one with its index, to any number of others without these columns."""
+    # Features of no column leave values as they are: `datasets` finds no type for opened pictures.
+    return rows.map(
+        function, with_indices=True, batched=True, batch_size=1, remove_columns=[*columns], features=Features({})
+    )
+
+
+def interleave_streams(
+    streams: Sequence[IterableDataset], weights: Sequence[float] | None, seed: int
+) -> IterableDataset:
+    """One stream of several. With weights, each is repeated until all have ended; without, each row is seen once."""
+    if len(streams) == 1:
+        return streams[0]
+    strategy = "all_exhausted" if weights else "all_exhausted_without_replacement"
+    return interleave_datasets([*streams], weights, seed, stopping_strategy=strategy)
 
 
 def say(line: str) -> None:

@@ -1,32 +1,34 @@
 """Answers that are pictures, as text of their codes, because trl's trainers take pictures in prompts only."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from datasets import Dataset, Value
+from datasets import Dataset, IterableDataset, Value
 from datasets.fingerprint import Hasher
+from torch.utils.data import get_worker_info
 
 from dps_hf.data.codes import copy_image_tokenizer, digest_image_tokenizer
-from dps_hf.data.preferences import OpenPairs, list_drawings
+from dps_hf.data.preferences import ANSWERS, ORIGIN, OpenPairs, list_drawings
 from dps_hf.data.rows import IMAGE_PROCESSOR, open_pictures
 from dps_hf.data.sources import Skips
 from dps_hf.inference import encode
-from dps_hf.model.modeling_dps import DPSForConditionalGeneration
+from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 from dps_hf.model.processing_dps import DPSProcessor
 
 
 def write_drawings(
-    preferences: Dataset,
+    preferences: Dataset | IterableDataset,
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
     batch_size: int = 32,
     skipped: str | Path | None = None,
     max_skipped: float = 0.1,
-) -> Dataset:
+) -> Dataset | IterableDataset:
     """Replaces answers that are pictures by the text of their codes. Preferences without any are returned as they are.
 
     Drawings are encoded on the accelerator, once: `datasets` keeps the result for these rows and this image tokenizer.
+    Those of streamed preferences are encoded when they are requested.
 
     Args:
         preferences: what [`~dps_hf.data.preferences.read_preferences`] returns.
@@ -38,13 +40,49 @@ def write_drawings(
     columns = list_drawings(preferences)
     if not columns:
         return preferences
-    opener = preferences.format["format_kwargs"].get("transform")
     state, encoder = PartialState(), copy_image_tokenizer(model).eval()
+    write = _Write(encoder, processor)
+    if isinstance(preferences, IterableDataset):
+        written = preferences.map(write, batched=True, batch_size=batch_size, remove_columns=columns)
+        return written.remove_columns("reason")
+    opener = preferences.format["format_kwargs"].get("transform")
     rows = preferences.with_format(None)
-    answers = [name for name in ("chosen", "rejected", "completion") if name in rows.column_names]
+    with state.main_process_first():
+        written = rows.map(
+            write,
+            batched=True,
+            batch_size=batch_size,
+            remove_columns=columns,
+            features=_without(rows, columns),
+            new_fingerprint=Hasher.hash([rows._fingerprint, digest_image_tokenizer(encoder, processor)]),
+            desc="Encoding drawings",
+        )
+    skips, reasons = Skips(skipped, max_skipped), written["reason"][:]
+    origins = list(zip(*(written[name][:] for name in ORIGIN), strict=True))
+    for origin, reason in zip(origins, reasons, strict=True):
+        if not reason:
+            skips.note(*origin)
+    for (source, row), reason in zip(origins, reasons, strict=True):
+        if reason and skipped is None:
+            raise ValueError(f"record {row} of {source}: {reason}")
+        if reason:
+            skips.add(source, row, reason)
+    written = written.remove_columns("reason").select([i for i, reason in enumerate(reasons) if not reason])
+    pairs = written.remove_columns([*ORIGIN])
+    return pairs.with_transform(replace(opener, rows=written)) if isinstance(opener, OpenPairs) else pairs
 
-    def write(batch: dict[str, list]) -> dict[str, list]:
-        encoder.to(state.device)
+
+@dataclass(frozen=True)
+class _Write:
+    """Writes the drawings of a batch of pairs as text, and gives the reason where one cannot be opened."""
+
+    encoder: DPSModel
+    processor: DPSProcessor
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        answers = [name for name in ANSWERS if name in batch]
+        # A loader's worker must not touch the accelerator.
+        self.encoder.to(PartialState().device if get_worker_info() is None else "cpu")
         pictures: list = []
         places: list[tuple[int, str]] = []
         reasons = [""] * len(batch[answers[0]])
@@ -60,8 +98,8 @@ def write_drawings(
                 continue
             pictures += opened.values()
             places += [(i, column) for column in opened]
-        codes = encode(encoder, processor, pictures).tolist() if pictures else []
-        texts = {place: processor.drawing_text(one) for place, one in zip(places, codes, strict=True)}
+        codes = encode(self.encoder, self.processor, pictures).tolist() if pictures else []
+        texts = {place: self.processor.drawing_text(one) for place, one in zip(places, codes, strict=True)}
         made = {
             name: [
                 [{**message, "content": [_write(part, i, texts) for part in message["content"]]} for message in chat]
@@ -70,27 +108,6 @@ def write_drawings(
             for name in answers
         }
         return {**made, "reason": reasons}
-
-    with state.main_process_first():
-        written = rows.map(
-            write,
-            batched=True,
-            batch_size=batch_size,
-            remove_columns=columns,
-            features=_without(rows, columns),
-            new_fingerprint=Hasher.hash([rows._fingerprint, digest_image_tokenizer(encoder, processor)]),
-            desc="Encoding drawings",
-        )
-    skips, reasons = Skips(skipped, max_skipped), written["reason"][:]
-    good = [i for i, reason in enumerate(reasons) if not reason]
-    skips.seen = len(good)
-    for i, reason in enumerate(reasons):
-        if reason and skipped is None:
-            raise ValueError(f"drawing of row {i}: {reason}")
-        if reason:
-            skips.add("drawings", i, reason)
-    written = written.remove_columns("reason").select(good)
-    return written.with_transform(replace(opener, rows=written)) if isinstance(opener, OpenPairs) else written
 
 
 def _write(part: dict, i: int, texts: dict[tuple[int, str], str]) -> dict:

@@ -1,5 +1,6 @@
 """What a model is asked: questions of tasks, lines of a file, or the questions of saved records."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,13 +9,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from PIL import Image
 
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture, name_of
-from dps_hf.data.record import Message, Record, get_pictures, validate
-from dps_hf.data.rows import BUILDERS, IMAGE_PROCESSOR, is_saved, leave_unopened, open_pictures, read_dataset
+from dps_hf.data.record import Message, Record, get_pictures
+from dps_hf.data.rows import BUILDERS
 from dps_hf.data.sources import read_unanswered
 from dps_hf.judges.verdict import find_control_token
 from dps_hf.model.image_processing_dps import to_rgb
@@ -129,56 +129,31 @@ def read_prompts(path: Path | Mapping[str, Any], think: Iterable[str] = ()) -> I
         ValueError: the file has no prompt or is not UTF-8, or the folder has several splits or no records; or a line
             or a record is wrong (for example it holds a control token), and the error gives its number.
     """
-    if isinstance(path, Mapping) or _holds_rows(path):
-        yield from extract_prompts(_check_unanswered(path), think)
+    if isinstance(path, Mapping) or path.is_dir() or (path.suffix != ".txt" and path.suffix in BUILDERS):
+        yield from extract_prompts(_check_questions(path), think, patience=sys.maxsize)
         return
-    if not path.is_dir():
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts must name a file in UTF-8; {path} is not ({error}). Save it as UTF-8.") from None
+    lines = [line.strip() for line in text.splitlines()]
+    if not any(lines):
+        raise ValueError(f"prompts must name a file with a prompt for a drawing on each line; {path} has none.")
+    for i, line in enumerate(lines, 1):
+        if name := find_control_token(line):
             raise ValueError(
-                f"prompts must name a file in UTF-8; {path} is not ({error}). Save it as UTF-8."
-            ) from None
-        lines = [line.strip() for line in text.splitlines()]
-        if not any(lines):
-            raise ValueError(f"prompts must name a file with a prompt for a drawing on each line; {path} has none.")
-        for i, line in enumerate(lines, 1):
-            if name := find_control_token(line):
-                raise ValueError(
-                    f"line {i} of {path} must not hold control tokens; got {name!r}. Write it in other words."
-                )
-        for line in dict.fromkeys(filter(None, lines)):
-            yield Prompt(line, draw=True, think=path.stem in think, task=path.stem)
-        return
-
-    dataset = leave_unopened(read_dataset(path, "prompts"))
-    yield from extract_prompts(_check_records(dataset, path), think, path.name, patience=len(dataset))
+                f"line {i} of {path} must not hold control tokens; got {name!r}. Write it in other words."
+            )
+    for line in dict.fromkeys(filter(None, lines)):
+        yield Prompt(line, draw=True, think=path.stem in think, task=path.stem)
 
 
-def _holds_rows(path: Path) -> bool:
-    if path.is_dir():
-        return not is_saved(path)
-    return path.is_file() and path.suffix != ".txt" and path.suffix in BUILDERS
-
-
-def _check_unanswered(dataset: Path | Mapping[str, Any]) -> Iterator[Record]:
+def _check_questions(dataset: Path | Mapping[str, Any]) -> Iterator[Record]:
     for i, one in enumerate(read_unanswered(dataset)):
         try:
             _check_question(one)
         except ValueError as error:
             raise ValueError(f"record {i} of {dataset}: {error}") from error
-        yield one
-
-
-def _check_records(dataset: Dataset, path: Path) -> Iterator[Record]:
-    for i in range(len(dataset)):
-        try:
-            one = dataset[i]
-            validate(one)
-            one["images"] = open_pictures(one, IMAGE_PROCESSOR)
-            _check_question(one)
-        except (TypeError, ValueError, OSError) as error:
-            raise ValueError(f"record {i} of {path}: {error}") from error
         yield one
 
 

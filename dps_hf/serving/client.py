@@ -2,6 +2,7 @@
 
 client = Client("http://127.0.0.1:8080/v1", "dps_hf/checkpoints/dps-nano")
 drawing = client.draw("a big red heart")
+drawings = client.draw_several("a big red heart", 4)
 answer = client.ask("What is this?", [drawing])
 
 The servers give a drawing as codes. The client turns them into a picture with the processor and the image tokenizer
@@ -14,6 +15,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 import dps_hf
 from dps_hf.inference import MAX_NEW_TOKENS, TEMPERATURE, Answer, attach_codes
 from dps_hf.model.image_tokenizer_dps import IMAGE_TOKENIZERS
+from dps_hf.serving.drawing_tokens import find_drawing_tokens
 
 
 # What servers call themselves in their list of models. `transformers serve` lists the Hub's cache instead.
@@ -81,6 +84,8 @@ class Client:
         self.model: Any = model or name  # None where the server was started with its one model
         self.config, self.processor = AutoConfig.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
         self._image_tokenizer = load_image_tokenizer(checkpoint)
+        start = self.config.image_code_start_id
+        self._code_ids = list(range(start, start + self.config.codebook_size))
 
     def _list_models(self) -> list[tuple[str, str]]:
         """Names and owners of the server's models."""
@@ -100,6 +105,8 @@ class Client:
         temperature: float = 0.0,
     ) -> Answer:
         """Answers a question, about the pictures before it if there are any.
+
+        The answer holds no image codes: they are banned in the request, as `model.generate` bans them.
 
         Args:
             think: whether the model thinks before it answers. llama_cpp.server takes this from its own command line:
@@ -138,7 +145,10 @@ class Client:
         return Answer(*self.processor.split_thinking(text if "<think>" in text or not think else "<think>" + text))
 
     def chat(self, question: str, pictures: Sequence[Image.Image] = (), think: bool = False, **options):
-        """The first choice of a chat completion, an object of openai; `options` are fields of the request."""
+        """The first choice of a chat completion, an object of openai; `options` are fields of the request.
+
+        Image codes are banned.
+        """
         completion = self._chat(question, pictures, think, **options)
         return self._call(lambda: completion.choices[0])
 
@@ -147,22 +157,45 @@ class Client:
         content.append({"type": "text", "text": question})
         extra = {"chat_template_kwargs": {"enable_thinking": think}, **options.pop("extra_body", {})}
         if self.server != TRANSFORMERS:
-            extra = {**PLAIN_SAMPLING, "reasoning_format": "none", **extra}
+            extra = {**self._choose_tokens(drawing=False), **PLAIN_SAMPLING, "reasoning_format": "none", **extra}
         return self._call(
             lambda: self._client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], extra_body=extra, **options
             )
         )
 
+    def _choose_tokens(self, drawing: bool) -> dict:
+        """Fields of a request after which a drawing holds only codes, and an answer none."""
+        if self.server == "vLLM":  # with speculative decoding, it ignores logit_bias
+            others = set(find_drawing_tokens(self.config))
+            words = [token for token in range(self.config.vocab_size) if token not in others]
+            return {"allowed_token_ids": self._code_ids if drawing else words}
+        if drawing:
+            return {"logit_bias": dict.fromkeys(map(str, self._code_ids), 100)}
+        return {"logit_bias": dict.fromkeys(map(str, find_drawing_tokens(self.config)), -100)}
+
     def draw(
         self, prompt: str, temperature: float = TEMPERATURE, guidance_scale: float = 1.0, seed: int | None = None
     ) -> Image.Image:
         """Draws a prompt; see [`draw_codes`]."""
-        codes = torch.tensor(self.draw_codes(prompt, temperature, guidance_scale, seed))
+        return self._decode([self.draw_codes(prompt, temperature, guidance_scale, seed)])[0]
+
+    def draw_several(
+        self,
+        prompt: str,
+        n: int,
+        temperature: float = TEMPERATURE,
+        guidance_scale: float = 1.0,
+        seed: int | None = None,
+    ) -> list[Image.Image]:
+        """Draws a prompt `n` times; see [`draw_codes_several`]."""
+        return self._decode(self.draw_codes_several(prompt, n, temperature, guidance_scale, seed))
+
+    def _decode(self, drawings: list[list[int]]) -> list[Image.Image]:
         with torch.no_grad():
-            pixels = self._image_tokenizer.decode(codes[None]).clamp(-1, 1)  # (1, 3, size, size)
-        drawing = self.processor.post_process_multimodal_output(pixels, generation_mode="image")[0]
-        return attach_codes(drawing, self.processor, codes)
+            pixels = self._image_tokenizer.decode(torch.tensor(drawings)).clamp(-1, 1)  # (drawings, 3, size, size)
+        pictures = self.processor.post_process_multimodal_output(pixels, generation_mode="image")
+        return [attach_codes(picture, self.processor, codes) for picture, codes in zip(pictures, drawings)]
 
     def draw_codes(
         self, prompt: str, temperature: float = TEMPERATURE, guidance_scale: float = 1.0, seed: int | None = None
@@ -180,18 +213,64 @@ class Client:
             ValueError: guidance from a server that does not support it.
             ServerError: the server gave another number of codes, or no answer.
         """
+        return self.draw_codes_several(prompt, 1, temperature, guidance_scale, seed)[0]
+
+    def draw_codes_several(
+        self,
+        prompt: str,
+        n: int,
+        temperature: float = TEMPERATURE,
+        guidance_scale: float = 1.0,
+        seed: int | None = None,
+    ) -> list[list[int]]:
+        """The codes of `n` drawings of one prompt.
+
+        vLLM and llama-server draw them at the same time, in one request, and read the prompt once. llama-server draws
+        at most as many at a time as it has slots (`--parallel`). The other servers draw one after another.
+
+        Args:
+            temperature, guidance_scale: see [`draw_codes`].
+            seed: that of the first drawing; each further one has the next number.
+
+        Raises:
+            ValueError: `n` is below 1, or greedy drawings, which are all the same; see also [`draw_codes`].
+            ServerError: see [`draw_codes`].
+        """
+        if n < 1:
+            raise ValueError(f"n must be 1 or more; got {n}.")
+        if n > 1 and not temperature:
+            raise ValueError(f"temperature 0 gives the same drawing {n} times. Set n to 1, or temperature above 0.")
+        seeds = [None] * n if seed is None else list(range(seed, seed + n))
+        slots = self._count_slots(n)
         if self.server == TRANSFORMERS:
-            codes = self._draw_by_transformers(prompt, temperature, guidance_scale, seed)
+            drawings = [self._draw_by_transformers(prompt, temperature, guidance_scale, one) for one in seeds]
         elif guidance_scale != 1:
-            codes = self._sample_guided_codes(prompt, temperature, guidance_scale, seed)
+            with ThreadPoolExecutor(slots) as pool:
+                guided = [
+                    pool.submit(self._sample_guided_codes, prompt, temperature, guidance_scale, one) for one in seeds
+                ]
+                drawings = [one.result() for one in guided]
         else:
-            codes = self._draw_by_logit_bias(prompt, temperature, seed)
-        if len(codes) != self.config.num_codes or max(codes) >= self.config.codebook_size:
-            raise self._error(
-                f"gave {len(codes)} codes for a drawing of {self.config.num_codes}. Is it the model of this "
-                "checkpoint, and is its context long enough?"
-            )
-        return codes
+            drawings = []
+            for start in range(0, n, slots):
+                count = min(slots, n - start)
+                drawings += self._draw_codes_alone(prompt, count, temperature, seeds[start])
+        for codes in drawings:
+            if len(codes) != self.config.num_codes or max(codes) >= self.config.codebook_size:
+                raise self._error(
+                    f"gave {len(codes)} codes for a drawing of {self.config.num_codes}. Is it the model of this "
+                    "checkpoint, and is its context long enough?"
+                )
+        return drawings
+
+    def _count_slots(self, n: int) -> int:
+        """How many of `n` drawings the server makes at a time."""
+        if n == 1 or self.server == "vLLM":
+            return n
+        if self.server != "llama-server":
+            return 1
+        root = self._client.with_options(base_url=self.base_url.rstrip("/").removesuffix("/v1"))
+        return min(n, self._call(lambda: int(root.get("/props", cast_to=object)["total_slots"])))
 
     def _draw_by_transformers(self, prompt, temperature, guidance_scale, seed) -> list[int]:
         """Sends the generation config for `model.generate` on the server."""
@@ -203,14 +282,14 @@ class Client:
         text = self.chat(prompt, extra_body=extra, **({} if seed is None else {"seed": seed})).message.content
         return self._find_codes(text)
 
-    def _draw_by_logit_bias(self, prompt, temperature, seed) -> list[int]:
-        """Asks for codes only, by adding a large bias to their logits."""
-        bias = {str(self.config.image_code_start_id + code): 100 for code in range(self.config.codebook_size)}
-        fields = {"logit_bias": bias, "temperature": temperature, "extra_body": PLAIN_SAMPLING}
-        fields |= {} if seed is None else {"seed": seed}
-        return self._find_codes(
-            self._complete(self._write_beginning(prompt), max_tokens=self.config.num_codes, **fields).text
-        )
+    def _draw_codes_alone(self, prompt, n, temperature, seed) -> list[list[int]]:
+        extra = {**self._choose_tokens(drawing=True), **PLAIN_SAMPLING}
+        fields = {"temperature": temperature, "extra_body": extra}
+        fields |= ({} if seed is None else {"seed": seed}) | ({} if n == 1 else {"n": n})
+        choices = self._complete(self._write_beginning(prompt), max_tokens=self.config.num_codes, **fields)
+        if len(choices) != n:
+            raise self._error(f"gave {len(choices)} drawings instead of {n}")
+        return [self._find_codes(choice.text) for choice in choices]
 
     def _sample_guided_codes(self, prompt, temperature, guidance_scale, seed) -> list[int]:
         """As `drawing_sample` in `generation_dps.py`, among codes that are likely with the prompt."""
@@ -235,15 +314,16 @@ class Client:
             drawn += self.processor.code_token.format(codes[int(choice)])
         return self._find_codes(drawn)
 
-    def _score_codes(self, prompt: str, candidates: Iterable[int] = ()) -> dict[int, float]:
+    def _score_codes(self, prompt: str, candidates: Iterable[int] | None = None) -> dict[int, float]:
         """Log-probabilities, up to a constant, of the likeliest next codes, or of the candidates."""
         start = self.config.image_code_start_id
-        choice = self._complete(
+        raised = self._code_ids if candidates is None else [start + code for code in candidates]
+        [choice, *_] = self._complete(
             prompt,
             max_tokens=1,
             temperature=1.0,
             logprobs=GUIDED_CODES,
-            logit_bias={str(start + code): 100 for code in candidates},
+            logit_bias=dict.fromkeys(map(str, raised), 100),
             extra_body={**PLAIN_SAMPLING, "top_p": 1.0, "post_sampling_probs": True},
         )
         try:
@@ -257,10 +337,14 @@ class Client:
         message = [{"role": "user", "content": prompt}]
         return self.processor.apply_chat_template(message, add_generation_prompt=True) + self.processor.boi_token
 
-    def _complete(self, prompt: str, **fields):
-        return self._call(
-            lambda: self._client.completions.create(model=self.model, prompt=prompt, **fields).choices[0]
-        )
+    def _complete(self, prompt: str, **fields) -> list:
+        """The choices of a completion, at least one, by their indices."""
+
+        def request():
+            choices = self._client.completions.create(model=self.model, prompt=prompt, **fields).choices
+            return sorted([choices[0], *choices[1:]], key=lambda choice: choice.index or 0)
+
+        return self._call(request)
 
     def _find_codes(self, text: str) -> list[int]:
         before, after = map(re.escape, self.processor.code_token.split("{}"))

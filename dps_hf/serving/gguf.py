@@ -6,6 +6,9 @@ llama-server --model outputs/gguf/dps-nano-f16.gguf --mmproj outputs/gguf/mmproj
 The decoder must be a Llama with a byte-level BPE tokenizer, and the tower must have the connector's activation. For
 the folder of a LoRA adapter, the merged model is written. The image tokenizer is not written: llama.cpp gives the
 codes of a drawing, and `dps_hf.serving.client` turns them into a picture.
+
+With `--prefer_words`, the head has a bias against the tokens of drawings, so that answers hold none of them, whatever
+the client. The decoder is then written as a Qwen2, which is a Llama whose head may have a bias.
 """
 
 import argparse
@@ -20,6 +23,7 @@ import dps_hf  # noqa: F401  registers DPS with the Auto classes
 from dps_hf.command_line import show_errors
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.serving.drawing_tokens import find_drawing_tokens
 
 
 TYPES = {
@@ -31,6 +35,9 @@ TYPES = {
 
 # llama.cpp's key for the activation of a tower and its projector, which share one; the default has no key.
 ACTIVATIONS = {"gelu_pytorch_tanh": "use_gelu", "silu": "use_silu", "quick_gelu": None}
+
+# Far below all logits of words. The bias that a request for a drawing asks for is twice as large.
+WORDS_BIAS = -50.0
 
 # How text is split before BPE merges it, by llama.cpp's name.
 LLAMA_3 = (
@@ -66,10 +73,16 @@ def load(checkpoint: str | Path) -> tuple[DPSForConditionalGeneration, DPSProces
     return model, processor
 
 
-def export(checkpoint: str | Path, output: str | Path, type: str = "f16") -> tuple[Path, Path]:
+def export(
+    checkpoint: str | Path, output: str | Path, type: str = "f16", prefer_words: bool = False
+) -> tuple[Path, Path]:
     """Writes `<name>-<type>.gguf` and `mmproj-<name>-<type>.gguf` into the folder `output`, and returns their paths.
 
     Vectors, the patch embedding and the position embedding are float32 whatever the type.
+
+    Args:
+        prefer_words: whether the logits of the tokens of drawings are lowered by 50. Answers then hold none of them,
+            and a request for a drawing must raise them again, as the client of this package does.
 
     Raises:
         ValueError: an unknown type, or llama.cpp cannot compute what this model computes.
@@ -77,16 +90,16 @@ def export(checkpoint: str | Path, output: str | Path, type: str = "f16") -> tup
     if type not in TYPES:
         raise ValueError(f"type must be one of {', '.join(TYPES)}; got {type!r}.")
     model, processor = load(checkpoint)
-    check(model, processor)
+    check(model, processor, prefer_words)
     name = Path(checkpoint).resolve().name
     text, mmproj = Path(output) / f"{name}-{type}.gguf", Path(output) / f"mmproj-{name}-{type}.gguf"
     text.parent.mkdir(parents=True, exist_ok=True)
-    write_text(model, processor, text, name, type)
+    write_text(model, processor, text, name, type, prefer_words)
     write_mmproj(model, processor, mmproj, name, type)
     return text, mmproj
 
 
-def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
+def check(model: DPSForConditionalGeneration, processor: DPSProcessor, prefer_words: bool = False) -> None:
     """Raises a ValueError if llama.cpp would compute something else than this model."""
     config, text, pictures = model.config, model.config.text_config, processor.image_processor
     if text.model_type != "llama":
@@ -105,6 +118,16 @@ def check(model: DPSForConditionalGeneration, processor: DPSProcessor) -> None:
     ):
         if value not in supported:
             raise _make_refusal(field, value, " or ".join(map(repr, supported)))
+    if prefer_words:
+        for field, found, wanted in (
+            ("text_config.rope_parameters['rope_type']", str(rotary.rope_type), "default"),
+            ("text_config.attention_bias", str(text.attention_bias), "False"),
+            ("text_config.mlp_bias", str(text.mlp_bias), "False"),
+        ):
+            if found != wanted:
+                raise ValueError(
+                    f"prefer_words takes a DPS whose {field} is {wanted}; got {found}. Leave prefer_words out."
+                )
     _find_pre_tokenizer(_read_tokenizer(processor))
     tokens = max(processor.tokenizer.get_vocab().values()) + 1
     if tokens > text.vocab_size:
@@ -151,10 +174,18 @@ def _find_pre_tokenizer(tokenizer: dict) -> str:
     return PRE_TOKENIZERS[tuple(steps)]
 
 
-def write_text(model: DPSForConditionalGeneration, processor: DPSProcessor, path: Path, name: str, type: str) -> None:
+def write_text(
+    model: DPSForConditionalGeneration,
+    processor: DPSProcessor,
+    path: Path,
+    name: str,
+    type: str,
+    prefer_words: bool = False,
+) -> None:
     """Writes the decoder, its tokenizer and the chat template; call [`check`] first."""
     config = model.config.text_config
-    writer = gguf.GGUFWriter(path, "llama")
+    architecture = gguf.MODEL_ARCH.QWEN2 if prefer_words else gguf.MODEL_ARCH.LLAMA
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_file_type(TYPES[type][1])
@@ -173,15 +204,19 @@ def write_text(model: DPSForConditionalGeneration, processor: DPSProcessor, path
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     _add_tokenizer(writer, processor, config.vocab_size)
 
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for key, tensor in model.model.language_model.state_dict().items():
         for projection, heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
-            if f".{projection}." in key:
+            if f".{projection}." in key and not prefer_words:
                 tensor = _rotate_in_pairs(tensor, heads)
         _add_tensor(writer, names, f"model.{key}", tensor, type)
     head = model.get_output_embeddings().weight
     if not torch.equal(head, model.get_input_embeddings().weight):  # tied weights are in the file once
         _add_tensor(writer, names, "lm_head.weight", head, type)
+    if prefer_words:
+        bias = torch.zeros(config.vocab_size)
+        bias[find_drawing_tokens(model.config)] = WORDS_BIAS
+        writer.add_tensor("output.bias", bias.numpy())
 
     rotary = model.model.language_model.rotary_emb
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
@@ -250,7 +285,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, processor: DPSProcessor, vocab_size:
 
 
 def _rotate_in_pairs(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key projection, from halves that rotate together (transformers) to neighbours (llama.cpp)."""
+    """Rows of a query or key projection, from halves that rotate together (transformers) to neighbours (a Llama)."""
     return tensor.view(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
@@ -283,8 +318,9 @@ def main() -> None:
     )
     parser.add_argument("output", help="folder for the two files")
     parser.add_argument("--type", choices=list(TYPES), default="f16", help="of the matrices (default: f16)")
+    parser.add_argument("--prefer_words", action="store_true", help="answers hold no image codes, whatever the client")
     arguments = parser.parse_args()
-    for path in export(arguments.checkpoint, arguments.output, arguments.type):
+    for path in export(arguments.checkpoint, arguments.output, arguments.type, arguments.prefer_words):
         print(path)
 
 

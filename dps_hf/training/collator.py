@@ -4,16 +4,13 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 import numpy as np
-from transformers.utils import logging
 
 from dps_hf.data.codes import copy_image_tokenizer, encode_drawings
 from dps_hf.data.record import Message, Record, get_text
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.training.checks import describe_excess, find_length_limit
 from dps_hf.training.conversations import Conversation, Tokens, tokenize, write_conversation
-
-
-logger = logging.get_logger(__name__)
 
 
 class Collator:
@@ -21,6 +18,9 @@ class Collator:
 
     The fields `drop_prompt` and `hidden_codes` of a record say what is dropped; [`~dps_hf.data.dropouts.Dropouts`]
     sets them. Drawings without `codes` are encoded here.
+
+    A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
+    may be text, a drawing, or a plan followed by a drawing.
 
     Args:
         model: gives its config, and a copy of its image tokenizer.
@@ -48,9 +48,8 @@ class Collator:
         """Tokenizes chats, each given with the index of the record that it belongs to.
 
         Raises:
-            ValueError: a chat has nothing to learn, more tokens than the decoder has a table of positions for, or
-                another number of placeholders than pictures. The error names the record. Where positions are rotary,
-                more tokens than the decoder is made for are a warning.
+            ValueError: a chat has nothing to learn, more tokens than the decoder is made for, or another number of
+                placeholders than pictures. The error names the record.
         """
         texts, owners = [], []
         for index, messages in chats:
@@ -61,18 +60,10 @@ class Collator:
             owners.append(index)
         tokens = tokenize(self.processor, texts)
         for index, one in zip(owners, tokens, strict=True):
-            self._check_length(len(one.ids), _name(records[index], index))
+            limit = find_length_limit(self.config)
+            if limit and len(one.ids) > limit:
+                raise ValueError(f"{_name(records[index], index)} is {describe_excess(len(one.ids), limit)}.")
         return tokens
-
-    def _check_length(self, length: int, name: str) -> None:
-        config = self.config.text_config
-        limit = getattr(config, "max_position_embeddings", None)
-        if not limit or length <= limit:
-            return
-        complaint = f"{name} has {length} tokens, and the decoder is made for {limit}. "
-        if getattr(config, "rope_parameters", None) is None:  # a table of positions, which ends there
-            raise ValueError(complaint + "Shorten it, split it, or leave it out; nothing is cut off silently.")
-        logger.warning_once(complaint + "It is learned whole, but you may want to shorten or to split it.")
 
     def _write(self, record: Record, messages: Sequence[Message]) -> Conversation:
         chat = write_conversation(
@@ -111,9 +102,7 @@ def _name(record: Record, index: int) -> str:
 class RecordCollator(Collator):
     """Collates records into a padded batch. By default, the loss is on all answers of each record.
 
-    A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
-    may be text, a drawing, or a plan followed by a drawing. `more` questions are learned by
-    [`~dps_hf.training.packing.PackingCollator`] alone.
+    `more` questions are learned by [`~dps_hf.training.packing.PackingCollator`] alone.
     """
 
     def __call__(self, records: list[Record]) -> dict:

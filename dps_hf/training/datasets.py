@@ -17,6 +17,7 @@ from dps_hf.data.record import Record
 from dps_hf.data.sources import LazyRecords, make_lazy_dataset, read_records, split_off
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
+from dps_hf.training.checks import RecordCheck
 
 
 SKIPPED = "skipped.jsonl"  # in the output folder, the bad rows
@@ -40,6 +41,7 @@ class DataArguments:
         0.05 if the recipe evaluates.
     evaluation_records: number of records of each task for evaluation, from its validation split.
     max_skipped: the share of bad rows above which the training stops. They are listed in `output_dir/skipped.jsonl`.
+        Each process judges the rows that it has read; if one stops, the launcher stops the others.
     encode_drawings: `ahead` encodes the drawings of `dataset` once, before training, and keeps their codes in the
         cache of `datasets`; `live` encodes them in each batch, as drawings of tasks always are.
     prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
@@ -94,7 +96,8 @@ def make_training_data(
     held_out: dict[str, Any] = {}
     if data.dataset:
         skipped = Path(training.output_dir) / SKIPPED
-        records = read_records(data.dataset, training.seed, skipped, data.max_skipped)
+        check = RecordCheck(model, processor)
+        records = read_records(data.dataset, training.seed, skipped, data.max_skipped, check)
         if isinstance(records, IterableDataset) and (data.tasks or training.max_steps < 1):
             raise ValueError(
                 f"A data set that is streamed needs max_steps, and no tasks beside it; got max_steps "
@@ -103,7 +106,7 @@ def make_training_data(
         if isinstance(records, IterableDataset):
             records = records.shuffle(training.seed, buffer_size=SHUFFLED_AT_A_TIME)
         if evaluates and data.evaluation_dataset:
-            given = read_records(data.evaluation_dataset, training.seed, skipped, data.max_skipped)
+            given = read_records(data.evaluation_dataset, training.seed, skipped, data.max_skipped, check)
             held_out = _by_source(given)
         elif evaluates and (data.evaluation_share is not None or not data.tasks):
             share = USUAL_SHARE if data.evaluation_share is None else data.evaluation_share

@@ -17,15 +17,11 @@ from dps_hf.training.trained_parts import freeze_parts
 FOUR_BIT_BLOCK = 64  # bitsandbytes 0.50 silently gives wrong weights where a dimension is no multiple of it
 
 
-def load_for_training(
-    arguments: ModelConfig, vision_tower: bool = False
-) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
+def load_for_training(arguments: ModelConfig) -> tuple[DPSForConditionalGeneration, DPSProcessor]:
     """The model that trl's arguments name, dps-nano where they name none, and its processor.
 
-    Quantisation applies to the decoder alone. The image tokenizer is never trained.
-
-    Args:
-        vision_tower: whether the vision tower is trained, too.
+    Quantisation applies to the decoder alone. The image tokenizer and the vision tower are frozen;
+    [`~dps_hf.training.trained_parts.choose_trained_parts`] may free the tower.
 
     Raises:
         ValueError: 4-bit weights are asked for and a layer has a size that they cannot have.
@@ -41,7 +37,7 @@ def load_for_training(
     )
     if isinstance(quantization, BitsAndBytesConfig) and quantization.load_in_4bit:
         _check_four_bits(model)
-    freeze_parts(model, vision_tower)
+    freeze_parts(model, vision_tower=False)
     return model, processor
 
 

@@ -17,6 +17,7 @@ from dps_hf.training.conversations import Tokens
 
 
 ROW = 256  # tokens; attention costs little up to here
+MULTIPLE = 8  # of tokens in a row, which kernels of accelerators like
 
 
 class Example(NamedTuple):
@@ -46,12 +47,9 @@ class PackingCollator(Collator):
     answer, nor do its single tokens count for almost nothing (InternVL 2.5,
     https://huggingface.co/papers/2412.05271, section 3.3). If all text is learned, a record counts as one answer.
 
-    A `<think>` at the beginning of an answer belongs to the prompt, because it is how thinking is requested. An answer
-    may be text, a drawing, or a plan followed by a drawing.
-
     Args:
         model, processor, assistant_only_loss, completion_only_loss: as for [`~dps_hf.training.collator.Collator`].
-        packed_length: tokens in a row. A batch with a longer record has longer rows.
+        packed_length: the most tokens in a row. A batch with a longer record has longer rows.
 
     Raises:
         ValueError: `packed_length` is below 1, or records cannot be told apart in one row of this decoder.
@@ -79,8 +77,9 @@ class PackingCollator(Collator):
 
     def __call__(self, records: list[Record]) -> dict[str, torch.Tensor]:
         examples = list(self._examples(self.encode(records)))
-        length = max(self.packed_length, *(len(example.ids) for example in examples))
-        rows = _pack(examples, length)
+        rows = _pack(examples, max(self.packed_length, *(len(example.ids) for example in examples)))
+        longest = max(sum(len(example.ids) for example in row) for row in rows)
+        length = -(-longest // MULTIPLE) * MULTIPLE
         pictures = [image for row in rows for example in row for image in example.images]
         batch = {
             "input_ids": _pad([[e.ids for e in row] for row in rows], length, self.config.pad_token_id),
@@ -189,19 +188,22 @@ def _join(asked: list[Tokens], images: list[Image.Image], seen: list[int] | None
 
 
 def _pack(examples: list[Example], length: int) -> list[list[Example]]:
-    """The examples in rows of at most `length` tokens, each in the first row that has room, the longest first."""
-    rows: list[list[Example]] = []
-    room: list[int] = []
-    for example in sorted(examples, key=lambda example: -len(example.ids)):
-        size = len(example.ids)
-        index = next((i for i, left in enumerate(room) if left >= size), None)
-        if index is None:
-            rows.append([])
-            room.append(length)
-            index = len(rows) - 1
-        rows[index].append(example)
-        room[index] -= size
-    return rows
+    """The examples in as few rows of at most `length` tokens as are found, and of about the same length.
+
+    The longest come first, each into the row that has the fewest tokens.
+    """
+    examples = sorted(examples, key=lambda example: -len(example.ids))
+    count = -(-sum(len(example.ids) for example in examples) // length)
+    while True:
+        rows: list[list[Example]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for example in examples:
+            index = filled.index(min(filled))
+            rows[index].append(example)
+            filled[index] += len(example.ids)
+        if max(filled) <= length:
+            return rows
+        count += 1
 
 
 def _pad(rows: list[list[list]], length: int, filler: float) -> torch.Tensor:

@@ -10,8 +10,8 @@ name=$(basename "$checkpoint")
 # Install.
 pip install ".[serve]" "llama-cpp-python[server]==0.3.36"
 
-# Convert.
-python -m dps_hf.serving.gguf "$checkpoint" "$gguf" --type f16
+# Convert. With --prefer_words, answers hold no image codes, whatever the client.
+python -m dps_hf.serving.gguf "$checkpoint" "$gguf" --type f16 --prefer_words
 
 # Start. To think before answers, add: --chat_template_kwargs '{"enable_thinking": true}'
 python -m llama_cpp.server --model "$gguf/$name-f16.gguf" --chat_format mtmd \

@@ -19,8 +19,8 @@ if [ ! -x "$build/bin/llama-server" ]; then
     cmake --build "$build" --target llama-server llama-mtmd-cli -j
 fi
 
-# Convert.
-python -m dps_hf.serving.gguf "$checkpoint" "$gguf" --type f16
+# Convert. With --prefer_words, answers hold no image codes, whatever the client.
+python -m dps_hf.serving.gguf "$checkpoint" "$gguf" --type f16 --prefer_words
 
 # Start. The server lets models think by default. The client turns it on or off in each request.
 "$build/bin/llama-server" --model "$gguf/$name-f16.gguf" --mmproj "$gguf/mmproj-$name-f16.gguf" --port 8080 &

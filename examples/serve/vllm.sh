@@ -15,8 +15,10 @@ if [ ! -e outputs/venv-vllm/.ready ]; then
     touch outputs/venv-vllm/.ready
 fi
 
-# Start. By default vLLM reserves 92 % of the memory, also on a CPU, and fails if less is free.
-outputs/venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model "$checkpoint" --trust-remote-code \
+# Start. By default vLLM reserves 92 % of the memory, also on a CPU, and fails if less is free. With the logits
+# processor, which it reads from this folder, answers hold no image codes, whatever the client.
+PYTHONPATH=. outputs/venv-vllm/bin/python -m vllm.entrypoints.openai.api_server --model "$checkpoint" \
+    --trust-remote-code --logits-processors dps_hf.serving.vllm_words:WordsOnly \
     --gpu-memory-utilization 0.3 --host 127.0.0.1 --port 8000 &
 server=$!
 trap 'kill $server' EXIT

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from trl.data_utils import prepare_multimodal_messages
 
-from dps_hf.data.preferences import read_preferences
+from dps_hf.data.preferences import TEXTS, read_preferences
 from dps_hf.preferences.drawings import write_drawings
 
 
@@ -241,7 +241,7 @@ def test_an_unreadable_picture_of_a_prompt_gives_another_row(tmp_path):
     seen = [words(row["prompt"]) for row in rows]
     assert len(seen) == 3 and "user: *Which 1?" not in seen and seen == [words(row["prompt"]) for row in rows]
     (listed,) = map(json.loads, (tmp_path / "skipped.jsonl").read_text().splitlines())
-    assert "unreadable picture" in listed["reason"] and "Which 1?" in listed["row"]
+    assert "unreadable picture" in listed["reason"] and listed["row"] == 1 and listed["source"] == path
     with pytest.raises(ValueError, match="corrupt"):
         read_preferences(path)[1]
 
@@ -259,3 +259,80 @@ def test_trl_trains_on_them(tmp_path, make_model, tiny_processor, make):
     )  # fmt: skip
     trainer = DPOTrainer(model, make_model(), training, train_dataset=pairs, processing_class=tiny_processor)
     assert trainer.train().training_loss > 0
+
+
+@pytest.mark.parametrize("make", [rlaif, pick_a_pic])
+def test_streamed_preferences_are_those_that_are_read_at_once(
+    tmp_path, tiny_model, tiny_processor, codes_of_colours, make
+):
+    path = make(tmp_path)
+    streamed = read_preferences({"path": path, "streaming": True}, skipped=tmp_path / "skipped.jsonl")
+    assert isinstance(streamed, IterableDataset)
+    for one, other in zip(
+        write_drawings(streamed, tiny_model, tiny_processor),
+        write_drawings(read_preferences(path), tiny_model, tiny_processor),
+        strict=True,
+    ):
+        assert set(one) == set(other)
+        assert [words(one[name]) for name in TEXTS if name in one] == [
+            words(other[name]) for name in TEXTS if name in other
+        ]
+        assert [list(image.get_flattened_data()) for image in one.get("images", [])] == [
+            list(image.get_flattened_data()) for image in other.get("images", [])
+        ]
+
+
+def test_streamed_labels_are_true_or_false(tmp_path):
+    rows = [{"question": "Hi", "answer": "Ho", "label": 1}, {"question": "Hi", "answer": "No", "label": 0}]
+    path = lines(tmp_path / "kto.jsonl", rows)
+    assert [row["label"] for row in read_preferences({"path": path, "streaming": True})] == [True, False]
+
+
+def test_several_streams_are_mixed_and_bad_rows_are_left_out_and_listed(tmp_path):
+    good = {"prompt": "Hi", "chosen": "Ho", "rejected": "No"}
+    texts = lines(tmp_path / "texts.jsonl", [good, good | {"chosen": ""}] * 2)
+    pictures = rlaif(tmp_path, ("red", "blue"), image=[picture("red"), {"bytes": b"broken"}])
+    settings = [{"path": texts, "streaming": True}, pictures]
+    rows = read_preferences(settings, skipped=tmp_path / "skipped.jsonl", max_skipped=0.6)
+    for _ in range(2):
+        assert sorted((words(row["prompt"]), len(row["images"])) for row in rows) == [
+            ("user: *Which 0?", 1), ("user: Hi", 0), ("user: Hi", 0),
+        ]  # fmt: skip
+    listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert sorted((Path(one["source"]).name, one["row"]) for one in listed) == [
+        ("rlaif.parquet", 1), ("texts.jsonl", 1), ("texts.jsonl", 3),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"record 1 of .*texts.jsonl: no text in chosen"):
+        list(read_preferences({"path": texts, "streaming": True}))
+
+
+def test_streams_are_mixed_by_weight(tmp_path):
+    sets = []
+    for name, weight in (("often", 3), ("seldom", 1)):
+        rows = [{"prompt": name, "chosen": "Ho", "rejected": "No"}] * 40
+        sets.append({"path": lines(tmp_path / f"{name}.jsonl", rows), "weight": weight, "streaming": True})
+    seen = [words(row["prompt"]) for row in read_preferences(sets, seed=1)]
+    assert 2 < seen.count("user: often") / seen.count("user: seldom") < 4.5
+
+
+@pytest.mark.parametrize("make", [rlaif, pick_a_pic])
+def test_trl_trains_on_streams_of_them(tmp_path, make_model, tiny_processor, make):
+    from trl import DPOConfig, DPOTrainer
+
+    model = make_model()
+    setting = {"path": make(tmp_path), "streaming": True}
+    pairs = write_drawings(read_preferences(setting, skipped=tmp_path / "skipped.jsonl"), model, tiny_processor)
+    training = DPOConfig(
+        str(tmp_path / "run"), max_steps=2, per_device_train_batch_size=2, report_to="none", max_length=None,
+        use_cpu=True, bf16=False, gradient_checkpointing=False, learning_rate=1e-3,
+    )  # fmt: skip
+    trainer = DPOTrainer(model, make_model(), training, train_dataset=pairs, processing_class=tiny_processor)
+    assert trainer.train().training_loss > 0
+
+
+def test_the_same_words_about_other_pictures_are_told_apart(tmp_path):
+    pictures = [picture("red"), {"bytes": b"broken"}, picture("green")]
+    path = rlaif(tmp_path, ("red",) * 3, image=pictures, question=["Which?"] * 3)
+    rows = read_preferences(path, skipped=tmp_path / "skipped.jsonl", max_skipped=0.5)
+    assert [row["images"][0].getpixel((0, 0)) for row in rows] == [(255, 0, 0), (0, 128, 0), (0, 128, 0)]
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["row"] == 1

@@ -20,7 +20,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dps_hf.data.record import record
-from dps_hf.data.sources import compute_fingerprint, make_lazy_dataset, read_dataset, read_records, split_off
+from dps_hf.data.rows import Setting, read_rows
+from dps_hf.data.sources import compute_fingerprint, make_lazy_dataset, read_records, split_off
 
 
 sys.path.append(str(Path(__file__).parents[1] / "hub"))
@@ -35,27 +36,31 @@ def own_cache(tmp_path, monkeypatch):
 ROWS = Dataset.from_dict({"text": ["one", "two"]})
 
 
+def read(path):
+    return read_rows(Setting(str(path)))
+
+
 def test_what_was_saved_is_read(tmp_path):
     ROWS.save_to_disk(tmp_path)
-    assert read_dataset(tmp_path).to_dict() == ROWS.to_dict()
+    assert read(tmp_path).to_dict() == ROWS.to_dict()
 
 
 @pytest.mark.parametrize("rows", [Dataset.from_dict({"text": []}), ROWS.select([])])
 def test_a_folder_without_records_is_refused_by_name(tmp_path, rows):
     rows.save_to_disk(tmp_path / "mine")
     with pytest.raises(ValueError, match=r"dataset must name a set with records; .*mine has none"):
-        read_dataset(tmp_path / "mine")
+        read(tmp_path / "mine")
 
 
-def test_several_splits_are_refused_by_name(tmp_path):
-    DatasetDict(train=ROWS, test=ROWS).save_to_disk(tmp_path / "both")
-    with pytest.raises(ValueError, match=r"prompts must name one set of records; .*both has train, test"):
-        read_dataset(tmp_path / "both", "prompts")
+def test_several_splits_without_train_are_refused_by_name(tmp_path):
+    DatasetDict(valid=ROWS, test=ROWS).save_to_disk(tmp_path / "both")
+    with pytest.raises(ValueError, match=r"dataset .*both has the splits valid, test; got none"):
+        read(tmp_path / "both")
 
 
 def test_nothing_there_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing-here"):
-        read_dataset(tmp_path / "nothing-here")
+        read(tmp_path / "nothing-here")
 
 
 MINE = """
@@ -92,9 +97,9 @@ def test_a_dataset_may_be_anybodys_function(tmp_path, monkeypatch, name):
         assert [part["type"] for part in first["messages"][0]["content"]] == ["image", "text"]
     assert len(sys.modules[module].calls) == 1, "it may be slow"
     with pytest.raises(ValueError, match=rf"dataset must name one set of records; {module}.my_number has int"):
-        read_dataset(f"{module}.my_number")
+        read(f"{module}.my_number")
     with pytest.raises(ValueError, match=rf"dataset must be the dotted path of a function.*'{module}.no_such'"):
-        read_dataset(f"{module}.no_such")
+        read(f"{module}.no_such")
 
 
 def saved(tmp_path, *records):
@@ -239,6 +244,36 @@ def test_too_many_bad_rows_stop_with_number_reason_and_file(tmp_path, streaming)
     seen = questions(read_records(setting, skipped=listed, max_skipped=0.5))
     assert len({*seen}) == 80 and (streaming or len(seen) == 100)
     assert [json.loads(line)["row"] for line in listed.read_text().splitlines()] == [*range(0, 100, 5)], "each once"
+
+
+@pytest.mark.parametrize("weight", [None, 1])
+def test_several_streams_of_pictures_are_mixed(tmp_path, weight):
+    settings = []
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+        path = lines(tmp_path / f"{name}.jsonl", [asked(name, image=f"{name}.png")] * 6)
+        settings.append({"path": path, "streaming": True, "weight": weight})
+    seen = [one["images"][0].getpixel((0, 0)) for one in read_records(settings)]
+    assert {*seen} == {(255, 0, 0), (0, 0, 255)} and (weight or len(seen) == 12)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_row_counts_once_however_often_it_is_read(tmp_path, streaming):
+    # Each bad row is followed by a good one, which takes its place and is read again in its own.
+    rows = [asked(i, image="no.png" if i % 4 == 0 else None) for i in range(40)]
+    setting = {"path": lines(tmp_path / "rows.jsonl", rows), "streaming": streaming}
+    records = read_records(setting, skipped=tmp_path / "skipped.jsonl", max_skipped=0.4)
+    for _ in range(3):
+        list(records)
+    if not streaming:
+        assert (records.skips.seen, records.skips.reasons.total()) == (40, 10)
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 10
+
+
+def test_the_share_of_bad_rows_is_not_lowered_by_those_that_take_their_place(tmp_path):
+    rows = [asked(i, image="no.png" if i % 3 else None) for i in range(30)]
+    with pytest.raises(ValueError, match="13 of the first 20 rows are bad"):
+        list(read_records(lines(tmp_path / "rows.jsonl", rows), max_skipped=0.64))
 
 
 def test_no_bad_row_is_allowed_with_a_share_of_zero(tmp_path):

@@ -340,6 +340,18 @@ def test_a_row_whose_picture_is_missing_is_left_out_and_listed(train, data, tmp_
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_preferences_may_be_streamed_with_an_evaluation_set_of_their_own(train, data, tmp_path, name):
+    path = data["mixed" if name == "dpo" else "unpaired"]
+    script = {"dataset": {"path": path, "streaming": True}}
+    with pytest.raises(ValueError, match="streamed needs max_steps"):
+        train(name, script=script, max_steps=-1)
+    with pytest.raises(ValueError, match="evaluation_share needs a data set that is not streamed"):
+        train(name, script=script, eval_strategy="steps", eval_steps=1)
+    output = train(name, script={**script, "evaluation_dataset": path}, eval_strategy="steps", eval_steps=1)
+    assert len(losses(output)) == 2 and len(losses(output, "eval_loss")) == 2
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_pictures_as_answers_are_learned_as_drawings(train, tmp_path, name):
     red, blue = ({"bytes": as_png(picture), "path": None} for picture in (RED, BLUE))
     if name == "dpo":  # Pick-a-Pic's columns
@@ -931,7 +943,8 @@ def test_two_processes_train_as_one_does(name, kind, data, saved_model, tmp_path
 def test_two_processes_train_everything_as_one_does_wherever_the_pictures_are(
     name, kind, vision_tower, data, saved_model, tmp_path
 ):
-    fields = {"model_name_or_path": saved_model, "use_peft": False, "vision_tower": vision_tower, "max_steps": 5}
+    fields = {"model_name_or_path": saved_model, "use_peft": False, "max_steps": 5}
+    fields |= {"train": {"vision_tower": 0.003}} if vision_tower else {}
     fields |= {"per_device_train_batch_size": 2, "learning_rate": 0.003, "weight_decay": 0.1}
     if name == "sft":
         fields["tasks"] = {

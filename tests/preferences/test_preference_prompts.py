@@ -9,7 +9,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dps_hf.data.record import record
-from dps_hf.preferences.prompts import Prompt, extract_prompts, read_prompts
+from dps_hf.preferences.prompts import PATIENCE, Prompt, extract_prompts, read_prompts
 
 
 RED, BLUE = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
@@ -134,7 +134,9 @@ def test_the_last_question_of_a_conversation_has_its_own_pictures(tmp_path):
 
 def test_a_wrong_record_in_a_folder_is_named_by_its_number(tmp_path):
     right = record("i2t", [RED, "What?"], ["red"])
-    with pytest.raises(ValueError, match=r"record 1 of .*mine: .*mention 1 image\(s\) but 'images' holds 0"):
+    with pytest.raises(
+        ValueError, match="record 1 of .*mine: wrong number of pictures: the messages have"
+    ):
         list(read_prompts(save([right, {**right, "images": []}], tmp_path / "mine")))
     with pytest.raises(ValueError, match=r"record 0 of .*mute: 'messages' must end with a question of the user"):
         list(read_prompts(save([{"messages": right["messages"][1:], "images": []}], tmp_path / "mute")))
@@ -146,9 +148,15 @@ def test_a_wrong_record_in_a_folder_is_named_by_its_number(tmp_path):
     broken.save_to_disk(tmp_path / "cut")
     with pytest.raises(ValueError, match=r"record 0 of .*cut: "):
         list(read_prompts(tmp_path / "cut"))
-    DatasetDict(train=broken, test=broken).save_to_disk(tmp_path / "both")
-    with pytest.raises(ValueError, match=r"one set of records; .*both has train, test"):
+    DatasetDict(valid=broken, test=broken).save_to_disk(tmp_path / "both")
+    with pytest.raises(ValueError, match=r"both has the splits valid, test"):
         list(read_prompts(tmp_path / "both"))
+
+
+def test_all_questions_of_a_file_are_asked_however_often_one_comes_before(tmp_path):
+    rows = [{"prompt": "Why?"}] * (PATIENCE + 1) + [{"prompt": "Why not?"}]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [prompt.text for prompt in read_prompts(tmp_path / "mine.jsonl")] == ["Why?", "Why not?"]
 
 
 def png_of(image):

@@ -19,6 +19,11 @@ def completion(text: str, **fields) -> tuple[int, dict]:
     return 200, {"id": "1", "object": "text_completion", "choices": [{"index": 0, "text": text, **fields}]}
 
 
+def completions(*texts: str) -> tuple[int, dict]:
+    choices = [{"index": index, "text": text} for index, text in enumerate(texts)]
+    return 200, {"id": "1", "object": "text_completion", "choices": choices[::-1]}  # servers give them in any order
+
+
 def chat_completion(text: str | None) -> tuple[int, dict]:
     return 200, {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]}
 
@@ -55,8 +60,82 @@ def test_a_drawing_may_hold_nothing_but_codes(owner, make_client, server, token_
     ((path, request),) = server.requests
     assert path == "/v1/completions"
     assert request["prompt"] == "<|im_start|>user\na heart<|im_end|>\n<|im_start|>assistant\n<begin_of_image>"
-    assert request["logit_bias"] == {str(token_ids["<img_0>"] + code): 100 for code in range(16)}
+    codes = [token_ids["<img_0>"] + code for code in range(16)]
+    if owner == "vllm":  # which ignores logit_bias where it decodes speculatively
+        assert request["allowed_token_ids"] == codes
+    else:
+        assert request["logit_bias"] == {str(code): 100 for code in codes}
     assert (request["max_tokens"], request["temperature"], request["repeat_penalty"]) == (4, 0.0, 1.0)
+
+
+def test_vllm_draws_several_in_one_request(make_client, server):
+    server.reply = lambda path, request: completions(*["".join(f"<img_{i}>" for _ in CODES) for i in range(5)])
+    assert make_client("vllm").draw_codes_several("a heart", 5, seed=7) == [[i] * 4 for i in range(5)]
+    ((_, request),) = server.requests
+    assert (request["n"], request["seed"]) == (5, 7)
+
+
+def test_llama_server_draws_as_many_at_a_time_as_it_has_slots(make_client, server):
+    def reply(path, request):
+        if path == "/props":
+            return 200, {"total_slots": 4}
+        return completions(*[DRAWN] * request.get("n", 1))
+
+    server.reply = reply
+    assert make_client().draw_codes_several("a heart", 9, seed=7) == [CODES] * 9
+    asked = [(request.get("n", 1), request["seed"]) for path, request in server.requests if path != "/props"]
+    assert asked == [(4, 7), (4, 11), (1, 15)]
+
+
+@pytest.mark.parametrize("owner", ["me", "Hub"])
+def test_servers_that_draw_one_by_one_are_asked_one_by_one(owner, make_client, server):
+    server.reply = lambda path, request: chat_completion(DRAWN) if "chat" in path else completion(DRAWN)
+    pictures = make_client(owner).draw_several("a heart", 3, seed=7)
+    assert [picture.size for picture in pictures] == [(16, 16)] * 3
+    assert [request["seed"] for _, request in server.requests] == [7, 8, 9]
+    assert not any("n" in request for _, request in server.requests)
+
+
+def test_several_guided_drawings_are_those_of_their_seeds(make_client, server, token_ids):
+    def reply(path, request):
+        if path == "/props":
+            return 200, {"total_slots": 2}
+        probs = [{"id": token_ids["<img_0>"] + code, "prob": 0.25} for code in range(4)]
+        return completion("<img_1>", logprobs={"content": [{"top_probs": probs}]})
+
+    server.reply = reply
+    client = make_client()
+    several = client.draw_codes_several("a heart", 3, guidance_scale=1.5, seed=7)
+    assert several == [client.draw_codes("a heart", guidance_scale=1.5, seed=seed) for seed in (7, 8, 9)]
+    assert len(set(map(tuple, several))) > 1
+
+
+def test_fewer_drawings_than_asked_for_are_one_clear_error(make_client, server):
+    server.reply = lambda path, request: completion(DRAWN)
+    with pytest.raises(ServerError, match="gave 1 drawings instead of 3"):
+        make_client("vllm").draw_several("a heart", 3)
+
+
+@pytest.mark.parametrize(
+    ("n", "temperature", "message"), [(0, 0.5, r"n must be 1 or more; got 0"), (3, 0.0, r"same drawing 3 times")]
+)
+def test_numbers_of_drawings_that_make_no_sense_are_refused(n, temperature, message, make_client):
+    with pytest.raises(ValueError, match=message):
+        make_client().draw_several("a heart", n, temperature)
+
+
+@pytest.mark.parametrize("owner", ["llamacpp", "me", "vllm"])
+def test_answers_may_hold_no_tokens_of_drawings(owner, make_client, server, token_ids, tiny_config):
+    server.reply = lambda path, request: chat_completion("a bar")
+    make_client(owner).ask("What is this?")
+    banned = {token for name, token in token_ids.items() if name.startswith("<img_")}
+    banned |= {token_ids[name] for name in ("<image>", "<begin_of_image>", "<end_of_image>")}
+    ((_, request),) = server.requests
+    if owner == "vllm":
+        words = [token for token in range(tiny_config.vocab_size) if token not in banned]
+        assert request["allowed_token_ids"] == words
+    else:
+        assert request["logit_bias"] == {str(token): -100 for token in banned}
 
 
 def test_transformers_serve_draws_and_guides_by_itself(make_client, server):

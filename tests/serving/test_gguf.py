@@ -51,6 +51,31 @@ def test_the_decoder_is_written_whole_and_its_tied_head_once(written, tiny_model
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_a_file_that_prefers_words_has_a_bias_against_tokens_of_drawings(
+    checkpoint, tmp_path, tiny_model, tiny_config, token_ids
+):
+    text = gguf.GGUFReader(export(checkpoint, tmp_path, "f32", prefer_words=True)[0])
+    found, fields = tensors(text), fields_of(text)
+    banned = [token for name, token in token_ids.items() if name.startswith("<img_")]
+    banned += [token_ids[name] for name in ("<image>", "<begin_of_image>", "<end_of_image>")]
+    expected = torch.zeros(tiny_config.vocab_size)
+    expected[banned] = -50
+    torch.testing.assert_close(found["output.bias"], expected, rtol=0, atol=0)
+    # A Qwen2 keeps the halves that rotate together apart, as transformers does.
+    assert (fields["general.architecture"], fields["qwen2.attention.head_count"]) == ("qwen2", 4)
+    state = tiny_model.model.language_model.state_dict()
+    for name in ("q", "k"):
+        weights = state[f"layers.0.self_attn.{name}_proj.weight"]
+        torch.testing.assert_close(found[f"blk.0.attn_{name}.weight"], weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("field", ["attention_bias", "mlp_bias"])
+def test_a_decoder_that_cannot_prefer_words_is_refused(field, make_config, make_text_config, make_model, checkpoint):
+    model = make_model(make_config(text_config=make_text_config(**{field: True})))
+    with pytest.raises(ValueError, match=rf"prefer_words takes a DPS whose text_config.{field} is False; got True"):
+        check(model, load(checkpoint)[1], prefer_words=True)
+
+
 def test_the_tower_and_the_connector_are_written_whole(written, tiny_model):
     found = tensors(written[1])
     state = {k: v for k, v in tiny_model.model.vision_tower.state_dict().items() if not k.startswith("head.")}

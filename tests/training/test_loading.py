@@ -5,7 +5,7 @@ import torch
 from trl import ModelConfig
 
 from dps_hf.training.loading import load_for_training
-from dps_hf.training.trained_parts import check_trained
+from dps_hf.training.trained_parts import check_trained, choose_trained_parts
 
 
 def test_a_model_is_trained_but_for_its_tower_and_its_image_tokenizer(saved_model):
@@ -13,8 +13,8 @@ def test_a_model_is_trained_but_for_its_tower_and_its_image_tokenizer(saved_mode
     names = check_trained(model)
     assert any("lm_head" in name or "embed_tokens" in name for name in names)
     assert not any("vision_tower" in name for name in names)
-    model, _ = load_for_training(ModelConfig(saved_model), vision_tower=True)
-    assert any("vision_tower" in name for name in check_trained(model, vision_tower=True))
+    rates = choose_trained_parts(model, {"vision_tower": 1e-4}, 1e-4)
+    assert any("vision_tower" in name for name in check_trained(model, rates=rates))
 
 
 def test_four_bits_need_sizes_that_bitsandbytes_gets_right(saved_model):
@@ -40,6 +40,7 @@ def test_the_codes_of_a_quantised_model_are_those_of_the_whole_one(
 def test_the_vision_tower_beside_a_quantised_decoder_can_be_trained(saved_model):
     arguments = ModelConfig(saved_model, load_in_8bit=True)
     for vision_tower in (False, True):
-        model, _ = load_for_training(arguments, vision_tower=vision_tower)
+        model, _ = load_for_training(arguments)
+        choose_trained_parts(model, {"vision_tower": 1e-4} if vision_tower else {}, 1e-4, adapter=True)
         assert all(p.requires_grad == vision_tower for p in model.model.vision_tower.parameters())
         assert not any(p.requires_grad for p in model.model.image_tokenizer.parameters())

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dps_hf.data.guidance import guide
 from dps_hf.data.record import record
-from dps_hf.training.packed_loss import BLOCK, _NatsOfAnswers, _smooth, packed_loss
+from dps_hf.model.loss_dps import BLOCK, LARGE_BLOCK, SumOfNats
+from dps_hf.training.packed_loss import _smooth, packed_loss
 from dps_hf.training.packing import PackingCollator, make_attention_mask
 
 
@@ -107,7 +108,7 @@ def test_in_bfloat16_the_loss_by_blocks_is_that_of_the_library():
     hidden, rows = torch.randn(9, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
     labels, weights = torch.randint(50, (9,)), torch.rand(9)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = _NatsOfAnswers.apply(hidden, rows, labels, weights)
+        ours = SumOfNats.apply(hidden, rows, labels, weights)
         reference = (F.cross_entropy(F.linear(hidden, rows).float(), labels, reduction="none") * weights).sum()
     torch.testing.assert_close(ours, reference, rtol=1e-2, atol=1e-2)
     found = [torch.autograd.grad(total, (hidden, rows)) for total in (ours, reference)]
@@ -116,14 +117,14 @@ def test_in_bfloat16_the_loss_by_blocks_is_that_of_the_library():
         assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
-@pytest.mark.parametrize("count", [0, 1, BLOCK, 2 * BLOCK + 3])
+@pytest.mark.parametrize("count", [0, 1, BLOCK, LARGE_BLOCK + BLOCK + 3])
 def test_the_loss_by_blocks_and_its_gradients_are_those_of_the_whole_table(count):
     torch.manual_seed(0)
     sides = [torch.randn(count, 16), torch.randn(50, 16)]
     labels, weights = torch.randint(50, (count,)), torch.rand(count)
     found = []
     for nats in (
-        _NatsOfAnswers.apply,
+        SumOfNats.apply,
         lambda hidden, rows, labels, weights: F.cross_entropy(hidden @ rows.T, labels, reduction="none") @ weights,
     ):
         hidden, rows = (side.clone().requires_grad_() for side in sides)

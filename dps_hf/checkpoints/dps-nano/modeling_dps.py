@@ -28,6 +28,7 @@ from .library_dps import (
     take_cache,
     torch_compilable_check,
 )
+from .loss_dps import SumOfNats
 from .processing_dps import DPSProcessor  # noqa: F401
 
 
@@ -53,7 +54,8 @@ class DPSImageFeatures(BaseModelOutputWithPooling):
 class DPSOutputWithPast(ModelOutput):
     """
     loss (`torch.Tensor` of shape `(1,)`): next-token loss over the labels that are not -100.
-    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes.
+    logits (`torch.Tensor` of shape `(batch, sequence, vocab_size)`): over text and image codes; None with labels
+        in training mode.
     last_hidden_state (`torch.Tensor` of shape `(batch, sequence, hidden_size)`): of [`DPSModel`] only.
     cache (`Cache`): `past_key_values` up to transformers 5.23.
     hidden_states, attentions: those of the decoder, if asked for.
@@ -139,7 +141,10 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
         """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1]."""
         kwargs["return_dict"] = True
         model = self.base_model
-        outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
+        # A frozen tower keeps no activations, even where gradient checkpointing makes its embeddings ask for gradients.
+        learns = pixel_values.requires_grad or any(weight.requires_grad for weight in model.vision_tower.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
         features = model.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
         if outputs.pooler_output is not None and model._all_processes_need_pictures():
             features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
@@ -316,11 +321,13 @@ class DPSModel(DPSPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
+        positions_to_keep: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple | DPSOutputWithPast:
         """
         input_ids: `(batch, sequence)`. pixel_values: `(images, 3, image_size, image_size)`, in the order of their
-        placeholders. cache: called `past_key_values` up to transformers 5.23; either name works.
+        placeholders. cache: called `past_key_values` up to transformers 5.23; either name works. positions_to_keep:
+        `(batch, sequence)`, bool; the last hidden states are then `(1, positions, hidden_size)`, of these alone.
         """
         cache = take_cache(cache, past_key_values, kwargs)
         if (input_ids is None) == (inputs_embeds is None):
@@ -348,8 +355,11 @@ class DPSModel(DPSPreTrainedModel):
             **{self.decoder_cache: cache},
             **kwargs,
         )
+        last_hidden_state = outputs.last_hidden_state
+        if positions_to_keep is not None:
+            last_hidden_state = last_hidden_state[positions_to_keep.to(last_hidden_state.device)][None]
         return DPSOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
@@ -389,6 +399,8 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         codes_only: bool = False,
+        skip_logits: bool | None = None,
+        loss_weights: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs,
     ) -> tuple | DPSOutputWithPast:
@@ -396,6 +408,8 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 for tokens without a loss. logits_to_keep: how many
         of the last positions, or which positions, get logits and a loss. codes_only: gives logits of the image codes
         alone, `(batch, sequence, codebook_size)`, and no loss; inside a drawing no other token may follow.
+        skip_logits: gives a loss without logits, which is faster and takes less memory; by default in training mode
+        with labels. loss_weights: `(batch, sequence)`, of each label in the mean; by default 1.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -410,20 +424,51 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
-        logits = self._code_logits(hidden_states) if codes_only else self.lm_head(hidden_states)
-
-        loss = None
+        # A loss function of the user's own needs logits, and a compiled graph cannot select positions by their labels.
+        simple = not hasattr(self, "_loss_function") and not torch.compiler.is_compiling()
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        logits = loss = None
+        if codes_only:
+            logits = self._code_logits(hidden_states)
+        elif not (skip_logits and simple):
+            logits = self.lm_head(hidden_states)
         if labels is not None and not codes_only:
-            loss = self.loss_function(
-                logits=logits, labels=labels[:, kept], vocab_size=self.config.vocab_size, **kwargs
-            )
+            labels = labels[:, kept]
+            if simple or loss_weights is not None:
+                weights = None if loss_weights is None else loss_weights[:, kept]
+                loss = self._compute_loss(hidden_states, logits, labels, weights, **kwargs)
+            else:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return DPSOutputWithPast(loss=loss, logits=logits, **others)
 
-    def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        head, start = self.lm_head, self.config.image_code_start_id
-        codes = slice(start, start + self.config.codebook_size)
+    def _has_plain_head(self) -> bool:
+        """Whether the head is its weight alone: not quantised, adapted, sharded, offloaded or biased."""
+        head = self.lm_head
         hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
-        if type(head) is nn.Linear and type(head.weight) is nn.Parameter and not hooked:
-            return F.linear(hidden_states, head.weight[codes])
-        return head(hidden_states)[..., codes]  # a head that is quantised, adapted, sharded or offloaded
+        return type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None and not hooked
+
+    def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        start = self.config.image_code_start_id
+        codes = slice(start, start + self.config.codebook_size)
+        if self._has_plain_head():
+            return F.linear(hidden_states, self.lm_head.weight[codes])
+        return self.lm_head(hidden_states)[..., codes]
+
+    def _compute_loss(self, hidden_states, logits, labels, weights, **kwargs) -> torch.Tensor:
+        """The library's next-token loss, where labels are not -100. It takes `logits` if there are any."""
+        targets = kwargs.get("shift_labels")
+        targets = F.pad(labels, (0, 1), value=-100)[:, 1:] if targets is None else targets
+        due = (targets := targets.to(hidden_states.device)) != -100
+        weights = due.float() if weights is None else F.pad(weights, (0, 1))[:, 1:].to(due.device, torch.float32)
+        targets, weight = targets[due], weights[due]
+        if logits is None and self._has_plain_head():
+            # Without gradients, the head would still ask for its own.
+            rows = self.lm_head.weight if torch.is_grad_enabled() else self.lm_head.weight.detach()
+            total = SumOfNats.apply(hidden_states[due], rows, targets, weight)
+        else:
+            logits = self.lm_head(hidden_states[due]) if logits is None else logits[due]
+            total = (F.cross_entropy(logits.float(), targets, reduction="none") * weight).sum()
+        count = kwargs.get("num_items_in_batch")
+        return total / (weights.sum().clamp(min=1e-6) if count is None else torch.as_tensor(count).to(total.device))
