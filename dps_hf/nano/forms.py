@@ -15,6 +15,7 @@ import numpy as np
 
 from dps_hf.data.record import pick
 from dps_hf.nano.splits import compute_digest
+from dps_hf.nano.wording import DESCRIBE, DRAW
 
 
 FEW = 4  # forms, below which none is held out
@@ -29,7 +30,7 @@ def read_forms(group: str) -> Any:
 def select_forms(forms: Sequence[str], held_out: bool) -> tuple[str, ...]:
     """The forms that training has, or those that are excluded from it: a sixth of each list, by their hash.
 
-    "{}" alone and lists with fewer than four forms are never excluded.
+    Also excluded are the last templates of `wording`. "{}" alone and lists with fewer than four forms are not.
     """
     return _split(tuple(forms))[held_out]
 
@@ -37,8 +38,14 @@ def select_forms(forms: Sequence[str], held_out: bool) -> tuple[str, ...]:
 @cache
 def _split(forms: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     others = sorted({*forms} - {"{}"}, key=lambda form: compute_digest(f"form {form}"))
+    last = {_strip(templates[-1]) for sets in (DESCRIBE, DRAW) for templates in sets.values()}
     excluded = others[: max(1, len(others) // 6)] if len(others) >= FEW else []
+    excluded += [form for form in others if _strip(form) in last and form not in excluded]
     return tuple(form for form in forms if form not in excluded), tuple(excluded)
+
+
+def _strip(form: str) -> str:
+    return form.replace("{a}", "{}").strip(" .?!¿。？").casefold()
 
 
 def choose_form(rng: np.random.Generator, forms: Sequence[str], held_out: bool = False) -> str:

@@ -264,9 +264,7 @@ def main(script: ScriptArguments) -> None:
         ours = make_trainer(PackingSFTTrainer, model, processor, pack, records, precision)
         theirs = make_trainer(SFTTrainer, smolvlm, processor, collate_for_smolvlm(pad), records, precision)
         name = f"training, {script.layers} layers, {precision}"
-        comparisons.append(
-            compare(name, ours.train, theirs.train, script.rounds, 1.3, "SmolVLM through SFTTrainer")
-        )
+        comparisons.append(compare(name, ours.train, theirs.train, script.rounds, 1.3, "SmolVLM through SFTTrainer"))
         if has_nanovlm:
             step = make_nanovlm_step(model, processor, pad, script, precision)
             comparisons.append(

@@ -68,3 +68,10 @@ def test_each_question_has_forms_that_training_sees():
         assert questions.keys() == read_forms("questions")["en"].keys()
         assert all(select_forms(forms, False) for forms in questions.values())
         assert sum(bool(select_forms(forms, True)) for forms in questions.values()) > len(questions) / 2
+
+
+def test_what_the_first_evaluations_hold_out_stays_held_out():
+    describe = read_forms("questions")
+    for language, held_out in (("en", "what does the picture show?"), ("es", "¿qué hay en la imagen?")):
+        assert held_out in select_forms(describe[language]["describe"], True)
+    assert "muéstrame {}" in select_forms(read_forms("requests")["es"], True)
