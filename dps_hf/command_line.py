@@ -1,12 +1,17 @@
 """Runs a script so that a wrong setting ends in one sentence, and a bug in its traceback."""
 
 import linecache
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
+UNKNOWN_FIELDS = (
+    "Unknown arguments from config file",
+    "Some specified arguments are not used",
+)  # trl's, transformers's
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "transformers", "trl")
 
 
@@ -17,6 +22,8 @@ def run_script(main: Callable[..., Any], parser: Any) -> None:
         main: may return an exit status.
         parser: a `TrlParser` or `HfArgumentParser`, which has one dataclass for each argument of `main`.
     """
+    parser.usage = "%(prog)s [--config RECIPE] [--FIELD VALUE ...]"  # all fields would fill pages
+    parser.error = _raise
     parse = getattr(parser, "parse_args_and_config", parser.parse_args_into_dataclasses)
     with show_errors(parsing=True):
         arguments = parse()
@@ -24,6 +31,11 @@ def run_script(main: Callable[..., Any], parser: Any) -> None:
         status = main(*arguments)
     if status:
         raise SystemExit(status)
+
+
+def _raise(message: str) -> None:
+    """In place of `ArgumentParser.error`, which prints the usage first."""
+    raise ValueError(f"{message}.")
 
 
 @contextmanager
@@ -76,4 +88,8 @@ def _is_of_settings(error: Exception) -> bool:
 def _write_sentence(error: Exception) -> str:
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"there is no file or folder {str(error.filename)!r}."
-    return " ".join(str(error).split())
+    sentence = " ".join(str(error).split())
+    if sentence.startswith(UNKNOWN_FIELDS):
+        fields = ", ".join(re.findall(r"'--([^']+)'", sentence))
+        return f"the script has no field {fields}. Correct it; --help lists the fields."
+    return sentence

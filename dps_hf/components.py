@@ -77,14 +77,16 @@ def from_components(
 
     Args:
         text: any decoder that `AutoModelForCausalLM` loads, with its head or without.
-        vision: a SigLIP vision model of fixed resolution, or a whole SigLIP.
-        image_tokenizer: a [`DPSImageTokenizer`], a [`~transformers.JanusVQVAE`] or a whole Janus.
+        vision: a SigLIP vision model of fixed resolution, a whole SigLIP, or a DPS that has one.
+        image_tokenizer: a [`DPSImageTokenizer`], a [`~transformers.JanusVQVAE`], a whole Janus, or a DPS.
         tokenizer (*optional*): a tokenizer or its checkpoint; it decides which ids the new tokens get. By default the
             one that was saved with the checkpoint of `text`.
 
     Raises:
-        ValueError: a part is of the wrong kind, or there is no tokenizer.
+        ValueError: a part cannot be loaded or is of the wrong kind, or there is no tokenizer.
     """
+    if isinstance(text, (str, os.PathLike)):
+        _read_config("text", text)
     tokenizer = tokenizer or getattr(text, "name_or_path", text)
     if not tokenizer:
         raise ValueError(
@@ -109,7 +111,7 @@ def assemble_model(
     Without a tokenizer, given or saved with `text`, the new tokens follow after all rows of the decoder's embeddings.
     """
     text = _load(text_source := text, AutoModelForCausalLM)
-    vision = _find("vision", vision, ("siglip_vision_model", "siglip"), SiglipVisionModel)
+    vision = _find("vision", vision, ("siglip_vision_model", "siglip", "dps"), SiglipVisionModel)
     image_tokenizer = find_image_tokenizer(image_tokenizer)
     decoder, head = text.base_model, text.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
@@ -389,7 +391,7 @@ def find_image_tokenizer(component: Component) -> PreTrainedModel:
     Raises:
         ValueError: the component is or contains no image tokenizer.
     """
-    types = (*IMAGE_TOKENIZERS, "janus")
+    types = (*IMAGE_TOKENIZERS, "janus", "dps")
     return _find("image_tokenizer", component, types, (DPSImageTokenizer, JanusVQVAE))
 
 
@@ -397,7 +399,7 @@ def _find(name: str, component: Component, model_types: tuple[str, ...], wanted)
     """Loads the module of a wanted class from a component."""
     config = getattr(component, "config", component)
     if not isinstance(config, PreTrainedConfig):
-        model_type = PreTrainedConfig.get_config_dict(component)[0].get("model_type")
+        model_type = _read_config(name, component).get("model_type")
     else:
         model_type = config.model_type
     if model_type not in model_types:
@@ -407,6 +409,25 @@ def _find(name: str, component: Component, model_types: tuple[str, ...], wanted)
         )
     model = _load(component, IMAGE_TOKENIZERS.get(model_type, AutoModel))
     return next(module for module in model.modules() if isinstance(module, wanted))
+
+
+def _read_config(name: str, checkpoint: str | os.PathLike) -> dict:
+    """The config of a checkpoint.
+
+    Raises:
+        ValueError: there is none; the error names the part that the checkpoint was given for.
+    """
+    try:
+        if config := PreTrainedConfig.get_config_dict(checkpoint)[0]:
+            return config
+        raise OSError("It is empty.")
+    except (OSError, ValueError) as error:
+        where = (
+            "has no config.json" if os.path.isdir(checkpoint) else "is no folder here, and cannot be had from the Hub"
+        )
+        raise ValueError(
+            f"{name} must be a folder or a name on the Hub; {os.fspath(checkpoint)!r} {where}. Correct it."
+        ) from error
 
 
 def _load(component: Component, model_class) -> PreTrainedModel:

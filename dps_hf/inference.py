@@ -7,6 +7,7 @@ changed = draw(model, processor, ["Make the red star green."], drawings[:1])
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from os import PathLike
@@ -64,8 +65,19 @@ def load(
         revision: branch, tag or commit of the repository.
         device: where the model goes; by default the GPU if there is one. Quantised models stay where they were loaded.
         options: whatever `from_pretrained` takes, for example `dtype` or `attn_implementation`.
+
+    Raises:
+        OSError: there is no model at `path`.
     """
-    model = AutoModelForMultimodalLM.from_pretrained(path, revision=revision, **options).eval()
+    try:
+        model = AutoModelForMultimodalLM.from_pretrained(path, revision=revision, **options).eval()
+    except OSError as error:
+        if os.path.exists(path):
+            raise
+        raise OSError(
+            f"The model {os.fspath(path)!r} is no folder here, and cannot be had from the Hub: "
+            f"{str(error).splitlines()[0]} Correct the path or the name."
+        ) from error
     processor = AutoProcessor.from_pretrained(path, revision=revision)
     if not getattr(model, "is_quantized", False):
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

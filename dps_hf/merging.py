@@ -17,6 +17,21 @@ from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
 
+def read_adapter_config(adapter: str | Path) -> PeftConfig:
+    """The config of an adapter.
+
+    Raises:
+        ValueError: there is no adapter.
+    """
+    try:
+        return PeftConfig.from_pretrained(str(adapter))
+    except ValueError as error:
+        raise ValueError(
+            f"adapter must be the folder or the Hub name of an adapter; {str(adapter)!r} has no adapter_config.json. "
+            "Give the output_dir of a training with use_peft."
+        ) from error
+
+
 def load_adapter(
     model: DPSForConditionalGeneration, processor: DPSProcessor, adapter: str | Path
 ) -> tuple[PeftModel, DPSProcessor]:
@@ -31,14 +46,15 @@ def load_adapter(
         adapter: a folder, or a repository on the Hub.
 
     Raises:
-        ValueError: the adapter has tokens that the tokenizer lacks, or the other way round.
+        ValueError: there is no adapter, it does not fit the model, or it has tokens that the tokenizer lacks or the
+            other way round.
     """
-    adapter = str(adapter)
+    adapter, config = str(adapter), read_adapter_config(adapter)
     processor = _load_own_processor(adapter) or _replace_tokenizer(processor, adapter) or processor
     named = max(processor.tokenizer.get_vocab().values()) + 1
     rows, base_rows = _count_rows(model, adapter), model.config.vocab_size
     remedy = f"Save the tokenizer that it was trained with beside it: processor.save_pretrained({adapter!r})."
-    trained = max(_find_trained_tokens(PeftConfig.from_pretrained(adapter)), default=-1)
+    trained = max(_find_trained_tokens(config), default=-1)
     if trained >= named:
         raise ValueError(
             f"trainable_token_indices of the adapter {adapter} go up to {trained}, and its tokenizer has {named} "
@@ -58,7 +74,13 @@ def load_adapter(
         with torch.random.fork_rng(devices=[]):  # rows that the adapter does not hold are the same each time
             torch.manual_seed(0)
             model.resize_token_embeddings(rows)
-    return PeftModel.from_pretrained(model, adapter), processor
+    try:
+        return PeftModel.from_pretrained(model, adapter), processor
+    except RuntimeError as error:  # sizes differ
+        raise ValueError(
+            f"The adapter {adapter} does not fit the model {model.config.name_or_path}: its weights have other sizes. "
+            f"It was trained on {config.base_model_name_or_path}; take that one."
+        ) from error
 
 
 def merge(adapted: PeftModel) -> DPSForConditionalGeneration:

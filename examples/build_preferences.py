@@ -126,7 +126,7 @@ def report(script: ScriptArguments, statistics: dict) -> bool:
     for name, number in counts.items():
         print(f"{name:24}{number:8}")
     if "paired" in statistics:
-        print("means of pairs:", statistics["paired"]["means"])
+        print("means of pairs:", ", ".join(f"{name} {mean:g}" for name, mean in statistics["paired"]["means"].items()))
     elif counts["good"] and counts["bad"]:
         print("There are no pairs for DPO, only labels for KTO.")
     else:

@@ -10,6 +10,7 @@ it from the last checkpoint with the same losses.
 
 from dataclasses import dataclass, field
 
+import torch
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script
@@ -18,6 +19,7 @@ from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, load_for_training
 from dps_hf.training.optimizer import make_optimizer
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.trained_parts import (
     NoteTrainedParts,
@@ -47,6 +49,7 @@ class ScriptArguments(PreferenceArguments):
 def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -> None:
     if is_finished(training, script, arguments):
         return
+    choose_precision(training)
     # Model
     model, processor = load_for_training(arguments)
     rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
@@ -57,6 +60,10 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
 
     # Dataset
     pairs, held_out = make_preference_data(script, training, model, processor)
+    if pairs.column_names and "chosen" not in pairs.column_names:
+        raise ValueError(
+            f"dataset must hold pairs; {script.dataset} holds labelled answers. Train with examples/kto.py."
+        )
     training.max_length = None  # truncation might cut a picture
 
     # Training
@@ -80,4 +87,6 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
 
 
 if __name__ == "__main__":
-    run_script(main, TrlParser((ScriptArguments, DPOConfig, ModelConfig)))
+    parser = TrlParser((ScriptArguments, DPOConfig, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    run_script(main, parser)

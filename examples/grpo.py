@@ -25,6 +25,7 @@ from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
 from dps_hf.training.optimizer import make_optimizer
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.trained_parts import (
     NoteTrainedParts,
@@ -142,6 +143,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     training.generation_kwargs = {**mode, **(training.generation_kwargs or {})}
     if is_finished(training, script, arguments):
         return
+    choose_precision(training)
 
     # Model
     model, processor = load_for_training(arguments)
@@ -178,4 +180,6 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
 
 if __name__ == "__main__":
-    run_script(main, TrlParser((ScriptArguments, GRPOConfig, ModelConfig)))
+    parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    run_script(main, parser)

@@ -9,6 +9,7 @@ the training is interrupted, the same command resumes it from the last checkpoin
 
 from dataclasses import dataclass, field
 
+import torch
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
@@ -20,6 +21,7 @@ from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
 from dps_hf.training.optimizer import make_optimizer
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.trained_parts import (
     NoteTrainedParts,
@@ -89,6 +91,7 @@ def restrict_to_codes(responses: Dataset, processor: DPSProcessor, models: list)
 def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -> None:
     if is_finished(training, script, arguments):
         return
+    choose_precision(training)
     # Model
     model, processor = load_for_training(arguments)
     rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
@@ -97,6 +100,10 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
     # Dataset
     responses, held_out = make_preference_data(script, training, model, processor)
+    if responses.column_names and "label" not in responses.column_names:
+        raise ValueError(
+            f"dataset must hold labelled answers; {script.dataset} holds pairs. Train with examples/dpo.py."
+        )
     if isinstance(responses, Dataset):
         # Shuffled, because trl uses the response before each one as a response to another prompt.
         responses = responses.shuffle(seed=training.seed)
@@ -127,4 +134,6 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
 
 if __name__ == "__main__":
-    run_script(main, TrlParser((ScriptArguments, KTOConfig, ModelConfig)))
+    parser = TrlParser((ScriptArguments, KTOConfig, ModelConfig))
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    run_script(main, parser)

@@ -12,11 +12,10 @@ If tokens were added for the adapter, its folder must hold the tokenizer or proc
 from dataclasses import dataclass
 
 import torch
-from peft import PeftConfig
 from trl import ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script
-from dps_hf.merging import load_adapter, merge
+from dps_hf.merging import load_adapter, merge, read_adapter_config
 from dps_hf.training.loading import load_for_training
 
 
@@ -39,9 +38,8 @@ def compute_logits(model, processor) -> torch.Tensor:
 
 def main(script: ScriptArguments, arguments: ModelConfig) -> None:
     # Model
-    arguments.model_name_or_path = (
-        arguments.model_name_or_path or PeftConfig.from_pretrained(script.adapter).base_model_name_or_path
-    )
+    config = read_adapter_config(script.adapter)
+    arguments.model_name_or_path = arguments.model_name_or_path or config.base_model_name_or_path
     model, processor = load_for_training(arguments)
     if arguments.load_in_4bit or arguments.load_in_8bit:
         model = model.dequantize(torch.float32)

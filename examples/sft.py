@@ -9,6 +9,7 @@ If the training is interrupted, the same command resumes it from the last checkp
 
 from dataclasses import dataclass, field
 
+import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
 from dps_hf.command_line import run_script
@@ -19,6 +20,7 @@ from dps_hf.training.loading import check_four_bit_training, load_for_training
 from dps_hf.training.loss_arguments import take_loss_arguments
 from dps_hf.training.optimizer import make_optimizer
 from dps_hf.training.packing import PackingCollator
+from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished, train_and_save
 from dps_hf.training.samples import Samples
 from dps_hf.training.sft_trainer import PackingSFTTrainer, RecordSFTTrainer
@@ -48,6 +50,7 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
     loss = take_loss_arguments(training)
     if is_finished(training, script, arguments, loss):
         return
+    choose_precision(training)
     # Model
     model, processor = load_for_training(arguments)
     check_four_bit_training(model, training.eval_strategy != "no")
@@ -86,4 +89,5 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
     parser.set_defaults(assistant_only_loss=True)
+    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
     run_script(main, parser)

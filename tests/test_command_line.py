@@ -52,13 +52,26 @@ def test_a_wrong_setting_ends_in_one_sentence(start, capsys):
     assert "share must be from 0 to 1; got 2.0." in exit_with_sentence(capsys, start, print, "--share", "2")
 
 
+def test_a_value_of_the_wrong_type_ends_in_one_sentence(start, tmp_path, capsys):
+    assert "--share: invalid float value: 'half'." in exit_with_sentence(capsys, start, print, "--share", "half")
+    (tmp_path / "mine.yaml").write_text("share: half")
+    assert "--share: invalid" in exit_with_sentence(capsys, start, print, "--config", str(tmp_path / "mine.yaml"))
+
+
+def test_help_begins_with_a_short_usage(start, capsys):
+    with pytest.raises(SystemExit):
+        start(print, "--help")
+    assert capsys.readouterr().out.startswith("usage: script.py [--config RECIPE] [--FIELD VALUE ...]\n")
+
+
 def test_a_recipe_that_is_missing_wrong_or_has_an_unknown_field_ends_in_one_sentence(start, tmp_path, capsys):
     recipe = tmp_path / "mine.yaml"
     assert "mine.yaml" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
     recipe.write_text("share: [0.5")
     assert "line 1" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
     recipe.write_text("sahre: 0.5")
-    assert "sahre" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
+    assert "has no field sahre. Correct" in exit_with_sentence(capsys, start, print, "--config", str(recipe))
+    assert "has no field sahre. Correct" in exit_with_sentence(capsys, start, print, "--sahre", "0.5")
 
 
 def test_an_error_that_the_package_raises_ends_in_one_sentence(start, capsys):
@@ -85,7 +98,8 @@ def test_a_script_may_return_an_exit_status(start):
 
 def test_a_model_that_is_not_there_ends_in_one_sentence(start, capsys, tmp_path):
     nowhere = str(tmp_path / "nowhere")
-    assert nowhere in exit_with_sentence(capsys, start, lambda script: load(nowhere))
+    sentence = exit_with_sentence(capsys, start, lambda script: load(nowhere))
+    assert f"The model '{nowhere}' is no folder here" in sentence
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,13 @@ class Captions:
             if isinstance(fields[name], bool) or not isinstance(fields[name], (int, float)) or fields[name] < 0:
                 raise ValueError(f"captions.{name}.share must be a number of 0 or more; got {fields[name]!r}.")
         if len(shares) == 1:  # the other direction gets the rest
+            if fields[shares[0]] > 1:
+                raise ValueError(
+                    f"captions.{shares[0]}.share must be from 0 to 1 where it is the only one; got "
+                    f"{fields[shares[0]]!r}. Give the other share, too."
+                )
             other = "draw" if shares[0] == "describe" else "describe"
-            fields[other] = max(0.0, 1 - fields[shares[0]])
+            fields[other] = 1 - fields[shares[0]]
         captions_read = cls(**fields)
         if not captions_read.describe + captions_read.draw:
             raise ValueError("captions must give describe or draw a share above 0; got none.")

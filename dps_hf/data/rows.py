@@ -5,6 +5,7 @@ folder, or the dotted path of a function without arguments. The fields of a mapp
 """
 
 import glob
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from PIL.Image import Image as Picture
 
@@ -144,8 +145,21 @@ def _load_saved(source: str | Path) -> Dataset | DatasetDict:
 
 @cache
 def _call(path: str, field: str) -> Any:
-    rows = resolve(path, field)()
+    function = resolve(path, field)
+    if not _takes_nothing(function):
+        raise ValueError(f"{field} must name a function that is called without arguments; {path} needs some.")
+    rows = function()
     return Dataset.from_list(rows) if isinstance(rows, list) else rows
+
+
+def _takes_nothing(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except TypeError:
+        return False
+    except ValueError:  # a function written in C may have no signature
+        return callable(function)
+    return True
 
 
 def fingerprint_rows(setting: Setting, rows: Dataset | IterableDataset) -> str:
@@ -171,26 +185,11 @@ def _is_dotted(setting: Setting) -> bool:
 
 def read_rows(setting: Setting) -> Dataset | IterableDataset:
     """The rows of a data set, with pictures unopened."""
-    path, options = setting.path, {"name": setting.name, "streaming": setting.streaming, "split": setting.split}
-    try:
-        if is_ours(setting):
-            rows = _call(path, "dataset") if setting.is_remote else _load_saved(path)
-        elif setting.files:
-            rows = _load_files(_read_files({"train": setting.files}), options)
-        elif os.path.isdir(path):
-            rows = _load_files(_read_folder(setting), options)
-        elif os.path.isabs(path) or path.startswith(".") or Path(path).suffix in BUILDERS or glob.has_magic(path):
-            raise FileNotFoundError(f"dataset must name a data set; there is no file or folder {path}.")
-        else:
-            rows = load_dataset(path, data_files=setting.data_files, revision=setting.revision, **options)
-    except (DatasetNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"dataset must name a data set; {path} is no file or folder here, and cannot be had from the Hub: {error}"
-        ) from error
-    except StopIteration:  # a file without rows
-        raise ValueError(f"dataset must name a set with records; {path} has none. Add records.") from None
-    except DatasetGenerationError as error:
-        raise ValueError(f"dataset {path} cannot be read: {error.__cause__ or error}") from error
+    path = setting.path
+    if is_ours(setting):
+        rows = _call(path, "dataset") if setting.is_remote else _load_saved(path)
+    else:
+        rows = _load(setting)
     rows = _choose_split(rows, setting)
     if isinstance(rows, Dataset):
         rows = _unwrap(rows, setting)
@@ -201,6 +200,39 @@ def read_rows(setting: Setting) -> Dataset | IterableDataset:
         if setting.streaming:
             rows = rows.to_iterable_dataset()
     return leave_unopened(rows)
+
+
+def _load(setting: Setting) -> Any:
+    """Loads files, a folder, or a data set on the Hub.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read, or has no rows.
+    """
+    path, options = setting.path, {"name": setting.name, "streaming": setting.streaming, "split": setting.split}
+    is_file = os.path.isabs(path) or path.startswith(".") or Path(path).suffix in BUILDERS or glob.has_magic(path)
+    if setting.is_remote and is_file:
+        raise FileNotFoundError(f"dataset must name a data set; there is no file or folder {path}.")
+    files = _read_files({"train": setting.files}) if setting.files else None
+    if os.path.isdir(path):
+        files = _read_folder(setting)
+    try:
+        if files:
+            return _load_files(files, options)
+        return load_dataset(path, data_files=setting.data_files, revision=setting.revision, **options)
+    except (FileNotFoundError, ConnectionError) as error:
+        if os.path.isdir(path):
+            raise FileNotFoundError(
+                f"dataset must name a data set; the folder {path} has no files of rows or pictures. Add some, or name "
+                "another one."
+            ) from error
+        raise FileNotFoundError(
+            f"dataset must name a data set; {path} is no file or folder here, and cannot be had from the Hub: {error}"
+        ) from error
+    except StopIteration:  # a file without rows
+        raise ValueError(f"dataset must name a set with records; {path} has none. Add records.") from None
+    except (DatasetGenerationError, ValueError) as error:  # a ValueError is one of metadata or of splits
+        raise ValueError(f"dataset {path} cannot be read: {error.__cause__ or error}") from error
 
 
 def _choose_split(rows: Any, setting: Setting) -> Dataset | IterableDataset:
@@ -264,6 +296,9 @@ def _read_folder(setting: Setting) -> dict[str, Any]:
     if setting.data_files:
         return {"path": str(path), "data_files": setting.data_files}
     beside = sorted(str(file) for file in path.iterdir() if _is_data(file))
+    if any(Path(file).stem == "metadata" for file in beside) and len(beside) > 1:
+        # `datasets` would leave out the pictures if the name of another file has "train" or "test" in it.
+        return {"path": "imagefolder", "data_files": {"train": str(path / "**")}}
     if beside and not any(path.glob("**/metadata.*")) and any(map(_is_picture, path.glob("**/*"))):
         splits: dict[str, list[str]] = {}
         for file in beside:

@@ -229,7 +229,8 @@ class LazyRecords:
                 continue
             self.skips.note(source.setting.source, row)
             return place, record
-        raise ValueError(f"No row of {self.sources[first].setting.path} is good. {self.skips.summary()}")
+        path = self.sources[first].setting.path
+        raise ValueError(f"No row of {path} is good. {self.skips.summary()} The last: {self.skips.last}.")
 
     def open_prompt(self, index: int) -> Record:
         """The record of a good row, with its drawings left out of `images`."""
@@ -267,7 +268,7 @@ class Skips:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_skipped must be between 0 and 1; got {max_share}.")
         self.path, self.max_share = Path(path) if path else None, max_share
-        self.seen, self.reasons = 0, Counter[str]()
+        self.seen, self.reasons, self.last = 0, Counter[str](), ""
         self._read: dict[str, bytearray] = {}  # a byte for each row, since there may be very many
         self._bad: set[tuple[str, int]] = set()
         self._listed: set[tuple[str, int]] = set()
@@ -287,6 +288,7 @@ class Skips:
             ValueError: too many rows are bad.
         """
         self.note(source, row)
+        self.last = f"row {row} of {source}: {reason}"
         if (source, row) not in self._bad:
             self._bad.add((source, row))
             self.reasons[reason.partition(":")[0]] += 1
@@ -296,7 +298,7 @@ class Skips:
         if self.seen >= enough and bad > self.max_share * self.seen:
             raise ValueError(
                 f"{bad} of the first {self.seen} rows are bad, more than max_skipped, {self.max_share:g}. "
-                f"{self.summary()} The last: row {row} of {source}: {reason}."
+                f"{self.summary()} The last: {self.last}."
             )
 
     def summary(self) -> str:
@@ -387,7 +389,7 @@ class Source:
         except BadRow:
             raise
         except (TypeError, ValueError, OSError) as error:
-            raise BadRow(f"unreadable picture: {error}") from None
+            raise BadRow(f"unreadable picture: {str(error).rstrip('.')}") from None
 
     def locate(self, picture: Any) -> Any:
         """The file of a picture that is given by its path, or the picture itself.

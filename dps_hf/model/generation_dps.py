@@ -59,14 +59,18 @@ class DrawingLogitsProcessor(transformers.LogitsProcessor):
         self.drawing, self.may_draw, self.max_length = DrawingState(config), may_draw, max_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        drawing, ids = self.drawing, torch.arange(scores.shape[-1], device=scores.device)
+        drawing = self.drawing
+        if not self.may_draw:
+            scores = scores.clone()
+            for tokens in (drawing.codes, drawing.placeholder, drawing.begin, drawing.end):
+                scores[:, tokens] = float("-inf")
+            return scores
+        ids = torch.arange(scores.shape[-1], device=scores.device)
         is_code = (ids >= drawing.codes.start) & (ids < drawing.codes.stop)
         fits = self.max_length is None or input_ids.shape[1] + 1 + drawing.num_codes + 1 <= self.max_length
         not_text = is_code | (ids == drawing.placeholder) | (ids == drawing.end)
-        if not (self.may_draw and fits):
+        if not fits:
             not_text |= ids == drawing.begin
-        if not self.may_draw:
-            return scores.masked_fill(not_text, float("-inf"))
         position = drawing.position(input_ids)[:, None]
         whole = position == drawing.num_codes
         banned = torch.where(position < 0, not_text, torch.where(whole, ids != drawing.end, ~is_code))
@@ -261,6 +265,10 @@ class DPSGenerationMixin(transformers.GenerationMixin):
                     f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; "
                     f"got {max_length - length}. Set it higher."
                 )
+        # Codes are no words. Other ways of decoding may read their logits, or give them to a model without the argument.
+        alone = not logits_processor and "custom_generate" not in kwargs and setting("num_beams") in (None, 1)
+        if mode == "text" and alone and setting("assistant_model") is None and not setting("output_logits"):
+            kwargs["text_only"] = True
         logits_processor = transformers.LogitsProcessorList(logits_processor or [])
         logits_processor.append(DrawingLogitsProcessor(self.config, mode != "text", max_length))
 

@@ -108,10 +108,11 @@ def make_training_data(
         if evaluates and data.evaluation_dataset:
             given = read_records(data.evaluation_dataset, training.seed, skipped, data.max_skipped, check)
             held_out = _by_source(given)
-        elif evaluates and (data.evaluation_share is not None or not data.tasks):
+        elif data.evaluation_share is not None or (evaluates and not data.tasks):
             share = USUAL_SHARE if data.evaluation_share is None else data.evaluation_share
+            # Without evaluation, too: the rows are then held out for evaluate.py.
             records, others = split_off(records, share, training.seed)
-            held_out = _by_source(others)
+            held_out = _by_source(others) if evaluates else {}
     if data.encode_drawings == "ahead":
         records, held_out = (_encode(some, model, processor) for some in (records, held_out))
     if data.tasks:

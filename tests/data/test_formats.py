@@ -348,6 +348,7 @@ def test_by_default_each_captioned_picture_is_described_once_and_drawn_once(fold
     [
         ({"draw": {"prompts": ["Draw it"]}}, r"captions.draw.prompts must be prompts with \{caption\}"),
         ({"describe": {"share": -1}}, "captions.describe.share must be a number of 0 or more; got -1"),
+        ({"draw": {"share": 2}}, "captions.draw.share must be from 0 to 1 where it is the only one; got 2"),
         ({"describe": {"share": 0}, "draw": {"share": 0}}, "must give describe or draw a share above 0"),
         ({"paint": {}}, "must have describe, draw or both"),
         ({"draw": {"shares": 1}}, r"captions.draw must have share, prompts or both"),

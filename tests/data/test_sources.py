@@ -83,6 +83,10 @@ def my_dataset():
 
 def my_number():
     return 7
+
+
+def my_share(share):
+    return []
 """
 
 
@@ -98,6 +102,8 @@ def test_a_dataset_may_be_anybodys_function(tmp_path, monkeypatch, name):
     assert len(sys.modules[module].calls) == 1, "it may be slow"
     with pytest.raises(ValueError, match=rf"dataset must name one set of records; {module}.my_number has int"):
         read(f"{module}.my_number")
+    with pytest.raises(ValueError, match=rf"called without arguments; {module}.my_share needs some"):
+        read(f"{module}.my_share")
     with pytest.raises(ValueError, match=rf"dataset must be the dotted path of a function.*'{module}.no_such'"):
         read(f"{module}.no_such")
 
@@ -284,7 +290,9 @@ def test_no_bad_row_is_allowed_with_a_share_of_zero(tmp_path):
 
 def test_a_set_without_a_good_row_is_an_error(tmp_path):
     path = lines(tmp_path / "rows.jsonl", [asked(0, image="no.png")] * 3)
-    with pytest.raises(ValueError, match=r"No row of .*rows.jsonl is good. The most frequent reason, 3 times: unread"):
+    with pytest.raises(
+        ValueError, match=r"No row of .*rows.jsonl is good. .*3 times: unread.*there is no file .*no.png"
+    ):
         read_records(path)[0]
 
 
@@ -380,6 +388,8 @@ def test_urls_are_fetched_only_if_the_data_set_says_so(tmp_path):
         ("no.jsonl", FileNotFoundError, r"there is no file or folder no.jsonl"),
         ("./no", FileNotFoundError, r"there is no file or folder ./no"),
         ("no/*.parquet", FileNotFoundError, r"there is no file or folder no/\*.parquet"),
+        ("runs/none/paired", FileNotFoundError, r"runs/none/paired is no file or folder here, and cannot be had"),
+        ("empty", FileNotFoundError, r"the folder empty has no files of rows or pictures"),
         (
             {"path": "x.jsonl", "colums": {}},
             ValueError,
@@ -393,8 +403,25 @@ def test_urls_are_fetched_only_if_the_data_set_says_so(tmp_path):
 )
 def test_wrong_settings_are_named(tmp_path, monkeypatch, setting, error, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=message):
         read_records(setting)
+
+
+def test_metadata_of_a_folder_go_before_other_files_in_it(tmp_path):
+    for name in ("red", "blue"):
+        Image.new("RGB", (8, 8), name).save(tmp_path / f"{name}.png")
+    lines(tmp_path / "metadata.jsonl", [{"file_name": f"{name}.png", "text": name} for name in ("red", "blue")])
+    (tmp_path / "captions_train.json").write_text('{"images": [], "annotations": []}')
+    records = read_records({"path": str(tmp_path), "captions": {"describe": {"share": 1}}})
+    assert {record["messages"][-1]["content"][0]["text"] for record in records} == {"red", "blue"}
+
+
+def test_metadata_without_names_of_files_are_named(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    lines(tmp_path / "metadata.jsonl", [{"file": "0.png", "text": "black"}])
+    with pytest.raises(ValueError, match=rf"dataset {tmp_path} cannot be read: .*file_name"):
+        read_records(tmp_path)
 
 
 def test_a_broken_file_is_named(tmp_path):

@@ -160,6 +160,12 @@ def test_what_else_an_adapter_trains_keeps_its_rate(train, data, saved_model):
         assert (trained[name] - before[name.removeprefix("base_model.model.")]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("name, given, other", [("dpo", "unpaired", "kto"), ("kto", "pairs", "dpo")])
+def test_preferences_of_the_other_kind_are_refused(train, data, name, given, other):
+    with pytest.raises(ValueError, match=f"dataset must hold .* Train with examples/{other}.py"):
+        train(name, script={"dataset": data[given]})
+
+
 def test_a_rate_for_the_norm_without_an_adapter_is_an_error(train, data):
     with pytest.raises(ValueError, match="norm_learning_rate"):
         train("dpo", lora={}, script={"dataset": data["pairs"], "norm_learning_rate": 0.1})

@@ -145,3 +145,19 @@ def test_a_tokenizer_with_more_tokens_than_the_adapter_is_refused(saved_model, s
     tokenizer.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"have 283 rows, and its tokenizer has 284 tokens.*Save the tokenizer"):
         merged()
+
+
+def test_a_folder_without_an_adapter_is_named(merged, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(ValueError, match=r"adapter must be .*adapter' has no adapter_config.json. Give"):
+        merged()
+
+
+def test_an_adapter_of_another_model_is_named_with_its_own(
+    make_model, make_config, make_text_config, tiny_processor, saved_model, save_adapter, merged, tmp_path
+):
+    make_model(make_config(text_config=make_text_config(intermediate_size=40))).save_pretrained(tmp_path / "other")
+    tiny_processor.save_pretrained(tmp_path / "other")
+    save_adapter(saved_model, tmp_path / "adapter")
+    with pytest.raises(ValueError, match=rf"does not fit the model .*other: .* It was trained on {saved_model}"):
+        merged(model_name_or_path=str(tmp_path / "other"))

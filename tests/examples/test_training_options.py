@@ -9,6 +9,9 @@ from PIL import Image
 from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig, TrlParser
 
+from dps_hf.inference import load
+from dps_hf.training.datasets import DataArguments, make_training_data
+
 
 SCRIPTS = ["train.py", "sft.py"]
 TRAINING = {
@@ -83,6 +86,14 @@ def test_a_share_of_ones_own_data_is_held_out_and_bad_rows_are_listed(script, tr
     assert len(logged(output, "eval_loss")) >= 2
     [bad] = [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
     assert bad["row"] == 7 and "picture" in bad["reason"]
+
+
+def test_a_share_is_held_out_from_a_training_that_does_not_evaluate(saved_model, words, tmp_path):
+    model, processor = load(saved_model, device="cpu")
+    training = TrainingArguments(str(tmp_path), eval_strategy="no", use_cpu=True, seed=0)
+    records, held_out = make_training_data(DataArguments(words, evaluation_share=0.2), training, model, processor)
+    assert len(records) == 16 and held_out == {}
+    assert len(make_training_data(DataArguments(words), training, model, processor)[0]) == 20
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -375,6 +375,25 @@ def test_components_of_another_kind_are_refused(tokenizer):
         dps_hf.from_components(narrow, VISION, VQ, tokenizer)
 
 
+@pytest.mark.parametrize("name", ["text", "vision", "image_tokenizer"])
+def test_a_part_that_is_nowhere_is_named(tokenizer, tmp_path, name):
+    parts = {"text": LLAMA, "vision": VISION, "image_tokenizer": IMAGE_TOKENIZER}
+    with pytest.raises(ValueError, match=f"^{name} must be a folder or a name on the Hub; '../nowhere' is no folder"):
+        dps_hf.from_components(**parts | {name: "../nowhere"}, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=f"^{name} must be .*{tmp_path}' has no config.json"):
+        dps_hf.from_components(**parts | {name: tmp_path}, tokenizer=tokenizer)
+
+
+def test_a_dps_gives_its_vision_tower_and_image_tokenizer(tokenizer, tmp_path):
+    whole, _ = dps_hf.from_components(LLAMA, VISION, IMAGE_TOKENIZER, tokenizer)
+    whole.save_pretrained(tmp_path)
+    for source in (whole, tmp_path):
+        parts = dps_hf.from_components(LLAMA, source, source, tokenizer)[0].model
+        for name in ("vision_tower", "image_tokenizer"):
+            expected, found = (getattr(model, name).state_dict() for model in (whole.model, parts))
+            assert all(found[key].equal(weight) for key, weight in expected.items())
+
+
 # Published sizes, without their weights
 
 

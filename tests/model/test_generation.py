@@ -1,5 +1,7 @@
 """Generation: what each mode may emit, guidance against a reference of two forward passes, batch against single."""
 
+import functools
+
 import pytest
 import torch
 from PIL import Image
@@ -92,6 +94,41 @@ def test_text_mode_never_emits_tokens_of_drawings(tiny_model, text_ids, token, d
         text_ids, max_new_tokens=6, logits_processor=[Prefer(token, *NOT_TEXT)], do_sample=do_sample
     )
     assert not torch.isin(generated, torch.tensor(NOT_TEXT)).any()
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_text_mode_skips_the_codes_and_keeps_every_score(make_model, text_ids, monkeypatch, wrap):
+    model = make_model()
+    if wrap:  # a head that is more than its weight
+        model.lm_head.register_forward_hook(lambda module, args, output: output)
+    options = {"do_sample": False, "max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True}
+    asked = []
+    forward = model.forward
+
+    def spy(*args, text_only=False, **kwargs):
+        asked.append(text_only)
+        return forward(*args, text_only=text_only, **kwargs)
+
+    monkeypatch.setattr(model, "forward", functools.wraps(forward)(spy))
+    skipped = model.generate(text_ids, **options)
+    assert all(asked)
+    whole = model.generate(text_ids, output_logits=True, **options)
+    assert not any(asked[6:]) and whole.logits[0].isfinite().all()
+    assert skipped.sequences.equal(whole.sequences)
+    for scores, expected in zip(skipped.scores, whole.scores, strict=True):
+        assert scores.shape == (len(text_ids), model.config.vocab_size)
+        torch.testing.assert_close(scores, expected)
+
+
+def test_tokens_after_the_codes_are_text(make_model, text_ids):
+    model = make_model()
+    model.resize_token_embeddings(model.config.vocab_size + 3)
+    codes = slice(CODE_0, CODE_0 + model.config.codebook_size)
+    whole = model(text_ids).logits
+    logits = model(text_ids, text_only=True).logits
+    assert logits[..., codes].isneginf().all()
+    logits[..., codes] = whole[..., codes]
+    torch.testing.assert_close(logits, whole)
 
 
 def test_text_mode_stops_at_the_decoders_end_of_text(tiny_model, text_ids):

@@ -69,6 +69,55 @@ def test_letterbox_equals_that_of_janus(image_processor, size):
     assert torch.equal(pixels_of(image_processor, Image.fromarray(values)), expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1 / 100},
+        {"image_mean": [0.1, 0.5, 0.9], "image_std": [0.3, 0.2, 0.7]},
+        {"do_resize": False},
+        {"do_resize": False, "do_pad": False},
+        {"do_pad": False},
+        {"min_size": 14},
+        {"resample": Image.Resampling.BILINEAR},
+        {"size": {"height": 9, "width": 9}},
+    ],
+)
+def test_every_setting_gives_the_pixels_of_janus(image_processor, options):
+    values = np.random.default_rng(2).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    settings = {"size": {"height": SIZE, "width": SIZE}, "min_size": 1}
+    janus = JanusImageProcessorPil(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    expected = janus(Image.fromarray(values), return_tensors="pt", **options)["pixel_values"]
+    pixels = image_processor(Image.fromarray(values), return_tensors="pt", **options)["pixel_values"]
+    assert pixels.dtype == expected.dtype and torch.equal(pixels, expected)
+    [listed] = image_processor(values, **options)["pixel_values"]
+    assert torch.equal(torch.from_numpy(listed), expected[0])
+
+
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_pictures_keep_their_order_and_pixels_in_several_threads(image_processor, two_threads):
+    random = np.random.default_rng(3)
+    pictures = [random.integers(0, 256, (20 + i, 40 - i, 3), dtype=np.uint8) for i in range(8)]
+    expected = torch.cat([pixels_of(image_processor, one) for one in pictures])
+    assert torch.equal(image_processor(pictures, return_tensors="pt")["pixel_values"], expected)
+    with pytest.raises(ValueError, match="Scale them"):
+        image_processor([*pictures, np.full((4, 4, 3), -1.0)])
+
+
+def test_a_size_that_is_no_square_is_refused(image_processor, picture):
+    with pytest.raises(ValueError, match=r"size must be a square; got 16x32\. Make both sides equal\."):
+        image_processor(picture, size={"height": 16, "width": 32})
+
+
 def test_bars_of_the_letterbox_are_grey(image_processor):
     pixels = pixels_of(image_processor, Image.new("RGB", (32, 16), "white"))[0]
     assert (pixels[:, 4:12] == 1).all()

@@ -7,6 +7,7 @@ import torch
 from transformers import JanusVQVAEConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+from dps_hf.model import modeling_dps
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 
 
@@ -87,6 +88,100 @@ def test_a_wrong_number_of_placeholders_is_refused_with_the_reason(tiny_model, m
     input_ids = mixed_inputs["input_ids"][:1, cut]
     with pytest.raises(ValueError, match="8 feature vectors, input_ids hold 7 placeholders; truncation may have cut"):
         tiny_model(input_ids=input_ids, pixel_values=mixed_inputs["pixel_values"][:2])
+
+
+# Pictures that repeat
+
+
+@pytest.fixture
+def count_encoded(monkeypatch):
+    """Makes a list of how many pictures each run of a model's tower gets."""
+
+    def count(model) -> list[int]:
+        counts: list[int] = []
+        forward = model.model.vision_tower.forward
+
+        def counted(pixel_values, **kwargs):
+            counts.append(len(pixel_values))
+            return forward(pixel_values, **kwargs)
+
+        monkeypatch.setattr(model.model.vision_tower, "forward", counted)
+        return counts
+
+    return count
+
+
+def test_a_picture_that_repeats_is_encoded_once_with_the_features_of_each(make_model, pictures, count_encoded):
+    model = make_model()
+    counts, rows = count_encoded(model), [2, 0, 2, 2, 1, 0]
+    options = {"output_hidden_states": True, "output_attentions": True}
+    model.set_attn_implementation("eager")
+    alone = [model.get_image_features(pictures[row : row + 1], **options) for row in rows]
+    together = model.get_image_features(pictures[rows], **options)
+    assert counts == [1] * 6 + [3]
+    for name in ("last_hidden_state", "pooler_output", "image_embeds"):
+        torch.testing.assert_close(together[name], torch.cat([one[name] for one in alone]), rtol=1e-4, atol=1e-5)
+    for name in ("hidden_states", "attentions"):
+        for layer, values in enumerate(together[name]):
+            expected = torch.cat([one[name][layer] for one in alone])
+            torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_that_differ_in_one_pixel_keep_their_own_features(make_model, pictures, count_encoded):
+    model = make_model()
+    large = pictures[:1].repeat(1, 1, 4, 4)  # more pixels than are compared at first
+    other = large.clone()
+    other[0, 2, 7, 1] = -other[0, 2, 7, 1]
+    counts = count_encoded(model)
+    features = model.get_image_features(torch.cat([large, other, large]), interpolate_pos_encoding=True).pooler_output
+    assert counts == [2] and features[0].equal(features[2]) and not features[0].equal(features[1])
+
+
+def test_different_pictures_are_encoded_as_they_are(make_model, pictures, count_encoded):
+    model = make_model()
+    counts = count_encoded(model)
+    assert len(model.get_image_features(pictures).pooler_output) == 3 and counts == [3]
+
+
+@pytest.mark.parametrize("repeated", [[0, 0, 0], [1, 0, 1]])
+def test_gradients_are_the_same_whether_pictures_are_encoded_once_or_each(
+    make_model, mixed_inputs, monkeypatch, repeated, count_encoded
+):
+    mixed_inputs["pixel_values"] = mixed_inputs["pixel_values"][repeated]
+    gradients = []
+    for once in (True, False):
+        if not once:
+            monkeypatch.setattr(modeling_dps, "_find_repeated", lambda pixel_values: None)
+        model = make_model().train()
+        counts = count_encoded(model)
+        model(**mixed_inputs).loss.backward()
+        assert counts == [len(set(repeated)) if once else 3]
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_each_of_equal_pictures_gets_its_own_gradient(make_model, mixed_inputs):
+    pixels = mixed_inputs.pop("pixel_values")[[0, 0, 0]].requires_grad_()
+    make_model()(**mixed_inputs, pixel_values=pixels).loss.backward()
+    assert all(gradient.any() for gradient in pixels.grad)
+    assert not pixels.grad[0].equal(pixels.grad[1])
+
+
+def test_dropout_in_the_tower_differs_between_equal_pictures(make_model, make_config, pictures):
+    config = make_config()
+    config.vision_config.attention_dropout = 0.5
+    model = make_model(config).train()
+    features = model.get_image_features(pictures[[0, 0]]).pooler_output
+    assert not features[0].equal(features[1])
+
+
+def test_all_sequences_of_a_row_share_the_features_of_its_pictures(make_model, mixed_inputs, count_encoded):
+    model = make_model()
+    counts = count_encoded(model)
+    del mixed_inputs["labels"]
+    model.generate(**mixed_inputs, num_return_sequences=4, do_sample=True, max_new_tokens=2)
+    assert counts == [3]
 
 
 def test_tokens_and_embeddings_together_are_refused(tiny_model, text_ids):

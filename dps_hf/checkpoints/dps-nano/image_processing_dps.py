@@ -3,6 +3,8 @@
 import base64
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from urllib.error import URLError
@@ -262,14 +264,53 @@ class DPSImageProcessor(transformers.JanusImageProcessorPil):
         return image[None] if getattr(image, "ndim", 3) == 2 else image
 
     def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs) -> np.ndarray:
+        """Makes one picture square: 8-bit RGB, `(3, height, width)`."""
         if not isinstance(image, Image.Image):
             if kwargs.get("do_rescale") is False and "float" in str(image.dtype):
                 raise ValueError("Floats in [0, 1] are recognised. Leave do_rescale=False out.")
             image = array_to_picture(image, input_data_format)
         image, resizes = to_rgb(image), kwargs.get("do_resize", True)
-        side = kwargs.get("size", self.size)["height"] if resizes else max(image.size)
-        image = to_square(image, kwargs.get("fit", self.fit), side, kwargs.get("resample", self.resample))
-        return super().process_image(image, do_convert_rgb=True, **kwargs)
+        size, resample = kwargs.get("size", self.size), kwargs.get("resample") or self.resample
+        if resizes and size["height"] != size["width"]:
+            raise ValueError(f"size must be a square; got {size['height']}x{size['width']}. Make both sides equal.")
+        side = size["height"] if resizes else max(image.size)
+        image = to_square(image, kwargs.get("fit", self.fit), side, resample)
+        if resizes:
+            # As in Janus' own image processor, which converts to arrays and back for each of these steps.
+            scale, shortest = side / max(image.size), kwargs.get("min_size", self.min_size)
+            image = image.resize(tuple(max(round(length * scale), shortest) for length in image.size), resample)
+        if image.width != image.height and kwargs.get("do_pad", True):
+            side = max(image.size)
+            square = Image.new("RGB", (side, side), self.background_color)
+            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            image = square
+        return np.moveaxis(np.asarray(image), -1, 0)
+
+    def _prepare_image_like_inputs(self, images, expected_ndims: int = 3, **kwargs) -> list[np.ndarray]:
+        """As in the library, but in as many threads as torch uses, as PIL resizes without Python's lock."""
+        images = self._prepare_images_structure(images, expected_ndims=expected_ndims)
+        threads = min(torch.get_num_threads(), len(images))
+        if threads < 2:
+            return [self.process_image(image, **kwargs) for image in images]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(partial(self.process_image, **kwargs), images))
+
+    def _preprocess(
+        self, images, do_rescale, rescale_factor, do_normalize, image_mean, image_std, return_tensors, **kwargs
+    ) -> transformers.BatchFeature:
+        # A value has the same result in every pixel, so it is computed once for each of the 256 values.
+        table = np.arange(256, dtype=np.uint8).reshape(1, 1, 256).repeat(3, axis=0)
+        if do_rescale:
+            table = self.rescale(table, rescale_factor)
+        if do_normalize:
+            table = self.normalize(table, image_mean, image_std)
+        pixels: list[np.ndarray] | np.ndarray = [np.empty(image.shape, table.dtype) for image in images]
+        if return_tensors is not None and len({image.shape for image in images}) == 1:
+            pixels = np.empty((len(images), *images[0].shape), table.dtype)
+        for image, channels in zip(images, pixels, strict=True):
+            for values, channel, converted in zip(image, channels, table[:, 0], strict=True):
+                np.take(converted, values, out=channel, mode="clip")  # the other modes copy `out`
+        return transformers.BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     def postprocess(self, images, return_tensors: str | None = None, **kwargs):
         """Converts pixels `(3, height, width)` in [-1, 1] to 8 bits, or to pictures with `"PIL.Image.Image"`."""

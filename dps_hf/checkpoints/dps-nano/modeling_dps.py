@@ -32,6 +32,9 @@ from .loss_dps import SumOfNats
 from .processing_dps import DPSProcessor  # noqa: F401
 
 
+NUM_COMPARED = 256  # pixel values by which pictures are told apart before all are compared
+
+
 # The fields are spelled out, so that no version of the library takes one away.
 @dataclass
 class DPSImageFeatures(BaseModelOutputWithPooling):
@@ -80,6 +83,30 @@ def _touch(hidden_states: torch.Tensor, unused: torch.Tensor) -> torch.Tensor:
     """Returns the hidden states unchanged, and makes backward give `unused` a gradient of zeros."""
     nowhere = torch.zeros_like(hidden_states, dtype=torch.bool)
     return hidden_states.masked_scatter(nowhere, unused.to(hidden_states.device, hidden_states.dtype))
+
+
+def _find_repeated(pixel_values: torch.Tensor) -> torch.Tensor | None:
+    """For each picture the first one that is equal to it, `(images,)`; `None` if no two are equal.
+
+    A few pixels tell most pictures apart, so pictures without an equal cost next to nothing.
+    """
+    pixels = pixel_values.flatten(1)
+    stride = pixels.shape[1] // NUM_COMPARED | 1  # odd, so that the columns of the pictures vary
+    first: dict[tuple, int] = {}
+    originals = []
+    for i, some in enumerate(pixels[:, ::stride].tolist()):
+        original = first.setdefault(tuple(some), i)
+        originals.append(original if original == i or torch.equal(pixels[original], pixels[i]) else i)
+    if originals == list(range(len(originals))):
+        return None
+    return torch.tensor(originals, device=pixel_values.device)
+
+
+def _take_rows(outputs: DPSImageFeatures, rows: torch.Tensor) -> DPSImageFeatures:
+    def take(value):
+        return tuple(map(take, value)) if isinstance(value, tuple) else value[rows.to(value.device)]
+
+    return DPSImageFeatures(**{name: take(value) for name, value in outputs.items()})
 
 
 class DPSConnector(nn.Module):
@@ -138,9 +165,16 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
 
     @can_return_tuple
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | DPSImageFeatures:
-        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1]."""
+        """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1].
+
+        Pictures that are equal, as those of several questions about one picture, are encoded once.
+        """
         kwargs["return_dict"] = True
         model = self.base_model
+        originals = _find_repeated(pixel_values) if model._may_share_features(pixel_values) else None
+        if originals is not None:
+            distinct, originals = originals.unique(return_inverse=True)
+            pixel_values = pixel_values[distinct]
         # A frozen tower keeps no activations, even where gradient checkpointing makes its embeddings ask for gradients.
         learns = pixel_values.requires_grad or any(weight.requires_grad for weight in model.vision_tower.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
@@ -148,13 +182,14 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
         features = model.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
         if outputs.pooler_output is not None and model._all_processes_need_pictures():
             features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
-        return DPSImageFeatures(
+        encoded = DPSImageFeatures(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=features,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_embeds=F.normalize(features, dim=-1).mean(dim=1),
         )
+        return encoded if originals is None else _take_rows(encoded, originals)
 
     @can_return_tuple
     def get_text_features(
@@ -290,6 +325,13 @@ class DPSModel(DPSPreTrainedModel):
         sharded = any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in modules)
         return sharded or any(hasattr(parameter, "ds_id") for parameter in parameters)  # ZeRO-3
 
+    def _may_share_features(self, pixel_values: torch.Tensor) -> bool:
+        """Whether equal pictures have equal features and gradients, and may be looked for."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(pixel_values) is not torch.Tensor:
+            return False  # the number of pictures would depend on their pixels
+        random = self.training and self.config.vision_config.attention_dropout > 0
+        return not (random or len(pixel_values) < 2 or pixel_values.requires_grad or pixel_values.is_meta)
+
     def find_placeholders(self, input_ids, inputs_embeds) -> torch.Tensor:
         """A mask of the placeholders, `(batch, sequence)`; without `input_ids`, found by their embedding."""
         if input_ids is None:
@@ -399,6 +441,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         codes_only: bool = False,
+        text_only: bool = False,
         skip_logits: bool | None = None,
         loss_weights: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -408,6 +451,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 for tokens without a loss. logits_to_keep: how many
         of the last positions, or which positions, get logits and a loss. codes_only: gives logits of the image codes
         alone, `(batch, sequence, codebook_size)`, and no loss; inside a drawing no other token may follow.
+        text_only: gives the codes logits of -inf without computing them, and no loss.
         skip_logits: gives a loss without logits, which is faster and takes less memory; by default in training mode
         with labels. loss_weights: `(batch, sequence)`, of each label in the mean; by default 1.
         """
@@ -431,9 +475,11 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         logits = loss = None
         if codes_only:
             logits = self._code_logits(hidden_states)
+        elif text_only:
+            logits = self._text_logits(hidden_states)
         elif not (skip_logits and simple):
             logits = self.lm_head(hidden_states)
-        if labels is not None and not codes_only:
+        if labels is not None and not (codes_only or text_only):
             labels = labels[:, kept]
             if simple or loss_weights is not None:
                 weights = None if loss_weights is None else loss_weights[:, kept]
@@ -455,6 +501,18 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         if self._has_plain_head():
             return F.linear(hidden_states, self.lm_head.weight[codes])
         return self.lm_head(hidden_states)[..., codes]
+
+    def _text_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        start, head = self.config.image_code_start_id, self.lm_head
+        stop = start + self.config.codebook_size
+        if not self._has_plain_head():
+            logits = head(hidden_states).clone()
+            logits[..., start:stop] = float("-inf")
+            return logits
+        logits = hidden_states.new_full((*hidden_states.shape[:-1], len(head.weight)), float("-inf"))
+        for text in (slice(start), slice(stop, None)):
+            logits[..., text] = F.linear(hidden_states, head.weight[text])
+        return logits
 
     def _compute_loss(self, hidden_states, logits, labels, weights, **kwargs) -> torch.Tensor:
         """The library's next-token loss, where labels are not -100. It takes `logits` if there are any."""
