@@ -41,17 +41,31 @@ def make_preference_data(
     training: TrainingArguments,
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
+    wanted: str,
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     """The preferences of a training as trl takes them, and those that are held out, if `training` evaluates.
 
+    Args:
+        wanted: "chosen" for pairs of answers, "label" for labelled ones.
+
     Raises:
         FileNotFoundError, ValueError: as for [`~dps_hf.data.preferences.read_preferences`]; or preferences are
-            streamed, and `max_steps` is missing or there is nothing to evaluate on.
+            streamed, and `max_steps` or an evaluation set is missing, or `precompute_ref_log_probs` is set; or they
+            are not of the kind that is wanted.
     """
     pairs = _read(data.dataset, data, training, model, processor)
+    columns = pairs.column_names or [*next(iter(pairs))]
+    if wanted not in columns:
+        kinds = [("pairs", "dpo"), ("labelled answers", "kto")]
+        (need, _), (got, script) = kinds if wanted == "chosen" else kinds[::-1]
+        raise ValueError(f"dataset must hold {need}; {data.dataset} holds {got}. Train with examples/{script}.py.")
     if isinstance(pairs, IterableDataset) and training.max_steps < 1:
         raise ValueError(
             f"A data set that is streamed needs max_steps; got {training.max_steps}. Or set streaming to false."
+        )
+    if isinstance(pairs, IterableDataset) and getattr(training, "precompute_ref_log_probs", False):
+        raise ValueError(
+            "precompute_ref_log_probs needs a data set that is not streamed. Set one of the two to false."
         )
     if training.eval_strategy == "no":
         return pairs, None

@@ -303,7 +303,7 @@ class DPSGenerationMixin(transformers.GenerationMixin):
                     f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; "
                     f"got {max_length - length}. Set it higher."
                 )
-        # Codes are no words. Other ways of decoding may read their logits, or give them to a model without the argument.
+        # Codes are no words. Other ways of decoding may read their logits, or pass the argument to another model.
         alone = not logits_processor and "custom_generate" not in kwargs and setting("num_beams") in (None, 1)
         if mode == "text" and alone and setting("assistant_model") is None and not setting("output_logits"):
             kwargs["text_only"] = True

@@ -167,18 +167,24 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | DPSImageFeatures:
         """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1].
 
-        Pictures that are equal, as those of several questions about one picture, are encoded once.
+        Pictures that are equal, as those of several questions about one picture, are encoded once. They may also be
+        given as what the tower has made of them, `(images, num_image_tokens, vision hidden_size)`.
         """
         kwargs["return_dict"] = True
-        model = self.base_model
-        originals = _find_repeated(pixel_values) if model._may_share_features(pixel_values) else None
-        if originals is not None:
-            distinct, originals = originals.unique(return_inverse=True)
-            pixel_values = pixel_values[distinct]
-        # A frozen tower keeps no activations, even where gradient checkpointing makes its embeddings ask for gradients.
-        learns = pixel_values.requires_grad or any(weight.requires_grad for weight in model.vision_tower.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
+        model, originals = self.base_model, None
+        if pixel_values.dim() == 3 and pixel_values.shape[-1] == self.config.vision_config.hidden_size:
+            dtype = model.connector.linear_1.weight.dtype
+            outputs = BaseModelOutputWithPooling(last_hidden_state=pixel_values.to(dtype))
+        else:
+            if model._may_share_features(pixel_values):
+                originals = _find_repeated(pixel_values)
+            if originals is not None:
+                distinct, originals = originals.unique(return_inverse=True)
+                pixel_values = pixel_values[distinct]
+            # A frozen tower keeps no activations, even where gradient checkpointing has embeddings ask for gradients.
+            frozen = not (pixel_values.requires_grad or any(w.requires_grad for w in model.vision_tower.parameters()))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
         features = model.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
         if outputs.pooler_output is not None and model._all_processes_need_pictures():
             features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
@@ -498,7 +504,8 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         """Whether the head is its weight alone: not quantised, adapted, sharded, offloaded or biased."""
         head = self.lm_head
         hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
-        return type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None and not hooked
+        plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter and getattr(head, "bias", None) is None
+        return plain and not hooked
 
     def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         start = self.config.image_code_start_id
