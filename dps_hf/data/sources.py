@@ -30,6 +30,7 @@ from dps_hf.data.formats import (
     BadRow,
     Form,
     guess_form,
+    guess_pictures,
     holds_pictures,
 )
 from dps_hf.data.record import Record, get_pictures, split_pictures, validate
@@ -74,6 +75,7 @@ def read_records(
     skipped: str | Path | None = None,
     max_skipped: float = 0.1,
     check: "Check | None" = None,
+    pictures_only: bool = False,
 ) -> "LazyRecords | IterableDataset":
     """Reads records for training. A row is mapped, and its pictures are opened, when its record is requested.
 
@@ -86,6 +88,7 @@ def read_records(
             rows are only counted, and saved records (`messages`, `images`) are all checked at once.
         max_skipped: the share of bad rows above which reading stops.
         check: decides whether a model can learn from a record.
+        pictures_only: whether only pictures are needed, so that rows may lack texts.
 
     Returns:
         Records, or a `datasets.IterableDataset` of records if a data set is streamed. A bad row is replaced by the
@@ -96,13 +99,14 @@ def read_records(
         ValueError: a setting is wrong, the rows cannot be read, their format cannot be guessed, or there are none.
             When records are requested: too many rows are bad.
     """
-    sources = [replace(_open_source(setting, seed), check=check) for setting in read_settings(dataset)]
+    settings = read_settings(dataset)
+    sources = [replace(_open_source(one, seed, pictures_only=pictures_only), check=check) for one in settings]
     skips = Skips(skipped, max_skipped)
     for source in sources:
-        if skipped is None:
+        if skipped is None and not pictures_only:
             source.check_saved()
         say(str(source))
-    weights = normalize_weights([source.setting for source in sources])
+    weights = normalize_weights(settings)
     if any(isinstance(source.rows, IterableDataset) for source in sources):
         return interleave_streams([source.stream(skips) for source in sources], weights, seed)
     lengths, visits = [len(source.rows) for source in sources], [source.form.num_visits for source in sources]
@@ -492,7 +496,7 @@ class _MapOne:
         return {name: [record[name] for record in records] for name in records[0]}  # type: ignore[literal-required]
 
 
-def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
+def _open_source(setting: Setting, seed: int, answered: bool = True, pictures_only: bool = False) -> Source:
     rows = read_rows(setting)
     fingerprint = fingerprint_rows(setting, rows)
     features = rows.features
@@ -504,7 +508,10 @@ def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
         raise ValueError(f"dataset must name a set with records; {setting.path} has none.")
     first = unpack(row)
     columns = [name for name in first if not name.startswith("__")]
-    form = guess_form(columns, features, setting.columns, setting.captions, setting.title, kind, answered)
+    if pictures_only:
+        form = guess_pictures(columns, features, setting.columns, setting.title, kind)
+    else:
+        form = guess_form(columns, features, setting.columns, setting.captions, setting.title, kind, answered)
     source = Source(
         setting,
         rows,
@@ -514,7 +521,7 @@ def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
         frozenset(name for name, kind in (features or {}).items() if holds_pictures(kind)),
         find_folder(setting),
         fingerprint,
-        answered,
+        answered and not pictures_only,
     )
     return replace(source, folder=find_pictures(source, first))
 
