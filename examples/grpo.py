@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.command_line import run_script
+from dps_hf.command_line import run_script, set_training_defaults
 from dps_hf.data.record import get_text
 from dps_hf.inference import load
 from dps_hf.judges.resolve import find_judge, make_judge
@@ -181,5 +181,5 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    set_training_defaults(parser)
     run_script(main, parser)

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 from trl import TrlParser
 
-from dps_hf.command_line import run_script
+from dps_hf.command_line import run_script, set_training_defaults
 from dps_hf.data.mixture import Mixture
 from dps_hf.data.pictures import Pictures, ToPixels, read_pictures
 from dps_hf.data.sources import split_off
@@ -139,5 +139,5 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, TrainingArguments))
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    set_training_defaults(parser)
     run_script(main, parser)

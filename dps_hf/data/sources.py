@@ -177,6 +177,7 @@ def split_off(records: "LazyRecords", share: float, seed: int = 0) -> tuple["Laz
     held_out = max(1, round(share * len(rows)))
     if held_out >= len(rows):
         raise ValueError(f"evaluation_share {share} leaves no rows for training; there are {len(rows)}.")
+    say(f"{len(rows):,} rows: {len(rows) - held_out:,} for training, {held_out:,} held out with the seed {seed}.")
     chosen = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:held_out])]
     numbers = np.array([int(rows[:, 1].max()) + 1, 1])
     is_held_out = np.isin(records.table[:, :2] @ numbers, chosen @ numbers)
