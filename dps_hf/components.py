@@ -210,9 +210,9 @@ def _check_length(decoder: PreTrainedModel, config: DPSConfig) -> None:
     if limit is None or needed <= limit:
         return
     excess = (
-        f"text_config.max_position_embeddings must be at least {needed}, for a drawing of {config.num_codes} codes and "
-        f"a prompt of {SHORT_PROMPT} tokens; got {limit}. Take a decoder with more, or an image tokenizer with fewer "
-        "codes."
+        f"text_config.max_position_embeddings must be at least {needed}, for a drawing of {config.num_codes} codes "
+        f"and a prompt of {SHORT_PROMPT} tokens; got {limit}. Take a decoder with more, or an image tokenizer with "
+        "fewer codes."
     )
     tables = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
     if any(table is not decoder.get_input_embeddings() and table.num_embeddings >= limit for table in tables):

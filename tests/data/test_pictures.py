@@ -51,5 +51,5 @@ def test_pictures_are_read_without_texts_and_from_conversations(tmp_path):
 
 def test_rows_without_a_column_of_pictures_are_refused_with_an_example(tmp_path):
     Dataset.from_list([{"words": "cat"}]).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="it has words. Write, for example, columns: {images: my_pictures}"):
+    with pytest.raises(ValueError, match=r"it has words. Write, for example, columns: \{images: my_pictures\}"):
         read_pictures(str(tmp_path / "a.parquet"))

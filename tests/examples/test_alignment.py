@@ -161,7 +161,7 @@ def test_what_else_an_adapter_trains_keeps_its_rate(train, data, saved_model):
 
 
 def test_dpo_refuses_labelled_answers(train, data):
-    with pytest.raises(ValueError, match="dataset must hold .* Train with examples/kto.py"):
+    with pytest.raises(ValueError, match=r"dataset must hold .* Train with examples/kto.py"):
         train("dpo", script={"dataset": data["unpaired"]})
 
 

@@ -269,7 +269,7 @@ def test_an_image_tokenizer_needs_pictures_from_one_place(example):
     for fields, got in (({}, "neither"), ({"dataset": "mine", "tasks": {"a.b": 1}}, "both")):
         with pytest.raises(ValueError, match=f"Either dataset or tasks must be given; got {got}"):
             arguments(**fields)
-    with pytest.raises(ValueError, match="drawing_fit must be one of .*; got 'zoom'"):
+    with pytest.raises(ValueError, match=r"drawing_fit must be one of .*; got 'zoom'"):
         arguments(dataset="mine", drawing_fit="zoom")
 
 
