@@ -28,6 +28,7 @@ from dps_hf.model.processing_dps import DPSProcessor
 
 
 TEMPERATURE = 0.5  # for drawings: those of one prompt differ, and few are worse than the most likely one
+PIXELS_AT_A_TIME = 2**19  # that are encoded; Janus' image tokenizer needs 0.4 GB for each picture of 384x384 pixels
 MAX_NEW_TOKENS = 192  # for answers, if the generation config of the model does not say
 ROUNDING = 2  # of 255: by how much a drawing may differ that another machine made from the same codes
 CODES = "dps_codes"  # key in the `info` of a drawing for its codes, as `DPSProcessor.drawing_text` writes them
@@ -224,7 +225,8 @@ def encode(
     size = {"height": model.config.drawing_size, "width": model.config.drawing_size}
     images, fit = processor.image_processor, processor.image_processor.drawing_fit
     pixels = images(list(pictures), size=size, fit=fit, return_tensors="pt")["pixel_values"]
-    return model.encode_image(pixels.to(model.device))
+    parts = pixels.split(max(1, PIXELS_AT_A_TIME // model.config.drawing_size**2))
+    return torch.cat([model.encode_image(part.to(model.device)) for part in parts])
 
 
 def decode(model: DPSForConditionalGeneration, processor: DPSProcessor, text: str) -> Image.Image | None:

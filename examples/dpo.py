@@ -58,11 +58,7 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
     reference = load_for_training(arguments)[0] if needs_reference else None
 
     # Dataset
-    pairs, held_out = make_preference_data(script, training, model, processor)
-    if pairs.column_names and "chosen" not in pairs.column_names:
-        raise ValueError(
-            f"dataset must hold pairs; {script.dataset} holds labelled answers. Train with examples/kto.py."
-        )
+    pairs, held_out = make_preference_data(script, training, model, processor, "chosen")
     training.max_length = None  # truncation might cut a picture
 
     # Training

@@ -16,11 +16,13 @@ from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
 from dps_hf.command_line import run_script, set_training_defaults
-from dps_hf.data.record import get_text
+from dps_hf.data.formats import BadRow
+from dps_hf.data.record import get_text, record
 from dps_hf.inference import load
 from dps_hf.judges.resolve import find_judge, make_judge
 from dps_hf.judges.verdict import NO_REPLY, Case, Judge, ask_judge, read_counts, read_fault
 from dps_hf.preferences.prompts import Prompt, read_prompts, sample_prompts
+from dps_hf.training.checks import RecordCheck
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
 from dps_hf.training.loading import check_four_bit_training, forbid_words, load_for_training
@@ -128,6 +130,23 @@ def as_dataset(prompts: list[Prompt]) -> Dataset:
     return dataset if any(prompt.images for prompt in prompts) else dataset.remove_columns("images")
 
 
+def leave_out_long(prompts: list[Prompt], check: RecordCheck) -> list[Prompt]:
+    """The prompts after which the decoder has room for a completion; says how many there are not."""
+    short, reason = [], ""
+    for prompt in prompts:
+        try:
+            question = record("", [*prompt.images, prompt.text], [])
+            check({**question, "messages": question["messages"][:1]})
+            short.append(prompt)
+        except BadRow as error:
+            reason = str(error)
+    if not short:
+        raise ValueError(f"No prompt can be used. With max_completion_length, the last is {reason}.")
+    if reason:
+        print(f"{len(prompts) - len(short)} prompts are left out. With max_completion_length, the last is {reason}.")
+    return short
+
+
 def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) -> None:
     # Dataset
     if script.prompts:
@@ -149,6 +168,7 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
     model, processor = load_for_training(arguments)
     rates = choose_trained_parts(model, script.train, training.learning_rate, arguments.use_peft)
     check_four_bit_training(model, True)
+    prompts = leave_out_long(prompts, RecordCheck(model, processor, training.max_completion_length))
     if draw:
         forbid_words(model)
 

@@ -99,7 +99,7 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
     reference = None if arguments.use_peft else load_for_training(arguments)[0]
 
     # Dataset
-    responses, held_out = make_preference_data(script, training, model, processor, labelled=True)
+    responses, held_out = make_preference_data(script, training, model, processor, "label")
     if isinstance(responses, Dataset):
         # Shuffled, because trl uses the response before each one as a response to another prompt.
         responses = responses.shuffle(seed=training.seed)

@@ -34,6 +34,7 @@ from dps_hf.training.trained_parts import (
     SkipUnusedParts,
     choose_trained_parts,
     describe_trained,
+    shape_of,
 )
 from dps_hf.training.trainer import DPSTrainer
 
@@ -139,7 +140,8 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
         eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id, **script.generation
     )
     model.generation_config.validate(strict=True)  # otherwise it fails only when the first checkpoint is saved
-    print(f"{model.num_parameters():,} parameters. {describe_trained(model, rates)}")
+    count = sum(shape_of(parameter).numel() for parameter in model.parameters())
+    print(f"{count:,} parameters. {describe_trained(model, rates)}")
 
     # Dataset
     records, held_out = make_training_data(script, training, model, processor, code_dropout=script.code_dropout)

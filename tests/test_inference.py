@@ -219,6 +219,15 @@ def test_pictures_become_codes_as_the_squares_that_are_set_for_drawings(tiny_mod
     assert encode(tiny_model, processor, [picture]).equal(expected)
 
 
+def test_pictures_are_encoded_a_few_at_a_time_whatever_their_number(tiny_model, tiny_processor, monkeypatch):
+    shades = [Image.new("RGB", (8, 8), (20 * i, 200 - 20 * i, 0)) for i in range(5)]
+    whole, sizes, encode_image = encode(tiny_model, tiny_processor, shades), [], tiny_model.encode_image
+    monkeypatch.setattr(dps_hf.inference, "PIXELS_AT_A_TIME", 2 * tiny_model.config.drawing_size**2)
+    monkeypatch.setattr(tiny_model, "encode_image", lambda pixels: sizes.append(len(pixels)) or encode_image(pixels))
+    assert encode(tiny_model, tiny_processor, shades).equal(whole)
+    assert sizes == [2, 2, 1]
+
+
 def test_completions_have_the_drawing_as_text_and_as_a_picture(tiny_model, tiny_processor):
     chats = [make_conversation("a star"), make_conversation("a heart")]
     torch.manual_seed(0)

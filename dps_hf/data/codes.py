@@ -116,7 +116,7 @@ def encode_ahead(
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
     state, encoder = PartialState(), copy_image_tokenizer(model)
-    fingerprint = Hasher.hash([_fingerprint(records), digest_image_tokenizer(encoder, processor)])
+    fingerprint = Hasher.hash([fingerprint_of(records), digest_image_tokenizer(encoder, processor)])
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dps_hf_codes" / fingerprint
 
     def encode_batch(batch: dict[str, list[int]]) -> dict[str, list]:
@@ -164,7 +164,8 @@ def _find_drawing(records: Records, index: int) -> tuple[int, Record]:
     return place, record
 
 
-def _fingerprint(records: Records) -> str:
+def fingerprint_of(records: Records) -> str:
+    """What tells records from other records."""
     for name in ("fingerprint", "_fingerprint"):
         if found := getattr(records, name, None):
             return str(found)

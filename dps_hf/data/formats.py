@@ -38,7 +38,7 @@ PICK_A_PIC = ("jpg_0", "jpg_1", "label_0", "label_1")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
 }
 # Fields of records in rows.
 EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages", "image_tokenizer")
@@ -204,13 +204,14 @@ class Form:
         turns = self.get(row, "messages")
         if not isinstance(turns, (list, tuple)) or not turns:
             raise BadRow(f"'{self.columns['messages']}' has no messages")
-        example = read_messages(self._add_system(row, turns), pictures, codes=row.get("codes"))
+        example = read_messages(self.add_system(row, turns), pictures, codes=row.get("codes"))
         roles = [message["role"] for message in example["messages"]]
         if "user" in roles and "assistant" in roles[: roles.index("user")]:
             example["num_prompt_messages"] = roles.index("user")  # a greeting, or the rest of an answer that was cut
         return example
 
-    def _add_system(self, row: Mapping[str, Any], turns: Sequence) -> list:
+    def add_system(self, row: Mapping[str, Any], turns: Sequence) -> list:
+        """The turns after the system prompt of the row, if it has one."""
         system = self.get(row, "system")
         return [{"role": "system", "content": system}, *turns] if isinstance(system, str) and system else [*turns]
 
@@ -246,7 +247,7 @@ class Form:
         question = make_turns(prompt, "user")
         if more := self.get(row, "input"):
             question = [{"role": "user", "content": f"{_read_text(prompt)}\n\n{_read_text(more)}"}]
-        question = self._add_system(row, question)
+        question = self.add_system(row, question)
         if answer is None and not answered:
             return read_messages(question, pictures)
         if is_picture(answer):
@@ -353,9 +354,9 @@ def guess_preferences(
     if not chosen and {*PICK_A_PIC} <= {*columns} and (prompt := find("caption") or find("prompt")):
         return Form("Pick-a-Pic's pairs of drawings", {"prompt": prompt, **{name: name for name in PICK_A_PIC}})
     if find("chosen") and find("rejected"):
-        return Form("pairs", find.all("prompt", "chosen", "rejected", "images"))
+        return Form("pairs", find.all("prompt", "chosen", "rejected", "images", "system"))
     if find("prompt") and find("completion") and find("label"):
-        return Form("labelled answers", find.all("prompt", "completion", "label", "images"))
+        return Form("labelled answers", find.all("prompt", "completion", "label", "images", "system"))
     raise _cannot_guess(columns, source, "preference")
 
 
@@ -373,8 +374,9 @@ class _Finder:
             if column in free:
                 return column
         if name == "images":
-            pictures = [column for column in free if holds_pictures(self.features.get(column))]
-            return pictures[0] if len(pictures) == 1 else None
+            return _get_only([column for column in free if holds_pictures(self.features.get(column))])
+        if name == "caption":  # the class of a picture, such as the name of its folder
+            return _get_only([column for column in free if getattr(self.features.get(column), "names", None)])
         return None
 
     def all(self, *fields: str) -> dict[str, str]:
@@ -383,6 +385,10 @@ class _Finder:
             if column := self(name):
                 self.chosen[name] = column
         return {name: self.chosen[name] for name in fields if name in self.chosen}
+
+
+def _get_only(columns: Sequence[str]) -> str | None:
+    return columns[0] if len(columns) == 1 else None
 
 
 def holds_pictures(feature: Any) -> bool:
@@ -478,6 +484,8 @@ def _split_turn(i: int, turn: Any) -> list[tuple[str, Any]]:
     if role is None:
         raise BadRow(f"wrong roles: messages[{i}] is of {name!r}, not of user, assistant or system")
     content = turn.get("content")
+    if content is None and turn.get("tool_calls"):
+        raise BadRow(f"wrong roles: messages[{i}] calls a tool, which is no text to learn")
     return [(role, turn.get("value") if content is None else content)]
 
 

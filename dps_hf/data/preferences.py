@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,7 @@ from dps_hf.data.sources import (
     Check,
     Skips,
     Source,
+    check_stream,
     find_pictures,
     interleave_streams,
     map_stream,
@@ -94,7 +95,10 @@ def read_preferences(
     weights = normalize_weights(settings)
     if any(isinstance(source.rows, IterableDataset) for source in sources):
         shows = any(map(_may_show_pictures, sources))
-        return interleave_streams([_stream_pairs(source, skips, shows) for source in sources], weights, seed)
+        mixed = len(sources) > 1
+        drawings = [column for source in sources for column in _list_drawing_columns(source)]
+        streams = [_stream_pairs(source, skips, shows, mixed, drawings) for source in sources]
+        return check_stream(interleave_streams(streams, weights, seed), sources, skips)
     parts = [_map_pairs(source, skips, len(sources) > 1) for source in sources]
     if len(parts) == 1:
         rows = parts[0]
@@ -160,7 +164,7 @@ class _MapPair:
                 made[name] = [_add_missing_keys(message) for message in answer]
                 continue
             made[name] = [{"role": "assistant", "content": [{"type": "image", "text": None, "column": column}]}]
-        prompt = _read_turns(values["prompt"], "user", "prompt")
+        prompt = form.add_system(row, _read_turns(values["prompt"], "user", "prompt"))
         pictures = form.list_pictures(row)
         record = read_messages(prompt, pictures)
         made["prompt"] = [_add_missing_keys(message) for message in record["messages"]]
@@ -269,19 +273,47 @@ def _open_pairs(setting: Setting) -> Source:
     form = guess_preferences([*first], features, setting.columns, setting.title)
     typed = frozenset(name for name, kind in features.items() if holds_pictures(kind))
     source = Source(setting, rows, form, 0, is_ours(setting), typed, find_folder(setting))
-    source = replace(source, folder=find_pictures(source, first))
+    source = replace(source, folder=find_pictures(source))
     say(str(source))
     return source
 
 
-def _stream_pairs(source: Source, skips: Skips, shows: bool) -> IterableDataset:
+def _list_drawing_columns(source: Source) -> list[str]:
+    """The columns of pairs that hold pictures which are answers."""
+    form, first = source.form, next(iter(source.rows.take(1)))
+    if "jpg_0" in form.columns:
+        return [*PICK_A_PIC[:2]]
+    used = [(name, form.columns[name]) for name in ANSWERS if name in form.columns]
+    typed = source.picture_columns
+    return [f"{name}_picture" for name, column in used if column in typed or is_picture(first.get(column))]
+
+
+def _stream_pairs(source: Source, skips: Skips, shows: bool, mixed: bool, drawings: Sequence[str]) -> IterableDataset:
     """The pairs of all rows in order; bad rows are left out.
 
     shows: whether pairs have a list of pictures, because some of these or of another set have.
+    drawings: the columns of pictures that are answers, in this or in another set.
     """
     rows = source.rows if isinstance(source.rows, IterableDataset) else source.rows.to_iterable_dataset()
     columns = rows.column_names or [*next(iter(rows))]
-    return map_stream(rows, _StreamPair(_MapPair(source, True, True), skips, shows), columns)
+    kept = [*source.form.columns.values()] if not (shows or _needs_conversion(source, mixed)) else []
+    mapper = _StreamPair(_MapPair(source, not kept, True), skips, shows, drawings)
+    return map_stream(rows, mapper, [name for name in columns if name not in kept])
+
+
+def _needs_conversion(source: Source, mixed: bool) -> bool:
+    """Whether pairs are written as messages: not if they have texts or messages as trl takes them."""
+    form, first = source.form, next(iter(source.rows.take(1)))
+    prompt, answer = (form.get(first, name) for name in ("prompt", _MapPair(source, True, False).answers[0]))
+    features, label = source.rows.features or {}, form.columns.get("label")
+    return (
+        mixed
+        or "system" in form.columns
+        or any(name != column for name, column in form.columns.items() if name != "images")
+        or (prompt is not None and isinstance(prompt, str) != isinstance(answer, str))
+        or ("prompt" in form.columns and _begins_with_question(answer))
+        or bool(label and features.get(label) != Value("bool"))
+    )
 
 
 @dataclass
@@ -291,6 +323,7 @@ class _StreamPair:
     mapper: _MapPair
     skips: Skips
     shows: bool
+    drawings: Sequence[str]
 
     def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
         row = {name: values[0] for name, values in batch.items()}
@@ -304,11 +337,12 @@ class _StreamPair:
                 self.skips.add(setting.source, indices[0], str(error))
             return {"prompt": []}
         self.skips.note(setting.source, indices[0])
-        return {name: [value] for name, value in pair.items()}
+        return {name: [value] for name, value in (pair if self.mapper.converts else row).items()}
 
     def open(self, row: Mapping[str, Any]) -> dict[str, Any]:
         source = self.mapper.source
-        pair, pictures = self.mapper.read(row)
+        read, pictures = self.mapper.read(row)
+        pair = {**dict.fromkeys(self.drawings), **read}
         if self.shows:
             pair["images"] = [source.open(picture) for picture in pictures]
         for name in self.mapper.answers:
@@ -331,14 +365,11 @@ def _map_pairs(source: Source, skips: Skips, mixed: bool) -> Dataset:
     }
     first_prompt = form.get(rows[0], "prompt")
     embeds = images not in typed and _may_show_pictures(source)
-    is_trls = all(name == column for name, column in form.columns.items() if name != "images")
     converts = (
-        mixed
-        or not is_trls
+        _needs_conversion(source, mixed)
         or bool(drawings)
         or embeds
         or (images is not None and (not isinstance(first_prompt, list) or _has_marks(rows, form)))
-        or ("label" in form.columns and rows.features[form.columns["label"]] != Value("bool"))
     )
     mapper = _MapPair(source, converts, embeds)
     features = {"prompt": CHAT, **dict.fromkeys(answers, CHAT)} if converts else {}
@@ -367,7 +398,7 @@ def _map_pairs(source: Source, skips: Skips, mixed: bool) -> Dataset:
                 raise ValueError(f"record {i} of {setting.path}: {reason}")
             skips.add(setting.source, i, reason)
     if not good:
-        raise ValueError(f"No row of {setting.path} is good. {skips.summary()}")
+        raise skips.explain_none(setting.path)
 
     rows = rows.rename_columns(
         {column: f"{name}_picture" for name in answers if (column := form.columns.get(name)) in drawings}

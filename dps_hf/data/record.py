@@ -12,6 +12,14 @@ ROLES = ("system", "user", "assistant")
 T = TypeVar("T")
 
 
+def is_features(image: object) -> bool:
+    """Whether a picture of a record is given by its features, `(num_image_tokens, hidden_size)` in float16.
+
+    [`~dps_hf.data.features.FeaturedRecords`] has them. No picture has two dimensions and this type.
+    """
+    return getattr(image, "ndim", 0) == 2 and str(getattr(image, "dtype", "")) == "torch.float16"
+
+
 class Message(TypedDict):
     """One turn: `content` is a list of `{"type": "text", "text": str}` and `{"type": "image"}`."""
 

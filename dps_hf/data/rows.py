@@ -6,6 +6,7 @@ folder, or the dotted path of a function without arguments. The fields of a mapp
 
 import glob
 import inspect
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from PIL.Image import Image as Picture
 
-from dps_hf.data.record import get_pictures
+from dps_hf.data.record import get_pictures, is_features
 from dps_hf.model.image_processing_dps import DPSImageProcessor, array_to_picture
 from dps_hf.resolve import resolve
 
@@ -197,9 +198,25 @@ def read_rows(setting: Setting) -> Dataset | IterableDataset:
             raise ValueError(
                 f"dataset must name a set with records; {path} has none. Add records, or name another one."
             )
-        if setting.streaming:
+        if setting.streaming and is_ours(setting):
             rows = rows.to_iterable_dataset()
     return leave_unopened(rows)
+
+
+def _has_text(text: str) -> bool:
+    return bool(text.strip())
+
+
+def _is_one_value(path: str) -> bool:
+    """Whether a JSON file is one array or object, and not one object in each line."""
+    if Path(path).suffix != ".json":
+        return False
+    with open(path, "rb") as file:
+        first, more = file.readline(), file.readline()
+    try:
+        return not more.strip() or not isinstance(json.loads(first), dict)
+    except ValueError:
+        return True
 
 
 def _load(setting: Setting) -> Any:
@@ -209,7 +226,8 @@ def _load(setting: Setting) -> Any:
         FileNotFoundError: there is none.
         ValueError: it cannot be read, or has no rows.
     """
-    path, options = setting.path, {"name": setting.name, "streaming": setting.streaming, "split": setting.split}
+    streaming = setting.streaming and not any(map(_is_one_value, setting.files))  # which has to be read whole
+    path, options = setting.path, {"name": setting.name, "streaming": streaming, "split": setting.split}
     is_file = os.path.isabs(path) or path.startswith(".") or Path(path).suffix in BUILDERS or glob.has_magic(path)
     if setting.is_remote and is_file:
         raise FileNotFoundError(f"dataset must name a data set; there is no file or folder {path}.")
@@ -251,7 +269,8 @@ def _choose_split(rows: Any, setting: Setting) -> Dataset | IterableDataset:
 
 def _load_files(files: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     try:
-        return load_dataset(**files, **options)
+        rows = load_dataset(**files, **options)
+        return rows.filter(_has_text, input_columns="text") if files["path"] == "text" else rows
     except DatasetGenerationError:
         if files["path"] != "json":
             raise
@@ -296,10 +315,14 @@ def _read_folder(setting: Setting) -> dict[str, Any]:
     if setting.data_files:
         return {"path": str(path), "data_files": setting.data_files}
     beside = sorted(str(file) for file in path.iterdir() if _is_data(file))
+    texts = sorted(str(file) for file in path.glob("**/*.txt"))
+    others = [file for file in path.glob("**/*") if file.is_file() and file.suffix != ".txt"]
+    if not others:  # each paragraph is a row, as in a single file
+        beside = texts
     if any(Path(file).stem == "metadata" for file in beside) and len(beside) > 1:
         # `datasets` would leave out the pictures if the name of another file has "train" or "test" in it.
         return {"path": "imagefolder", "data_files": {"train": str(path / "**")}}
-    if beside and not any(path.glob("**/metadata.*")) and any(map(_is_picture, path.glob("**/*"))):
+    if beside and not any(path.glob("**/metadata.*")) and (not others or any(map(_is_picture, others))):
         splits: dict[str, list[str]] = {}
         for file in beside:
             splits.setdefault(_guess_split(file), []).append(file)
@@ -394,12 +417,16 @@ def leave_unopened(dataset: Dataset | IterableDataset) -> Dataset | IterableData
 
 
 def open_pictures(example: Any, image_processor: DPSImageProcessor) -> list[Picture]:
-    """Opens the pictures of a record, which may be pictures, arrays, bytes or paths.
+    """Opens the pictures of a record, which may be pictures, arrays, bytes or paths. Features of pictures stay.
 
     Raises:
         TypeError, ValueError: a picture is missing, is of another type, or cannot be opened.
     """
     # Without a format, `datasets` returns arrays as lists of numbers.
-    kept = [np.asarray(image) if isinstance(image, (list, tuple)) else image for image in get_pictures(example)]
+    kept: list[Any] = [
+        np.asarray(image) if isinstance(image, (list, tuple)) else image for image in get_pictures(example)
+    ]
+    if kept and all(is_features(image) for image in kept):
+        return kept
     opened = image_processor.fetch_images(kept)
     return [image if isinstance(image, Picture) else array_to_picture(image) for image in opened]

@@ -57,6 +57,7 @@ __all__ = [
     "open_pictures", "read_records", "read_unanswered", "split_off",
 ]  # fmt: skip
 
+ROWS_TO_LOOK_AT = 100  # for one with a picture, to find out where pictures are
 ENOUGH_ROWS = 20  # the share of bad rows is not judged before so many
 
 
@@ -108,7 +109,8 @@ def read_records(
         say(str(source))
     weights = normalize_weights(settings)
     if any(isinstance(source.rows, IterableDataset) for source in sources):
-        return interleave_streams([source.stream(skips) for source in sources], weights, seed)
+        stream = interleave_streams([source.stream(skips) for source in sources], weights, seed)
+        return check_stream(stream, sources, skips)
     lengths, visits = [len(source.rows) for source in sources], [source.form.num_visits for source in sources]
     return LazyRecords(sources, mix(lengths, visits, weights, seed), skips)
 
@@ -234,8 +236,7 @@ class LazyRecords:
                 continue
             self.skips.note(source.setting.source, row)
             return place, record
-        path = self.sources[first].setting.path
-        raise ValueError(f"No row of {path} is good. {self.skips.summary()} The last: {self.skips.last}.")
+        raise self.skips.explain_none(self.sources[first].setting.path)
 
     def open_prompt(self, index: int) -> Record:
         """The record of a good row, with its drawings left out of `images`."""
@@ -273,7 +274,8 @@ class Skips:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_skipped must be between 0 and 1; got {max_share}.")
         self.path, self.max_share = Path(path) if path else None, max_share
-        self.seen, self.reasons, self.last = 0, Counter[str](), ""
+        self.seen, self.reasons = 0, Counter[str]()
+        self.last = ""  # the reason of the last bad row
         self._read: dict[str, bytearray] = {}  # a byte for each row, since there may be very many
         self._bad: set[tuple[str, int]] = set()
         self._listed: set[tuple[str, int]] = set()
@@ -310,6 +312,10 @@ class Skips:
         reason, count = self.reasons.most_common(1)[0] if self.reasons else ("none", 0)
         listed = f" All are listed in {self.path}." if self.path else ""
         return f"The most frequent reason, {count} times: {reason}.{listed}"
+
+    def explain_none(self, path: str) -> ValueError:
+        """The error if no row of a data set is good."""
+        return ValueError(f"No row of {path} is good. {self.summary()} The last: {self.last or 'there is none'}.")
 
     def write(self, source: str, row: int, reason: str) -> None:
         """Lists a row, unless it is listed."""
@@ -524,7 +530,7 @@ def _open_source(setting: Setting, seed: int, answered: bool = True, pictures_on
         fingerprint,
         answered and not pictures_only,
     )
-    return replace(source, folder=find_pictures(source, first))
+    return replace(source, folder=find_pictures(source))
 
 
 def _decode(text: str) -> bytes:
@@ -560,6 +566,17 @@ def interleave_streams(
     return interleave_datasets([*streams], weights, seed, stopping_strategy=strategy)
 
 
+def check_stream(stream: IterableDataset, sources: "Sequence[Source]", skips: Skips) -> IterableDataset:
+    """The same stream, if it has a good row.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if next(iter(stream), None) is None:
+        raise skips.explain_none(", ".join(source.setting.path for source in sources))
+    return stream
+
+
 def say(line: str) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         print(line, flush=True)
@@ -569,9 +586,10 @@ def join_fingerprints(fingerprints: Sequence[str]) -> str:
     return fingerprints[0] if len(fingerprints) == 1 else Hasher.hash(list(fingerprints))
 
 
-def find_pictures(source: Source, row: Mapping[str, Any]) -> str | None:
+def find_pictures(source: Source) -> str | None:
     """The folder of the pictures: that of the file, or the usual one beside it, whichever has the first picture."""
-    folder, path = source.folder, source.form.get(row, "images")
+    pictures = (source.form.get(unpack(row), "images") for row in source.rows.take(ROWS_TO_LOOK_AT))
+    folder, path = source.folder, next(filter(None, pictures), None)
     path = path[0] if isinstance(path, (list, tuple)) and path else path
     if folder is None or source.setting.image_folder or not isinstance(path, str) or path.startswith("data:"):
         return folder

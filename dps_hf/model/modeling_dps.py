@@ -167,18 +167,24 @@ class DPSPreTrainedModel(transformers.PreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs) -> tuple | DPSImageFeatures:
         """Encodes `pixel_values` of shape `(images, 3, image_size, image_size)` in [-1, 1].
 
-        Pictures that are equal, as those of several questions about one picture, are encoded once.
+        Pictures that are equal, as those of several questions about one picture, are encoded once. They may also be
+        given as what the tower has made of them, `(images, num_image_tokens, vision hidden_size)`.
         """
         kwargs["return_dict"] = True
-        model = self.base_model
-        originals = _find_repeated(pixel_values) if model._may_share_features(pixel_values) else None
-        if originals is not None:
-            distinct, originals = originals.unique(return_inverse=True)
-            pixel_values = pixel_values[distinct]
-        # A frozen tower keeps no activations, even where gradient checkpointing makes its embeddings ask for gradients.
-        learns = pixel_values.requires_grad or any(weight.requires_grad for weight in model.vision_tower.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
+        model, originals = self.base_model, None
+        if pixel_values.dim() == 3 and pixel_values.shape[-1] == self.config.vision_config.hidden_size:
+            dtype = model.connector.linear_1.weight.dtype
+            outputs = BaseModelOutputWithPooling(last_hidden_state=pixel_values.to(dtype))
+        else:
+            if model._may_share_features(pixel_values):
+                originals = _find_repeated(pixel_values)
+            if originals is not None:
+                distinct, originals = originals.unique(return_inverse=True)
+                pixel_values = pixel_values[distinct]
+            # A frozen tower keeps no activations, even where gradient checkpointing has embeddings ask for gradients.
+            frozen = not (pixel_values.requires_grad or any(w.requires_grad for w in model.vision_tower.parameters()))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                outputs = model.vision_tower(pixel_values.to(model.vision_tower.dtype), **kwargs)
         features = model.connector(outputs.last_hidden_state)  # (images, num_image_tokens, hidden_size)
         if outputs.pooler_output is not None and model._all_processes_need_pictures():
             features = _touch(features, outputs.pooler_output)  # nothing else uses the tower's pooling head
@@ -441,6 +447,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         codes_only: bool = False,
+        guidance_scale: float = 1.0,
         text_only: bool = False,
         skip_logits: bool | None = None,
         loss_weights: torch.Tensor | None = None,
@@ -451,6 +458,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         As [`DPSModel.forward`]. labels: `(batch, sequence)`, -100 for tokens without a loss. logits_to_keep: how many
         of the last positions, or which positions, get logits and a loss. codes_only: gives logits of the image codes
         alone, `(batch, sequence, codebook_size)`, and no loss; inside a drawing no other token may follow.
+        guidance_scale: if not 1, gives the logits of the first half of the batch, guided away from the second half.
         text_only: gives the codes logits of -inf without computing them, and no loss.
         skip_logits: gives a loss without logits, which is faster and takes less memory; by default in training mode
         with labels. loss_weights: `(batch, sequence)`, of each label in the mean; by default 1. use_cache: by default
@@ -470,6 +478,9 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_states = outputs.last_hidden_state[:, kept]
+        if guidance_scale != 1:  # the head is linear, so that guided hidden states give guided logits
+            guided, unguided = hidden_states.float().chunk(2)
+            hidden_states = (unguided + guidance_scale * (guided - unguided)).to(hidden_states.dtype)
         # A loss function of the user's own needs logits, and a compiled graph cannot select positions by their labels.
         simple = not hasattr(self, "_loss_function") and not torch.compiler.is_compiling()
         if skip_logits is None:
@@ -495,7 +506,8 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         """Whether the head is its weight alone: not quantised, adapted, sharded, offloaded or biased."""
         head = self.lm_head
         hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
-        return type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.bias is None and not hooked
+        plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter and getattr(head, "bias", None) is None
+        return plain and not hooked
 
     def _code_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         start = self.config.image_code_start_id

@@ -17,6 +17,7 @@ from dps_hf.evaluation.subject import Subject
 from dps_hf.inference import encode
 from dps_hf.nano import emoji
 from dps_hf.nano.detector import detect, fulfils, match_scene
+from dps_hf.nano.everyday_evaluation import everyday_descriptions, everyday_questions, everyday_wishes, talk
 from dps_hf.nano.facts import BACKWARD, FORWARD, read_capitals
 from dps_hf.nano.held_out import FORMS, sample_scenes, select_emoji, select_prompts, write_emoji_prompt
 from dps_hf.nano.questions import ask as ask_about
@@ -37,6 +38,7 @@ QUESTIONS: dict[str, tuple[str | None, bool]] = {
 
 CANDIDATES = 50  # emoji among which a drawing is looked up
 GALLERY = 200  # emoji among which features are looked up
+WHITE = 200  # brightness; a page on which nothing is darker is white
 EMOJI_GUIDANCE = 3.0  # with less the page often stays white; scenes need less
 
 
@@ -175,10 +177,14 @@ def emoji_i2t(subject: Subject) -> dict[str, Figure]:
 
 
 def emoji_t2i(subject: Subject, guided: bool = True) -> dict[str, Figure]:
-    """Among 50 emoji of the style, the held-out one that was asked for is nearest to the drawing."""
+    """Among 50 emoji of the style, the held-out one that was asked for is nearest to the drawing.
+
+    `drawn` is the share of drawings that are no white page.
+    """
     pairs = select_emoji(subject)
     drawings = subject.draw([write_emoji_prompt(pair) for pair in pairs], guided=guided)
-    return {"nn50": _find_among_50(subject, pairs, drawings)}
+    drawn = share(np.asarray(drawing.convert("L")).min() < WHITE for drawing in drawings)
+    return {"nn50": _find_among_50(subject, pairs, drawings), "drawn": drawn}
 
 
 def emoji_t2i_unguided(subject: Subject) -> dict[str, Figure]:
@@ -329,5 +335,9 @@ EVALUATIONS = (
     right_vs_shuffled_words,
     features,
     reference,
+    everyday_wishes,
+    everyday_questions,
+    everyday_descriptions,
+    talk,
 )
 """What `--tasks dps_hf.nano.evaluation` runs."""

@@ -28,10 +28,6 @@ PALETTE = {
     "grey": (140, 140, 140),
     "turquoise": (30, 200, 190),
     "lime": (130, 220, 30),
-    "gold": (220, 170, 20),
-    "crimson": (180, 15, 60),
-    "navy": (15, 30, 110),
-    "violet": (165, 60, 230),
     "magenta": (230, 30, 150),
     "olive": (120, 130, 20),
     "teal": (0, 115, 115),
@@ -39,9 +35,9 @@ PALETTE = {
     "maroon": (110, 10, 20),
     "indigo": (75, 20, 140),
     "lavender": (190, 140, 230),
-    "emerald": (10, 130, 80),
 }
-"""More colours, which only the task `scenes_palette` uses. Questions and evaluations never contain them."""
+"""More colours, which only the task `scenes_palette` uses. Questions and evaluations never contain them. None is
+a word for one of `COLOURS`, as "navy" is for blue; `vocabulary` has those."""
 PAINTS = COLOURS | PALETTE
 OUTLINES = {
     "rectangle": ((0, 0.25), (1, 0.25), (1, 0.75), (0, 0.75)),

@@ -13,18 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from transformers import EvalPrediction, SiglipVisionModel, Trainer, TrainingArguments
 
 from dps_hf.data.pictures import to_pixels
+from dps_hf.model.image_processing_dps import to_rgb, to_square
 from dps_hf.nano import emoji, scenes
+from dps_hf.nano.views import sample_view
 from dps_hf.training.curves import Curves
 from dps_hf.training.resuming import train_and_save
 
 
 EMOJI = sorted({pair.codepoints for pair in emoji.select_pairs("train")})
 KINDS = [(s, c, shape) for s in scenes.SIZES for c in scenes.COLOURS for shape in scenes.SHAPES]
+VIEWS = 0.65  # share of the pictures of scenes that are as people have them, in any geometry
 WIDTH = 256  # of the convolutional network's features
 
 
@@ -50,20 +54,28 @@ class LabelledPictures(torch.utils.data.Dataset):
         side = scenes.IMAGE_SIZE // self.patch_size
         things, quarters = np.full((2, side**2), -1)
         if rng.random() < self.share_of_scenes:
-            scene = scenes.sample_split(rng, "train", grounds=scenes.HALF_WHITE)
+            image, scene = self._sample_scene(rng)
             for thing in scene.things:
                 (row, below), (column, right) = (divmod(2 * v // self.patch_size, 2) for v in (thing.y, thing.x))
                 patch = row * side + column
                 things[patch] = KINDS.index((thing.size, thing.colour, thing.shape))
                 quarters[patch] = 2 * below + right
             labels = torch.tensor([-1, *things, *quarters])
-            return {"pixel_values": to_pixels(scenes.render(scene)), "labels": labels}
+            return {"pixel_values": to_pixels(image), "labels": labels}
         pairs = emoji.select_pairs("train")
         pair = pairs[rng.integers(len(pairs))]
         labels = torch.tensor([self.index[pair.codepoints], *things, *quarters])
         chance = torch.Generator().manual_seed(int(rng.integers(2**63)))
         pixels = distort(to_pixels(emoji.get_picture(pair))[None], torch.tensor([pair.may_mirror]), chance)[0]
         return {"pixel_values": pixels, "labels": labels}
+
+    def _sample_scene(self, rng: np.random.Generator) -> tuple[Image.Image, scenes.Scene]:
+        if rng.random() < VIEWS:
+            image, scene = sample_view(rng, "train")
+            square = to_square(to_rgb(image), "pad-edge", scenes.IMAGE_SIZE, Image.Resampling.BICUBIC)
+            return square.resize((scenes.IMAGE_SIZE, scenes.IMAGE_SIZE), Image.Resampling.BICUBIC), scene
+        scene = scenes.sample_split(rng, "train", grounds=scenes.HALF_WHITE)
+        return scenes.render(scene), scene
 
 
 class HeldOutEmoji(torch.utils.data.Dataset):

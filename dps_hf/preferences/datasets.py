@@ -44,31 +44,42 @@ def make_preference_data(
     training: TrainingArguments,
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
-    labelled: bool = False,
+    wanted: str,
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
     """The preferences of a training as trl takes them, and those that are held out, if `training` evaluates.
 
     Args:
-        labelled: whether pairs become labelled answers, see [`unpair`].
+        wanted: "chosen" for pairs of answers, "label" for labelled ones. Pairs become labelled answers if these are
+            wanted, see [`unpair`].
 
     Raises:
         FileNotFoundError, ValueError: as for [`~dps_hf.data.preferences.read_preferences`]; or preferences are
-            streamed, and `max_steps` is missing or there is nothing to evaluate on.
+            streamed, and `max_steps` or an evaluation set is missing, or `precompute_ref_log_probs` is set; or they
+            are not of the kind that is wanted.
     """
-    pairs = _read(data.dataset, data, training, model, processor, labelled)
+    pairs = _read(data.dataset, data, training, model, processor, wanted)
+    columns = pairs.column_names or [*next(iter(pairs))]
+    if wanted not in columns:
+        raise ValueError(
+            f"dataset must hold pairs; {data.dataset} holds labelled answers. Train with examples/kto.py."
+        )
     if isinstance(pairs, IterableDataset) and training.max_steps < 1:
         raise ValueError(
             f"A data set that is streamed needs max_steps; got {training.max_steps}. Or set streaming to false."
         )
+    if isinstance(pairs, IterableDataset) and getattr(training, "precompute_ref_log_probs", False):
+        raise ValueError(
+            "precompute_ref_log_probs needs a data set that is not streamed. Set one of the two to false."
+        )
     if training.eval_strategy == "no":
         return pairs, None
     if data.evaluation_dataset:
-        return pairs, _read(data.evaluation_dataset, data, training, model, processor, labelled)
+        return pairs, _read(data.evaluation_dataset, data, training, model, processor, wanted)
     if isinstance(pairs, IterableDataset):
         raise ValueError("evaluation_share needs a data set that is not streamed. Give an evaluation_dataset.")
     # Pairs of one prompt are neighbours. Without shuffling they stay on one side, and so do both answers of a pair.
     held_out = math.ceil(data.evaluation_share * len(pairs))
-    held_out += held_out % 2 if labelled and len(pairs) > held_out + 1 else 0
+    held_out += held_out % 2 if wanted == "label" and len(pairs) > held_out + 1 else 0
     split = pairs.train_test_split(held_out, shuffle=False)
     return split["train"], split["test"]
 
@@ -79,13 +90,13 @@ def _read(
     training: TrainingArguments,
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
-    labelled: bool,
+    wanted: str,
 ) -> Dataset | IterableDataset:
     skipped, check = Path(training.output_dir) / SKIPPED, RecordCheck(model, processor)
     with training.main_process_first():
         pairs = read_preferences(dataset, training.seed, skipped, data.max_skipped, check)
     pairs = write_drawings(pairs, model, processor, skipped=skipped, max_skipped=data.max_skipped)
-    if labelled:
+    if wanted == "label":
         with training.main_process_first():
             pairs = unpair(pairs)
     if isinstance(pairs, IterableDataset):

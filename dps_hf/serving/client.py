@@ -86,6 +86,10 @@ class Client:
         self._image_tokenizer = load_image_tokenizer(checkpoint)
         start = self.config.image_code_start_id
         self._code_ids = list(range(start, start + self.config.codebook_size))
+        self._drawing_fields, self._answer_fields = (
+            self._choose_tokens(drawing=True),
+            self._choose_tokens(drawing=False),
+        )
 
     def _list_models(self) -> list[tuple[str, str]]:
         """Names and owners of the server's models."""
@@ -157,7 +161,7 @@ class Client:
         content.append({"type": "text", "text": question})
         extra = {"chat_template_kwargs": {"enable_thinking": think}, **options.pop("extra_body", {})}
         if self.server != TRANSFORMERS:
-            extra = {**self._choose_tokens(drawing=False), **PLAIN_SAMPLING, "reasoning_format": "none", **extra}
+            extra = {**self._answer_fields, **PLAIN_SAMPLING, "reasoning_format": "none", **extra}
         return self._call(
             lambda: self._client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], extra_body=extra, **options
@@ -283,7 +287,7 @@ class Client:
         return self._find_codes(text)
 
     def _draw_codes_alone(self, prompt, n, temperature, seed) -> list[list[int]]:
-        extra = {**self._choose_tokens(drawing=True), **PLAIN_SAMPLING}
+        extra = {**self._drawing_fields, **PLAIN_SAMPLING}
         fields = {"temperature": temperature, "extra_body": extra}
         fields |= ({} if seed is None else {"seed": seed}) | ({} if n == 1 else {"n": n})
         choices = self._complete(self._write_beginning(prompt), max_tokens=self.config.num_codes, **fields)

@@ -20,13 +20,16 @@ TOKENS_OF_A_TURN = 64  # at most, what a chat template writes around a message
 class RecordCheck:
     """Checks whether a model can learn from a record.
 
+    Args:
+        room: how many tokens the record must leave to an answer that is still to be generated.
+
     Raises:
         BadRow: when called, if the record has more tokens than the decoder is made for.
         ValueError: when called, if its codes are those of another image tokenizer.
     """
 
-    def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor):
-        self.processor, self.limit = processor, find_length_limit(model.config)
+    def __init__(self, model: DPSForConditionalGeneration, processor: DPSProcessor, room: int = 0):
+        self.processor, self.limit, self.room = processor, find_length_limit(model.config), room
         self.image_tokenizer = name_image_tokenizer(model)
         self.num_codes = model.config.num_codes + 2  # with what begins and ends a drawing
 
@@ -43,10 +46,10 @@ class RecordCheck:
                 f"The codes of this data set are those of the image tokenizer {own}, and the model has "
                 f"{self.image_tokenizer}. Train a model with that one, or encode the pictures again with this one."
             )
-        if self.limit is None or self._bound_tokens(record) <= self.limit:
+        if self.limit is None or self._bound_tokens(record) + self.room <= self.limit:
             return
         try:
-            length = self.count_tokens(record)
+            length = self.count_tokens(record) + self.room
         except ValueError:  # the collator tells what is wrong
             return
         if length > self.limit:

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 import numpy as np
+import torch
 
 from dps_hf.data.codes import copy_image_tokenizer, encode_drawings
-from dps_hf.data.record import Message, Record, get_text
+from dps_hf.data.record import Message, Record, get_text, is_features
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.training.checks import describe_excess, find_length_limit
@@ -77,6 +78,12 @@ class Collator:
             )
         return chat
 
+    def read_pictures(self, pictures: list) -> torch.Tensor:
+        """The `pixel_values` of pictures, or of their features ([`~dps_hf.data.features.FeaturedRecords`])."""
+        if all(is_features(picture) for picture in pictures):
+            return torch.stack(pictures)
+        return self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+
     def find_drawing(self, tokens: Tokens) -> int | None:
         """The index of the begin-of-image token in the last answer, None if that has no drawing."""
         try:
@@ -127,5 +134,5 @@ class RecordCollator(Collator):
             ids[row, start:] = ids.new_tensor(self.hide_codes(one.ids, begin, record))
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if pictures := [image for record in records for image in record["images"]]:
-            batch["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            batch["pixel_values"] = self.read_pictures(pictures)
         return batch

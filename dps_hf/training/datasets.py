@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from dps_hf.data.codes import encode_ahead
 from dps_hf.data.dropouts import Dropouts, Records
+from dps_hf.data.features import compute_features_ahead
 from dps_hf.data.guidance import read_schedules
 from dps_hf.data.mixture import Mixture, name_of
 from dps_hf.data.record import Record
@@ -44,6 +45,8 @@ class DataArguments:
         Each process judges the rows that it has read; if one stops, the launcher stops the others.
     encode_drawings: `ahead` encodes the drawings of `dataset` once, before training, and keeps their codes in the
         cache of `datasets`; `live` encodes them in each batch, as drawings of tasks always are.
+    vision_features: `ahead` runs a frozen vision tower over the pictures of `dataset` once, before training, and keeps
+        what it makes of them in the cache of `datasets`; `live` runs it in each step.
     prompt_dropout: share of the drawings that are learned without their prompt, for classifier-free guidance.
     samples: how many held-out records are drawn and described on the page `output_dir/samples` at each evaluation.
     """
@@ -58,12 +61,19 @@ class DataArguments:
     evaluation_records: int = 64
     max_skipped: float = 0.1
     encode_drawings: str = "ahead"
+    vision_features: str = "live"
     prompt_dropout: float = 0.1
     samples: int = 0
 
     def __post_init__(self):
         if self.encode_drawings not in ("ahead", "live"):
             raise ValueError(f"encode_drawings must be 'ahead' or 'live'; got {self.encode_drawings!r}.")
+        if self.vision_features not in ("ahead", "live"):
+            raise ValueError(f"vision_features must be 'ahead' or 'live'; got {self.vision_features!r}.")
+        if self.vision_features == "ahead" and self.tasks:
+            raise ValueError(
+                "vision_features: ahead needs pictures that repeat; those of tasks do not. Set it to live."
+            )
         if not self.dataset_weight > 0:
             raise ValueError(f"dataset_weight must be above 0; got {self.dataset_weight}.")
 
@@ -115,6 +125,10 @@ def make_training_data(
             held_out = _by_source(others) if evaluates else {}
     if data.encode_drawings == "ahead":
         records, held_out = (_encode(some, model, processor) for some in (records, held_out))
+    if data.vision_features == "ahead":
+        if isinstance(records, IterableDataset):
+            raise ValueError("vision_features: ahead needs a data set that is not streamed. Set it to live.")
+        records = compute_features_ahead(records, model, processor)
     if data.tasks:
         if training.max_steps < 1:
             raise ValueError(f"max_steps must be 1 or more, since tasks have no end; got {training.max_steps}.")

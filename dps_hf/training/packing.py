@@ -58,7 +58,7 @@ class PackingCollator(Collator):
         input_ids, position_ids, labels, loss_weights: `(rows, tokens)`
         examples, branches: `(rows, tokens)`, which example of the row a token belongs to (0: none) and its branch
             there
-        pixel_values: `(pictures, 3, image_size, image_size)`, if there are pictures
+        pixel_values: `(pictures, 3, image_size, image_size)`, or the pictures' features, if there are pictures
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PackingCollator(Collator):
             "branches": _pad([[e.branches for e in row] for row in rows], length, 0),
         }
         if pictures:
-            batch["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            batch["pixel_values"] = self.read_pictures(pictures)
         return batch
 
     def _examples(self, records: list[Record]) -> Iterator[Example]:

@@ -12,7 +12,6 @@ from dps_hf.training.packed_loss import packed_loss
 
 
 SMOOTHED = 0.6  # share of the steps with code smoothing; in the others the model learns to be sure of single codes
-FULL_STEPS = 4  # while codes are smoothed, they compete with text in one step of this many, which is faster
 
 ExtraLoss: TypeAlias = Callable[[DPSForConditionalGeneration, DPSProcessor, int], torch.Tensor]
 """Takes the model, its processor and the step. It must depend on nothing else, so that a resumed run repeats it."""
@@ -24,7 +23,7 @@ class DPSTrainer(Trainer):
     Args:
         extra_loss: is added to the loss in every `extra_loss_steps`-th step.
         code_smoothing: see [`~dps_hf.training.packed_loss.packed_loss`]. It is used in the first `SMOOTHED` of all
-            steps, most of them with `codes_alone`, and never in evaluation.
+            steps, and never in evaluation.
 
     Raises:
         ValueError: `code_smoothing` is not within 0 and 0.5, or the image tokenizer's codes have no neighbours.
@@ -62,7 +61,7 @@ class DPSTrainer(Trainer):
                 model,
                 bare,
                 inputs,
-                codes_alone=code_smoothing > 0 and step % FULL_STEPS > 0,
+                codes_alone=False,
                 code_smoothing=code_smoothing,
             )
             if model.training and self.extra_loss and step % self.extra_loss_steps == 0:

@@ -1,16 +1,13 @@
-"""Times training steps on drawings that are encoded in each batch, and on drawings that were encoded ahead.
+"""Compares training steps on drawings that were encoded ahead with steps that encode them in each batch.
 
 python examples/benchmarks/encoding.py
-python examples/benchmarks/encoding.py --layers 32 --steps 20 --batch_size 16
+python examples/benchmarks/encoding.py --layers 32 --rounds 20 --batch_size 16
 
 The parts have random weights and published sizes: the width of SmolLM2-360M with a few of its layers, SigLIP-base, and
 the image tokenizer of Janus-Pro. Half of the records describe a picture, and half draw one. In each batch drawings are
-encoded on the CPU, by the loader; ahead they are encoded where the model is. The two take turns, and each figure is
-the median over the turns.
+encoded on the CPU, by the loader; ahead they are encoded where the model is.
 """
 
-import json
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from comparison import compare, write_report
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import HfArgumentParser, JanusVQVAEConfig, LlamaConfig, PreTrainedTokenizerFast, SiglipVisionConfig
@@ -41,13 +39,12 @@ IMAGE_TOKENIZER = {"num_patches": 24}  # 384 pixels, 576 codes
 class ScriptArguments:
     """
     layers: of the decoder; SmolLM2-360M has 32.
-    steps: timed steps of each kind, after one to warm up.
     """
 
-    output: Path = Path("outputs/encoding.json")
+    output: Path = Path("outputs/benchmarks/encoding.json")
+    rounds: int = 3
     layers: int = 2
     batch_size: int = 4
-    steps: int = 3
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -68,9 +65,7 @@ def make_records(count: int, side: int = 512) -> list:
     ]
 
 
-def time_step(model, collate: RecordCollator, records: list) -> float:
-    """Returns the seconds of a training step, collation included."""
-    start = time.perf_counter()
+def train_step(model, collate: RecordCollator, records: list) -> None:
     batch = {name: value.to(model.device) for name, value in collate(records).items()}
     model(**batch).loss.backward()
     with torch.no_grad():
@@ -78,9 +73,6 @@ def time_step(model, collate: RecordCollator, records: list) -> float:
             if parameter.grad is not None:
                 parameter.sub_(parameter.grad, alpha=1e-6)
     model.zero_grad()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main(script: ScriptArguments) -> None:
@@ -93,24 +85,21 @@ def main(script: ScriptArguments) -> None:
     )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").train()
     freeze_parts(model, vision_tower=False)
-    collate, size = RecordCollator(model, processor), script.batch_size
-    records = make_records((script.steps + 1) * size)
-    report = {"parameters": model.num_parameters(), "torch": torch.__version__, "device": str(model.device)}
-    report |= {"batch_size": size, "layers": script.layers}
-    seconds: dict[str, list[float]] = {"live": [], "ahead": []}
+    collate, records = RecordCollator(model, processor), make_records(script.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         datasets.config.HF_DATASETS_CACHE = Path(folder)  # so that a second run encodes, too
         start = time.perf_counter()
-        ahead = encode_ahead(records, model, processor)
-        report["drawings_encoded_per_second"] = len(records) / 2 / (time.perf_counter() - start)
-        for step in range(script.steps + 1):
-            for way, source in (("live", records), ("ahead", ahead)):
-                taken = time_step(model, collate, [source[i] for i in range(step * size, (step + 1) * size)])
-                seconds[way] += [taken] if step else []
-    report["steps_per_second"] = {way: 1 / statistics.median(taken) for way, taken in seconds.items()}
-    print(json.dumps(report, indent=2))
-    script.output.parent.mkdir(parents=True, exist_ok=True)
-    script.output.write_text(json.dumps(report, indent=2) + "\n")
+        encoded = encode_ahead(records, model, processor)
+        rate = len(records) / 2 / (time.perf_counter() - start)
+        compared = compare(
+            "training on drawings that were encoded ahead",
+            lambda: train_step(model, collate, [encoded[i] for i in range(len(encoded))]),
+            lambda: train_step(model, collate, records),
+            script.rounds,
+            peer_name="encoding in each batch",
+        )
+    facts = {"parameters": model.num_parameters(), "batch_size": script.batch_size, "layers": script.layers}
+    write_report(script.output, [compared], drawings_encoded_per_second=rate, **facts)
 
 
 if __name__ == "__main__":

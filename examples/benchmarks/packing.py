@@ -1,21 +1,20 @@
-"""Times training on packed rows and on padded batches of the same short and long conversations.
+"""Compares training on packed rows with training on padded batches of the same short and long conversations.
 
 python examples/benchmarks/packing.py
 python examples/benchmarks/packing.py --model runs/mine --batch_size 32
 
 Each conversation has one to six turns of dps-nano's tasks, with text, pictures and drawings. Tokens are those of the
-conversations; padding is not counted. The two ways take turns, and each figure is the median over the turns.
+conversations; padding is not counted, so the ratio of the seconds is that of the tokens per second.
 """
 
-import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from comparison import compare, write_report
 from transformers import HfArgumentParser
 
 from dps_hf import NANO
@@ -37,14 +36,13 @@ class ScriptArguments:
     """
     batch_size: number of conversations in a batch.
     steps: number of batches in a turn.
-    repeats: number of turns, after one to warm up.
     """
 
     model: str = NANO
-    output: Path = Path("outputs/packing.json")
+    output: Path = Path("outputs/benchmarks/packing.json")
+    rounds: int = 5
     batch_size: int = 16
     steps: int = 4
-    repeats: int = 5
 
 
 def make_conversations(count: int) -> list[Record]:
@@ -69,30 +67,20 @@ def main(script: ScriptArguments) -> None:
     def move(batch: dict) -> dict:
         return {name: value.to(model.device) for name, value in batch.items()}
 
-    ways: dict[str, Callable[[list], torch.Tensor]] = {
-        "padded": lambda batch: model(**move(pad(batch))).loss,
-        "packed": lambda batch: packed_loss(model, model, move(pack(batch)), codes_alone=False),
-    }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(script.repeats + 1):
-        for way, compute in ways.items():
-            start = time.perf_counter()
-            for batch in batches:
-                compute(batch).backward()
-                model.zero_grad()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:
-                seconds[way].append(time.perf_counter() - start)
-    report = {
-        "torch": torch.__version__,
-        "device": str(model.device),
-        "tokens_of_a_conversation": {"median": statistics.median(lengths), "max": max(lengths)},
-        "tokens_per_second": {way: sum(lengths) / statistics.median(taken) for way, taken in seconds.items()},
-    }
-    print(json.dumps(report, indent=2))
-    script.output.parent.mkdir(parents=True, exist_ok=True)
-    script.output.write_text(json.dumps(report, indent=2) + "\n")
+    def run(compute: Callable[[list], torch.Tensor]) -> None:
+        for batch in batches:
+            compute(batch).backward()
+            model.zero_grad()
+
+    packed = compare(
+        "training on packed rows",
+        lambda: run(lambda batch: packed_loss(model, model, move(pack(batch)), codes_alone=False)),
+        lambda: run(lambda batch: model(**move(pad(batch))).loss),
+        script.rounds,
+        peer_name="padded batches",
+    )
+    lengths_of = {"median": statistics.median(lengths), "max": max(lengths)}
+    write_report(script.output, [packed], tokens_of_a_conversation=lengths_of)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Compares training steps with SmolVLM through trl's SFTTrainer, and with nanoVLM's own loop.
+"""Compares training steps with SmolVLM through trl's SFTTrainer, with nanoVLM's own loop, and DPO with its passes.
 
 python examples/benchmarks/training.py
-python examples/benchmarks/training.py --layers 4 --precisions bf16
+python examples/benchmarks/training.py --layers 4 --precisions bf16 --peers smolvlm
 python examples/benchmarks/training.py --nanovlm path/to/nanoVLM
 
 All models have the shape of SmolLM2-135M with a frozen SigLIP-base, random weights, and the same records in a batch:
@@ -9,13 +9,14 @@ conversations with and without a picture, whose answers alone are learned. DPS p
 `PackingSFTTrainer`. SmolVLM gets the same tokens in a padded batch. nanoVLM packs them with its own code into rows of
 `packed_length`, and its models and its loop are those of its repository, which is cloned into `--nanovlm`; without
 network it is left out. A step is the collation, forward and backward passes, clipping and AdamW. Since the records are
-the same, the ratio of the seconds is that of the tokens per second, padding not counted.
+the same, the ratio of the seconds is that of the tokens per second, padding not counted. A step of `DPOTrainer` is
+compared with the passes that it needs: one of the policy, forward and backward, and one of the reference.
 """
 
+import copy
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from comparison import compare, write_report
+from comparison import compare, measure, write_report
+from datasets import Dataset
 from encoding import VISION_TOWER, make_tokenizer
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,7 +37,7 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dps_hf import from_components
 from dps_hf.command_line import run_script
@@ -61,15 +63,17 @@ class ScriptArguments:
     batch_size: conversations in a step.
     packed_length: tokens in a packed row.
     precisions: `bf16`, which is float32 weights under autocast, and `fp32`.
+    peers: which of `smolvlm`, `nanovlm` and `dpo` DPS is compared with.
     nanovlm: folder of a clone of nanoVLM, which is made if it is missing.
     """
 
     output: Path = Path("outputs/benchmarks/training.json")
     rounds: int = 3
     layers: int = 30
-    batch_size: int = 8
+    batch_size: int = 16
     packed_length: int = 512
     precisions: list[str] = field(default_factory=lambda: ["bf16", "fp32"])
+    peers: list[str] = field(default_factory=lambda: ["smolvlm", "nanovlm", "dpo"])
     nanovlm: Path = Path("outputs/nanoVLM")
 
 
@@ -101,11 +105,10 @@ def make_dps(layers: int):
 def make_smolvlm(model) -> SmolVLMForConditionalGeneration:
     """A SmolVLM of the shape of a DPS: the same decoder, vocabulary, tower and image tokens."""
     config = model.config
-    vision = {name: VISION_TOWER[name] for name in VISION_TOWER}
     smolvlm = SmolVLMForConditionalGeneration(
         SmolVLMConfig(
             text_config=config.text_config.to_dict(),
-            vision_config=vision,
+            vision_config=dict(VISION_TOWER),
             scale_factor=1,
             image_token_id=config.image_token_id,
             pad_token_id=config.pad_token_id,
@@ -129,19 +132,24 @@ def collate_for_smolvlm(collate: RecordCollator) -> Callable[[list], dict]:
     return collate_records
 
 
+def make_arguments(batch_size: int, precision: str) -> dict:
+    return {
+        "output_dir": tempfile.mkdtemp(), "max_steps": 1, "per_device_train_batch_size": batch_size,
+        "learning_rate": 1e-6, "lr_scheduler_type": "constant", "bf16": precision == "bf16",
+        "optim": "adamw_torch_fused", "report_to": "none", "save_strategy": "no", "logging_strategy": "no",
+        "disable_tqdm": True, "remove_unused_columns": False, "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(), "max_length": None,
+    }  # fmt: skip
+
+
 def make_trainer(trainer_class, model, processor, collate, records: list, precision: str) -> SFTTrainer:
     trainer = trainer_class(
         model=model,
-        args=SFTConfig(
-            tempfile.mkdtemp(), max_steps=1, per_device_train_batch_size=len(records), learning_rate=1e-6,
-            lr_scheduler_type="constant", bf16=precision == "bf16", optim="adamw_torch_fused", report_to="none",
-            save_strategy="no", logging_strategy="no", disable_tqdm=True, remove_unused_columns=False,
-            gradient_checkpointing=False, max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
-        ),
+        args=SFTConfig(**make_arguments(len(records), precision), dataset_kwargs={"skip_prepare_dataset": True}),
         data_collator=collate,
         train_dataset=make_lazy_dataset(records),
         processing_class=processor,
-    )  # fmt: skip
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -181,7 +189,8 @@ def make_nanovlm_step(model, processor, collate: RecordCollator, script: ScriptA
             mp_image_token_length=config.num_image_tokens,
         ),
         load_backbone=False,
-    ).train()
+    )
+    peer.train().to(model.device)
     peer.vision_encoder.requires_grad_(False)
     learned = [weight for weight in peer.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-6)
@@ -213,10 +222,9 @@ def make_nanovlm_step(model, processor, collate: RecordCollator, script: ScriptA
             num_of_sequences=script.batch_size,
         )  # fmt: skip
         batch = pack(list(rows))
+        ids, mask, labels = (batch[name].to(model.device) for name in ("input_ids", "attention_mask", "labels"))
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            _, loss = peer(
-                batch["input_ids"], batch["images"], attention_mask=batch["attention_mask"], targets=batch["labels"]
-            )
+            _, loss = peer(ids, batch["images"], attention_mask=mask, targets=labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, max_norm=1.0)
         optimizer.step()
@@ -226,22 +234,51 @@ def make_nanovlm_step(model, processor, collate: RecordCollator, script: ScriptA
     return step
 
 
-def measure_share(step: Callable[[], object], precision: str) -> dict[str, float]:
+def make_dpo_trainer(model, reference, processor, records: list, precision: str) -> DPOTrainer:
+    """Each record's answer is preferred to that of the next record."""
+    rows = []
+    for one, other in zip(records, [*records[1:], records[0]], strict=True):
+        prompt, chosen, rejected = one["messages"][:1], one["messages"][1:], other["messages"][1:]
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "images": one["images"]})
+    trainer = DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=DPOConfig(**make_arguments(len(rows), precision)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=processor,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def make_passes(trainer: DPOTrainer) -> Callable[[], None]:
+    """The passes of a step: those of the policy and one of the reference, on the same batch."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+
+    def run() -> None:
+        inputs = {**batch, "labels": labels, "use_cache": False, "fused_lm_head": True}
+        with trainer.accelerator.autocast():
+            loss = trainer.model(**inputs).loss
+            with torch.no_grad():
+                trainer.ref_model(**inputs)
+        loss.backward()
+        trainer.model.zero_grad()
+
+    return run
+
+
+def measure_share(step: Callable[[], object], precision: str, device: torch.device) -> dict[str, float]:
     """The products of a step, as a share of what the machine can do in its time."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows, inner, columns = MATMUL
-    left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+    left, right = (torch.randn(size, inner, dtype=dtype, device=device) for size in (rows, columns))
     with FlopCounterMode(display=False) as counter:
         step()
     seconds, products = [], []
     for _ in range(3):
-        start = time.perf_counter()
-        for _ in range(20):
-            left @ right.T
-        products.append((time.perf_counter() - start) / 20)
-        start = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - start)
+        products.append(measure(lambda: [left @ right.T for _ in range(20)]) / 20)
+        seconds.append(measure(step))
     limit = 2 * rows * inner * columns / min(products)
     share = counter.get_total_flops() / min(seconds) / limit
     print(f"training, {precision}: {share:.2f} of the {limit / 1e9:.0f} GFLOP/s of the machine's matrix products")
@@ -258,21 +295,27 @@ def main(script: ScriptArguments) -> None:
     facts["padding_packed"] = 1 - int(lengths.sum()) / pack(records)["input_ids"].numel()
     facts["learned"] = int((pad(records)["labels"] != -100).sum()) / int(lengths.sum())
     print(facts)
-    smolvlm = make_smolvlm(model)
-    has_nanovlm = clone_nanovlm(script.nanovlm)
+    smolvlm = make_smolvlm(model) if "smolvlm" in script.peers else None
+    has_nanovlm = "nanovlm" in script.peers and clone_nanovlm(script.nanovlm)
     for precision in script.precisions:
-        ours = make_trainer(PackingSFTTrainer, model, processor, pack, records, precision)
-        theirs = make_trainer(SFTTrainer, smolvlm, processor, collate_for_smolvlm(pad), records, precision)
         name = f"training, {script.layers} layers, {precision}"
-        comparisons.append(
-            compare(name, ours.train, theirs.train, script.rounds, 1.3, "SmolVLM through SFTTrainer")
-        )
+        ours = make_trainer(PackingSFTTrainer, model, processor, pack, records, precision)
+        if smolvlm:
+            theirs = make_trainer(SFTTrainer, smolvlm, processor, collate_for_smolvlm(pad), records, precision)
+            peer = "SmolVLM through SFTTrainer"
+            comparisons.append(compare(name, ours.train, theirs.train, script.rounds, 1.3, peer))
         if has_nanovlm:
             step = make_nanovlm_step(model, processor, pad, script, precision)
             comparisons.append(
-                compare(name, ours.train, lambda step=step: step(records), script.rounds, 1.2, "nanoVLM's loop")
+                compare(name, ours.train, lambda s=step: s(records), script.rounds, 1.2, "nanoVLM's loop")
             )
-        facts[precision] = measure_share(ours.train, precision)
+        if smolvlm or has_nanovlm:
+            facts[precision] = measure_share(ours.train, precision, model.device)
+        if "dpo" in script.peers:
+            some = records[: max(1, script.batch_size // 4)]
+            trainer = make_dpo_trainer(model, copy.deepcopy(model), processor, some, precision)
+            passes, name = make_passes(trainer), f"DPO, {script.layers} layers, {precision}"
+            comparisons.append(compare(name, trainer.train, passes, script.rounds, 1 / 1.1, "its passes"))
     write_report(script.output, comparisons, **facts)
 
 

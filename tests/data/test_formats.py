@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from PIL import Image
 
 from dps_hf.data.formats import Captions, guess_form, guess_preferences
@@ -272,6 +272,63 @@ def test_texts_are_learned_whole(folder, name):
         lines(folder / name, [{"text": "One."}, {"text": "Two."}])
     one, _ = read_records(str(folder / name))
     assert said(one) == ["assistant: One."] and one["num_prompt_messages"] == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_texts_gives_its_paragraphs(tmp_path, streaming):
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    (tmp_path / "texts" / "a.txt").write_text("One,\ntwo.\n\nThree.\n\n\n\n")
+    (tmp_path / "texts" / "sub" / "b.txt").write_text("\n\nFour.")
+    records = read_records({"path": str(tmp_path / "texts"), "streaming": streaming}, max_skipped=0)
+    assert [said(one)[0].strip() for one in records] == [
+        "assistant: One,\ntwo.",
+        "assistant: Three.",
+        "assistant: Four.",
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_of_a_folder_are_captions(folder, streaming):
+    for name in ("cat", "big_dog"):
+        (folder / "classes" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 6), "red").save(folder / "classes" / name / "1.png")
+    records = read_records(
+        {"path": str(folder / "classes"), "streaming": streaming, "captions": {"describe": {"share": 1}}}
+    )
+    assert sorted(said(one)[1] for one in records) == ["assistant: big dog", "assistant: cat"]
+
+
+def test_pictures_are_found_where_the_first_rows_have_none(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "images" / "red.png")
+    rows = [{"conversations": asked("Hi", "Ho")}, {"image": "red.png", "conversations": asked("Which?", "Red.")}]
+    assert colours(read_records(whole(tmp_path / "llava.json", rows), max_skipped=0)[1]) == ["red"]
+
+
+def test_files_of_one_value_are_read_whole_where_they_are_to_be_streamed(folder):
+    rows = [{"question": "Hi", "answer": "Ho"}]
+    coco = {
+        "images": [{"id": 1, "file_name": "red.jpg"}],
+        "annotations": [{"image_id": 1, "caption": "A red picture."}],
+    }
+    for name, value in (("rows", rows), ("wrapped", {"version": 1, "data": rows}), ("captions_mine", coco)):
+        one = next(iter(read_records({"path": whole(folder / f"{name}.json", value), "streaming": True})))
+        assert said(one)[0] == "user: Hi" or colours(one) == ["red"]
+    (folder / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    assert isinstance(read_records({"path": str(folder / "lines.json"), "streaming": True}), IterableDataset)
+
+
+def test_developers_are_the_system_and_calls_of_tools_are_left_out(folder, tmp_path):
+    answer = {"role": "assistant", "content": "Ho"}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}
+    tool = {"role": "tool", "content": "sunny"}
+    rows = [
+        {"messages": [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "Hi"}, answer]},
+        {"messages": [{"role": "user", "content": "Hi"}, call, tool, answer]},
+    ]
+    records = read_records(lines(folder / "mine.jsonl", rows), skipped=tmp_path / "skipped.jsonl")
+    assert said(records[0]) == ["system: Be kind.", "user: Hi", "assistant: Ho"] == said(records[1])
+    assert "messages[1] calls a tool" in json.loads((tmp_path / "skipped.jsonl").read_text())["reason"]
 
 
 def test_saved_sets_with_splits_take_the_one_for_training(folder):

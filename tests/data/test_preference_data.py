@@ -73,6 +73,32 @@ def test_trls_texts_and_messages_stay_as_they_are(tmp_path, capsys):
     assert read_preferences(lines(tmp_path / "implicit.jsonl", [whole]))[0] == whole  # trl finds the prompt
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_texts_and_messages_of_trl_are_the_same_when_they_are_streamed(tmp_path, streaming):
+    texts = {"prompt": "Hi", "chosen": "Ho", "rejected": "No"}
+    setting = {"path": lines(tmp_path / "texts.jsonl", [texts]), "streaming": streaming}
+    assert next(iter(read_preferences(setting))) == texts
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_ultrafeedbacks_prompt_is_not_seen_twice(tmp_path, streaming):
+    prompt = {"role": "user", "content": "Hi"}
+    chosen, rejected = ([prompt, {"role": "assistant", "content": text}] for text in ("Ho", "No"))
+    row = {"prompt": "Hi", "prompt_id": "x", "chosen": chosen, "rejected": rejected, "messages": chosen}
+    pair = next(iter(read_preferences({"path": lines(tmp_path / "ultra.jsonl", [row]), "streaming": streaming})))
+    assert [words(pair[name]) for name in ("prompt", "chosen", "rejected")] == [
+        "user: Hi", "assistant: Ho", "assistant: No",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_system_prompts_of_pairs_are_kept(tmp_path, streaming):
+    row = {"system": "Be brief.", "question": "Hi", "chosen": "Ho", "rejected": "No"}
+    path = lines(tmp_path / "orca.jsonl", [row, row | {"system": ""}])
+    first, second = read_preferences({"path": path, "streaming": streaming})
+    assert words(first["prompt"]) == "system: Be brief. user: Hi" and words(second["prompt"]) == "user: Hi"
+
+
 def rlaif(tmp_path, colours=("red", "blue"), **change) -> str:
     count = len(colours)
     columns = {
@@ -326,6 +352,18 @@ def test_several_streams_are_mixed_and_bad_rows_are_left_out_and_listed(tmp_path
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"record 1 of .*texts.jsonl: no text in chosen"):
         list(read_preferences({"path": texts, "streaming": True}))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_streams_with_drawings_and_streams_with_pictures_are_mixed(
+    tmp_path, tiny_model, tiny_processor, codes_of_colours, order
+):
+    settings = [{"path": rlaif(tmp_path), "streaming": True}, {"path": pick_a_pic(tmp_path), "streaming": True}]
+    pairs = [*write_drawings(read_preferences(settings[::order], skipped=tmp_path / "s"), tiny_model, tiny_processor)]
+    seen = sorted(words(pair["chosen"]) for pair in pairs)
+    drawings = [f"assistant: {codes_of_colours[name]}" for name in ("red", "blue")]
+    assert seen == sorted([*drawings, "assistant: red", "assistant: blue"])
+    assert {len(pair["images"]) for pair in pairs} == {0, 1} and "jpg_0" not in pairs[0]
 
 
 def test_streams_are_mixed_by_weight(tmp_path):

@@ -288,12 +288,14 @@ def test_no_bad_row_is_allowed_with_a_share_of_zero(tmp_path):
         list(read_records(path, max_skipped=0))
 
 
-def test_a_set_without_a_good_row_is_an_error(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_set_without_a_good_row_is_an_error(tmp_path, streaming):
     path = lines(tmp_path / "rows.jsonl", [asked(0, image="no.png")] * 3)
     with pytest.raises(
-        ValueError, match=r"No row of .*rows.jsonl is good. .*3 times: unread.*there is no file .*no.png"
+        ValueError,
+        match=r"No row of .*rows.jsonl is good. The most frequent reason, 3 times: unread.* The last: .*no file",
     ):
-        read_records(path)[0]
+        read_records({"path": path, "streaming": streaming})[0]
 
 
 def test_workers_of_a_loader_list_bad_rows_once(tmp_path):

@@ -352,6 +352,20 @@ def test_a_row_whose_picture_is_missing_is_left_out_and_listed(train, data, tmp_
     assert listed["row"] == 5 and "'images'[1] holds no picture" in listed["reason"]
 
 
+def test_grpo_leaves_out_prompts_that_are_too_long(train, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("a red square\n" + "a red square and " * 30 + "\n")
+    fields = {"max_completion_length": 6, "max_steps": 1}
+    train("grpo", script={"prompts": tmp_path / "mine.txt", "judge": f"{__name__}.judge_all"}, **fields)
+    assert "1 prompts are left out. With max_completion_length, the last is too long: 5" in capsys.readouterr().out
+    (tmp_path / "long.txt").write_text("a red square and " * 30)
+    with pytest.raises(ValueError, match=r"No prompt can be used\. With max_completion_length, the last is too long"):
+        train("grpo", "long", script={"prompts": tmp_path / "long.txt", "judge": f"{__name__}.judge_all"}, **fields)
+
+
+def judge_all(cases: list[Case]) -> list[Verdict]:
+    return [Verdict({"mine": float(i % 2)}, "", "mine", case.origin) for i, case in enumerate(cases)]
+
+
 @pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_preferences_may_be_streamed_with_an_evaluation_set_of_their_own(train, data, tmp_path, name):
     path = data["mixed" if name == "dpo" else "unpaired"]
@@ -360,6 +374,8 @@ def test_preferences_may_be_streamed_with_an_evaluation_set_of_their_own(train, 
         train(name, script=script, max_steps=-1)
     with pytest.raises(ValueError, match="evaluation_share needs a data set that is not streamed"):
         train(name, script=script, eval_strategy="steps", eval_steps=1)
+    with pytest.raises(ValueError, match="precompute_ref_log_probs needs a data set that is not streamed"):
+        train(name, script=script, precompute_ref_log_probs=True)
     output = train(name, script={**script, "evaluation_dataset": path}, eval_strategy="steps", eval_steps=1)
     assert len(losses(output)) == 2 and len(losses(output, "eval_loss")) == 2
 

@@ -1,6 +1,8 @@
 """The three stages of a DPS of published parts, by the shipped recipes, on shrunk parts of the same classes."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,21 @@ def test_every_recipe_of_stages_is_understood(folder, name, example):
     script, training, *_ = parse(module, SCRIPTS[name], RECIPES / folder / f"{name}.yaml")
     assert script.dataset and script.train
     assert Path(training.output_dir) == Path("runs", folder, name)
+
+
+@pytest.mark.parametrize("script", ["train.py", "sft.py", "dpo.py", "kto.py", "grpo.py"])
+def test_bf16_is_no_mistake_on_a_cpu(script, tmp_path, monkeypatch, capsys):
+    model = "--model" if script == "train.py" else "--model_name_or_path"
+    judged = ["--judge", "dps_hf.nano.exact_judge.exact_judge", "--prompts", "mine.txt"]
+    data = judged if script == "grpo.py" else ["--dataset", "mine.jsonl"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, model, "no/such/folder", *data, "--bf16", "true", "--output_dir", "out"])
+    Path("mine.jsonl").write_text('{"prompt": "Hi", "chosen": "Hello", "rejected": "Bye"}')
+    Path("mine.txt").write_text("a red heart")
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(RECIPES.parent / script), run_name="__main__")
+    said = capsys.readouterr().err
+    assert "no/such/folder" in said and "bf16" not in said
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

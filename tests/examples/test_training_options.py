@@ -190,3 +190,23 @@ def test_figures_and_samples_reach_tensorboard(script, train, captions):
     pytest.importorskip("tensorboard")
     output = train(script, dataset=captions, report_to="tensorboard", samples=2)
     assert [*output.rglob("events.out.tfevents*")] and [*(output / "samples").glob("*.png")]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_features_ahead_and_live_come_to_the_same_losses(train, captions, packing):
+    ahead, live = (
+        logged(
+            train("sft.py", how, dataset=captions, vision_features=how, packing=packing, eval_strategy="no"), "loss"
+        )
+        for how in ("ahead", "live")
+    )
+    assert ahead == pytest.approx(live, rel=1e-2)
+
+
+def test_features_of_pictures_that_do_not_repeat_are_refused(train, captions):
+    with pytest.raises(ValueError, match="those of tasks do not"):
+        train("sft.py", tasks={"dps_hf.nano.tasks.facts": 1}, vision_features="ahead")
+    with pytest.raises(ValueError, match="vision_features must be 'ahead' or 'live'; got 'once'"):
+        train("sft.py", dataset=captions, vision_features="once")
+    with pytest.raises(ValueError, match="needs a frozen vision tower"):
+        train("sft.py", dataset=captions, vision_features="ahead", vision_tower=True)

@@ -476,7 +476,7 @@ def test_guidance_runs_one_doubled_batch_a_step(make_model, text_ids):
     model.register_forward_pre_hook(
         lambda _, args, kwargs: batch_sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    model.generate(text_ids, generation_mode="image", guidance_scale=5.0)
+    model.generate(text_ids, generation_mode="image", guidance_scale=5.0, window=1)
     assert batch_sizes == [4] * 5
 
 

@@ -45,7 +45,9 @@ def test_loss_and_gradients_are_those_of_all_logits(make_model, options, skips):
     found, right = gradients(model, outputs.loss), gradients(model, expected)
     assert found.keys() == right.keys() and len(found) > 40
     for name, gradient in right.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            found[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_training_gives_no_logits_and_all_else_does(make_model):

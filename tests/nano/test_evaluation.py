@@ -132,7 +132,9 @@ def test_who_knows_all_is_always_right(task):
     } == {}
 
 
-@pytest.mark.parametrize("task", [*ASKED, "scenes_cot"])
+@pytest.mark.parametrize(
+    "task", [*ASKED, "scenes_cot", "everyday_wishes", "everyday_questions", "everyday_descriptions", "talk"]
+)
 def test_who_knows_nothing_is_never_right(task):
     subject = Ignorant(None, None, items=12, seed=0, sampling={})
     # A white page may be the nearest to a white emoji.

@@ -134,9 +134,7 @@ def test_the_last_question_of_a_conversation_has_its_own_pictures(tmp_path):
 
 def test_a_wrong_record_in_a_folder_is_named_by_its_number(tmp_path):
     right = record("i2t", [RED, "What?"], ["red"])
-    with pytest.raises(
-        ValueError, match="record 1 of .*mine: wrong number of pictures: the messages have"
-    ):
+    with pytest.raises(ValueError, match=r"record 1 of .*mine: wrong number of pictures: the messages have"):
         list(read_prompts(save([right, {**right, "images": []}], tmp_path / "mine")))
     with pytest.raises(ValueError, match=r"record 0 of .*mute: 'messages' must end with a question of the user"):
         list(read_prompts(save([{"messages": right["messages"][1:], "images": []}], tmp_path / "mute")))

@@ -64,6 +64,14 @@ def test_the_last_record_that_fits_is_learned_and_a_longer_one_is_not(check, tin
         collator([longer])
 
 
+def test_a_prompt_must_leave_room_for_its_answer(tiny_model, tiny_processor):
+    prompt = {**record("t", ["o" * 100], []), "messages": record("t", [RED, "o" * 100], [])["messages"][:1]}
+    length = RecordCheck(tiny_model, tiny_processor).count_tokens(prompt)
+    RecordCheck(tiny_model, tiny_processor, LIMIT - length)(prompt)
+    with pytest.raises(BadRow, match="too long: 257 tokens"):
+        RecordCheck(tiny_model, tiny_processor, LIMIT - length + 1)(prompt)
+
+
 @pytest.mark.parametrize("decoder", ["gpt2", "qwen2", "gemma2"])
 def test_every_kind_of_decoder_has_its_limit(decoder, make_model, make_config, make_decoder_config, tiny_processor):
     model = make_model(make_config(text_config=make_decoder_config(decoder)))

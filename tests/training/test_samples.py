@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import types
 
 import pytest
@@ -99,6 +100,56 @@ def test_pages_are_logged_to_tensorboard(train, tiny_processor, monkeypatch):
     events = EventAccumulator(str(folder / "runs" / "samples"))
     events.Reload()
     assert [event.step for event in events.Images("samples")] == [2, 4]
+
+
+TRACKED = """
+import sys
+
+from PIL import Image
+from transformers import Trainer, TrainingArguments
+
+from dps_hf.data.record import record
+from dps_hf.data.sources import make_lazy_dataset
+from dps_hf.inference import load
+from dps_hf.training.collator import RecordCollator
+from dps_hf.training.samples import Samples
+
+checkpoint, output = sys.argv[1:]
+model, processor = load(checkpoint, device="cpu")
+records = [record("draw", ["a red square"], [Image.new("RGB", (16, 16), "red")])] * 2
+data = make_lazy_dataset(records)
+args = TrainingArguments(
+    output, max_steps=2, logging_steps=1, eval_strategy="steps", eval_steps=1, save_strategy="no", use_cpu=True,
+    report_to="trackio", project="dps", remove_unused_columns=False, prediction_loss_only=True,
+)
+trainer = Trainer(
+    model, args, data_collator=RecordCollator(model, processor), train_dataset=data, eval_dataset=data,
+    callbacks=[Samples(records, processor, count=1)],
+)
+trainer.train()
+
+from trackio.sqlite_storage import SQLiteStorage
+
+[run] = SQLiteStorage.get_runs("dps")
+rows = SQLiteStorage.get_logs("dps", run)
+history = trainer.state.log_history
+for name, theirs in (("loss", "train/loss"), ("eval_loss", "eval/loss")):
+    logged = [row[theirs] for row in rows if theirs in row]
+    assert len(logged) == 2 and logged == [row[name] for row in history if name in row], (name, logged, history)
+pages = [row for row in rows if "samples" in row]
+assert [(row["train/global_step"], row["samples"]["_type"]) for row in pages] == [
+    (1, "trackio.image"), (2, "trackio.image")
+], rows
+"""
+
+
+@pytest.mark.slow
+def test_losses_and_pages_are_logged_to_trackio(saved_model, tmp_path):
+    pytest.importorskip("trackio")
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", TRACKED, saved_model, str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr[-5000:]
 
 
 @pytest.mark.parametrize("tracker", ["trackio", "wandb"])

@@ -7,17 +7,11 @@ import transformers
 from torch.nn import functional as F
 
 from .configuration_dps import DPSConfig
-from .library_dps import CACHE, GenerateDecoderOnlyOutput, take_cache
+from .library_dps import CACHE, GenerateDecoderOnlyOutput, create_masks_for_generate, take_cache
+from .windows_dps import WARPERS, can_draw_in_windows, draw_in_windows, has_growing_layers, sample_tokens
 
 
 GENERATION_MODES = ("text", "image", "interleaved")
-# Logits processors that do not ask which token a score belongs to, so that they also work on the codes' scores alone.
-WARPERS = (
-    transformers.TemperatureLogitsWarper,
-    transformers.TopKLogitsWarper,
-    transformers.TopPLogitsWarper,
-    transformers.MinPLogitsWarper,
-)
 
 
 class DrawingState:
@@ -79,20 +73,6 @@ class DrawingLogitsProcessor(transformers.LogitsProcessor):
         return torch.where(whole & ~banned & scores.isneginf(), 0.0, scores)
 
 
-def sample_tokens(probabilities: torch.Tensor) -> torch.Tensor:
-    """Samples one index from each row of `probabilities`, `(rows, choices)`; never one whose probability is 0.
-
-    It looks one random number up in the cumulative sum. `torch.multinomial` makes a random number for each choice,
-    which takes a quarter of the time of a drawing on two CPU cores.
-    """
-    sums = probabilities.to(torch.float32 if probabilities.device.type == "mps" else torch.float64).cumsum(-1)
-    if not sums[:, -1].isfinite().all():
-        raise RuntimeError("Probabilities are not numbers: logits overflowed. Load the model in float32.")
-    # Greater than 0 and at most the last sum, so that no choice of probability 0 is found.
-    numbers = (1 - torch.rand_like(sums[:, :1])) * sums[:, -1:]
-    return torch.searchsorted(sums, numbers).squeeze(1)
-
-
 def drawing_sample(
     model,
     input_ids,
@@ -101,6 +81,7 @@ def drawing_sample(
     generation_config,
     guidance: float = 1.0,
     streamer=None,
+    repeats: int = 1,
     **model_kwargs,
 ):
     """Decoding loop for drawings, a `custom_generate` function of the library.
@@ -108,8 +89,9 @@ def drawing_sample(
     Classifier-free guidance (https://huggingface.co/papers/2207.12598) doubles the batch. The second half sees nothing
     before the begin-of-image of its current drawing. Outside drawings, the first half alone decides. While all rows
     draw, only logits of image codes are computed, unless scores are collected or a logits processor needs all of them.
+    With `repeats`, each prompt is read once, and continued so many times.
     """
-    drawing, guided, batch = DrawingState(model.config), guidance != 1, input_ids.shape[0]
+    drawing, guided, batch = DrawingState(model.config), guidance != 1, input_ids.shape[0] * repeats
     collect = generation_config.return_dict_in_generate
     collected: dict[str, tuple[torch.Tensor, ...]] = {"scores": (), "logits": ()}
     unfinished = torch.ones(batch, dtype=torch.long, device=input_ids.device)
@@ -126,10 +108,14 @@ def drawing_sample(
     warpers = [one for one in logits_processor if not isinstance(one, DrawingLogitsProcessor)]
     may_skip_text = not collect and all(isinstance(processor, WARPERS) for processor in warpers)
     warpers = transformers.LogitsProcessorList(warpers)
+    compiled = None
+    if cache is not None and model._valid_auto_compile_criteria(model_kwargs, generation_config):
+        compiled = model.get_compiled_call(generation_config.compile_config)
 
     while True:
         position = drawing.position(input_ids)
-        codes_only = may_skip_text and bool(((position >= 0) & (position < drawing.num_codes)).all())
+        all_draw = bool(((position >= 0) & (position < drawing.num_codes)).all())
+        codes_only = may_skip_text and all_draw
         mask = attention_mask
         if guided:
             columns = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -137,7 +123,20 @@ def drawing_sample(
             # The unguided half gets no pictures: it sees nothing before its drawing.
             next_ids = torch.cat([next_ids, next_ids.masked_fill(next_ids == drawing.placeholder, drawing.begin)])
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)[:, -next_ids.shape[1] :]
-        outputs = model(
+        position_ids = position_ids.clone(memory_format=torch.contiguous_format)  # a graph is compiled for its strides
+        if cache is not None and cache.is_compileable:
+            mask = create_masks_for_generate(
+                config=model.config,
+                inputs_embeds=torch.empty(*next_ids.shape, 0, dtype=model.dtype, device=next_ids.device),
+                attention_mask=mask,
+                position_ids=position_ids,
+                **{CACHE: cache},
+            )
+        guides = guided and bool((position >= 0).all())
+        # The prompt has any length, and end-of-image needs other logits than codes: neither is worth compiling for.
+        steps = next_ids.shape[1] == 1 and codes_only == may_skip_text
+        forward = compiled if compiled is not None and steps else model
+        outputs = forward(
             input_ids=next_ids,
             pixel_values=pixel_values,
             attention_mask=mask,
@@ -146,20 +145,24 @@ def drawing_sample(
             use_cache=cache is not None,
             logits_to_keep=1,
             codes_only=codes_only,
+            guidance_scale=guidance if guides else 1.0,
             return_dict=True,
         )
         cache = outputs[CACHE] if cache is not None else None
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)  # (batch, vocabulary or codes)
-        if guided:
+        if len(input_ids) < batch:
+            cache.batch_repeat_interleave(repeats)
+            input_ids, attention_mask, position, logits = (
+                one.repeat_interleave(repeats, 0) for one in (input_ids, attention_mask, position, logits)
+            )
+        if guided and not guides:
             logits, unguided = logits.chunk(2)
             strengthened = unguided + guidance * (logits - unguided)
             logits = torch.where((position >= 0)[:, None], strengthened, logits)
         next_scores = (warpers if codes_only else logits_processor)(input_ids, logits)
-        if generation_config.do_sample:
-            tokens = sample_tokens(F.softmax(next_scores, dim=-1))
-        else:
-            tokens = next_scores.argmax(dim=-1)
-        if codes_only:
+        choices = next_scores[:, drawing.codes] if all_draw and not codes_only else next_scores
+        tokens = sample_tokens(F.softmax(choices, dim=-1)) if generation_config.do_sample else choices.argmax(dim=-1)
+        if all_draw:
             tokens = tokens + drawing.codes.start
         if stops_at_eos:
             tokens = torch.where(unfinished.bool(), tokens, pad_token_id)
@@ -185,6 +188,31 @@ def drawing_sample(
     return GenerateDecoderOnlyOutput(sequences=input_ids, **asked, **{CACHE: cache})
 
 
+def draw(
+    model,
+    input_ids,
+    logits_processor,
+    stopping_criteria,
+    generation_config,
+    guidance: float,
+    window: int | None,
+    repeats: int,
+    streamer,
+    **model_kwargs,
+):
+    """Draws several codes in each pass where nothing needs one at a time; a `custom_generate` function."""
+    cache, synced_gpus = model_kwargs.get(CACHE), model_kwargs.pop("synced_gpus", False)
+    options = {"logits_processor": logits_processor, "generation_config": generation_config, "guidance": guidance}
+    warpers = [one for one in logits_processor if not isinstance(one, DrawingLogitsProcessor)]
+    if window != 1 and not synced_gpus and can_draw_in_windows(model, cache, warpers, stopping_criteria):
+        return draw_in_windows(model, input_ids, window=window, repeats=repeats, **options, **model_kwargs)
+    if not has_growing_layers(cache):
+        input_ids, model_kwargs = model._expand_inputs_for_generation(repeats, input_ids=input_ids, **model_kwargs)
+        repeats = 1
+    options |= {"stopping_criteria": stopping_criteria, "streamer": streamer, "repeats": repeats}
+    return drawing_sample(model, input_ids, **options, **model_kwargs)
+
+
 class DPSGenerationMixin(transformers.GenerationMixin):
     """`generate` in three modes."""
 
@@ -196,6 +224,7 @@ class DPSGenerationMixin(transformers.GenerationMixin):
         logits_processor: transformers.LogitsProcessorList | None = None,
         generation_mode: str | None = None,
         guidance_scale: float | None = None,
+        window: int | None = None,
         **kwargs,
     ):
         """
@@ -210,14 +239,18 @@ class DPSGenerationMixin(transformers.GenerationMixin):
                 `"text"`.
             guidance_scale: strength of classifier-free guidance inside drawings; 1 is none. By default
                 `generation_config.guidance_scale`, else 1.
+            window: in mode `"image"`, how many codes one forward pass looks at. The drawing is the same whatever the
+                window; larger windows make fewer passes, each over more tokens. By default `generation_config.window`,
+                else chosen for the batch and the device. With 1, or where a logits processor, a stopping criterion, a
+                streamer, the cache or the decoder needs it, codes are drawn one at a time.
 
         Returns:
             Token ids with the prompt, `(batch * num_return_sequences, sequence)`, or the output class that
             `return_dict_in_generate` asks for.
 
         Raises:
-            ValueError: an unknown mode, an empty prompt, `max_time` or `stop_strings` in mode `"image"`, or guidance
-                with a decoding method other than greedy decoding and sampling.
+            ValueError: an unknown mode, a window below 1, an empty prompt, `max_time` or `stop_strings` in mode
+                `"image"`, or guidance with a decoding method other than greedy decoding and sampling.
         """
         # The library's own `generate` knows only one of the names.
         cache = take_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None), kwargs)
@@ -235,6 +268,11 @@ class DPSGenerationMixin(transformers.GenerationMixin):
             raise ValueError(f"generation_mode must be one of {', '.join(GENERATION_MODES)}; got {mode!r}.")
         if guidance_scale is None:
             guidance_scale = setting("guidance_scale")
+        window = setting("window") if window is None else window
+        if window is not None and window < 1:
+            raise ValueError(
+                f"window must be 1 or more; got {window}. Leave it out, or draw one code at a time with 1."
+            )
         input_ids = kwargs.pop("input_ids", None)
         input_ids = inputs if input_ids is None else input_ids
 
@@ -265,7 +303,7 @@ class DPSGenerationMixin(transformers.GenerationMixin):
                     f"max_new_tokens must be at least {due}, for the drawing that the prompt has begun; "
                     f"got {max_length - length}. Set it higher."
                 )
-        # Codes are no words. Other ways of decoding may read their logits, or give them to a model without the argument.
+        # Codes are no words. Other ways of decoding may read their logits, or pass the argument to another model.
         alone = not logits_processor and "custom_generate" not in kwargs and setting("num_beams") in (None, 1)
         if mode == "text" and alone and setting("assistant_model") is None and not setting("output_logits"):
             kwargs["text_only"] = True
@@ -283,12 +321,19 @@ class DPSGenerationMixin(transformers.GenerationMixin):
                 f"got {' and '.join(beyond)}. Leave it out, or set guidance_scale=1."
             )
         # Without guidance, too, this loop is faster than the library's, so it is used where it can be.
-        plain = mode == "image" and setting("cache_implementation") is None and "custom_generate" not in kwargs
+        kind = setting("cache_implementation")
+        plain = mode == "image" and kind in (None, "dynamic", "static") and "custom_generate" not in kwargs
         if guidance != 1 or (plain and not beyond):
             streamer = kwargs.pop("streamer", None)
             if streamer is not None:
                 streamer.put(input_ids.cpu())
-            kwargs["custom_generate"] = partial(drawing_sample, guidance=guidance, streamer=streamer)
+            repeats = 1
+            # Each prompt is read once: its cache is repeated, not its tokens.
+            if mode == "image" and kind != "static" and streamer is None and setting("do_sample"):
+                repeats, kwargs["num_return_sequences"] = setting("num_return_sequences") or 1, 1
+            options = {"guidance": guidance, "repeats": repeats}
+            windows = mode == "image" and window != 1 and streamer is None
+            kwargs["custom_generate"] = partial(draw, window=window if windows else 1, streamer=streamer, **options)
         # The library's own guidance would run the model twice, in text too.
         kwargs["guidance_scale"] = None if guidance_scale is None else 1.0
         return super().generate(

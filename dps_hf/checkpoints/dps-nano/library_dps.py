@@ -23,6 +23,7 @@ try:
     from transformers.cache_utils import Cache
     from transformers.generation import GenerateDecoderOnlyOutput
     from transformers.image_utils import infer_channel_dimension_format, is_valid_image, make_flat_list_of_images
+    from transformers.masking_utils import create_masks_for_generate
     from transformers.modeling_outputs import BaseModelOutputWithPooling
     from transformers.models.auto import modeling_auto
     from transformers.processing_utils import ImagesKwargs, MultiModalData
