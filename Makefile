@@ -39,6 +39,10 @@ $(VENV)/.extra-%: setup.cfg pyproject.toml $(VENV)/.torch
 	$(pip) --editable '.[$*]'
 	touch $@
 
+.PHONY: install
+install: $(VENV)/.extra-train ## install what the scripts in examples/ need, and run nothing
+	@echo "Installed. Activate it with: . $(VENV)/bin/activate"
+
 .PHONY: demo
 demo: $(VENV)/.extra-data ## dps-nano describes IMAGE="picture.png", draws PROMPT="...", or answers PROMPT about IMAGE
 	@set --; \

@@ -12,6 +12,9 @@ UNKNOWN_FIELDS = (
     "Unknown arguments from config file",
     "Some specified arguments are not used",
 )  # trl's, transformers's
+SEED = 0
+"""Of the recipes, and of the training scripts where nothing else is said."""
+
 LIBRARIES = ("accelerate", "datasets", "huggingface_hub", "peft", "transformers", "trl")
 
 
@@ -31,6 +34,18 @@ def run_script(main: Callable[..., Any], parser: Any) -> None:
         status = main(*arguments)
     if status:
         raise SystemExit(status)
+
+
+def set_training_defaults(parser: Any) -> None:
+    """Sets what the training scripts have in common where neither the command line nor a recipe says otherwise.
+
+    The seed is that of the recipes, and `evaluate.py` supposes it, too. Without an accelerator, `use_cpu` is set, or
+    `bf16` is taken for a mistake there, and memory is not pinned, of which torch would warn.
+    """
+    import torch  # only here: the other scripts may need no torch
+
+    accelerated = torch.accelerator.is_available()
+    parser.set_defaults(use_cpu=not accelerated, dataloader_pin_memory=accelerated, seed=SEED)
 
 
 def _raise(message: str) -> None:

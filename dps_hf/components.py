@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from collections.abc import Collection
 from typing import TypeAlias
 
@@ -57,6 +58,8 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
+SHORT_PROMPT = 32  # tokens of a prompt and of the chat template around it, which must fit in beside a drawing
+
 # The ids of a config, and the tokens that they belong to.
 TOKEN_OF_ID = {
     "image_code_start_id": DPSProcessor.code_token.format(0),
@@ -83,7 +86,8 @@ def from_components(
             one that was saved with the checkpoint of `text`.
 
     Raises:
-        ValueError: a part cannot be loaded or is of the wrong kind, or there is no tokenizer.
+        ValueError: a part cannot be loaded or is of the wrong kind, there is no tokenizer, or the decoder has learned
+            positions, of which a drawing needs more.
     """
     if isinstance(text, (str, os.PathLike)):
         _read_config("text", text)
@@ -147,6 +151,7 @@ def assemble_model(
         dtype=text.dtype,
         **ids,
     )
+    _check_length(decoder, config)
     with torch.device("meta"):
         model = DPSForConditionalGeneration(config)
     if type(model.model.language_model) is not type(decoder):
@@ -196,6 +201,23 @@ def _check_decoder(decoder: PreTrainedModel) -> None:
             f"text_config.hidden_size must be the width of the embeddings, too; got {config.hidden_size}, and those "
             f"of {config.model_type!r} have {width}. Take a decoder without a projection between the two."
         )
+
+
+def _check_length(decoder: PreTrainedModel, config: DPSConfig) -> None:
+    """Raises a ValueError if a drawing needs more positions than the decoder has learned, or warns of other limits."""
+    limit = getattr(config.text_config, "max_position_embeddings", None)
+    needed = config.num_codes + SHORT_PROMPT
+    if limit is None or needed <= limit:
+        return
+    excess = (
+        f"text_config.max_position_embeddings must be at least {needed}, for a drawing of {config.num_codes} codes "
+        f"and a prompt of {SHORT_PROMPT} tokens; got {limit}. Take a decoder with more, or an image tokenizer with "
+        "fewer codes."
+    )
+    tables = [module for module in decoder.modules() if isinstance(module, nn.Embedding)]
+    if any(table is not decoder.get_input_embeddings() and table.num_embeddings >= limit for table in tables):
+        raise ValueError(excess)
+    warnings.warn(f"{excess} This decoder computes its positions, and was not trained on later ones.", stacklevel=3)
 
 
 def make_processor(tokenizer, config: DPSConfig) -> DPSProcessor:

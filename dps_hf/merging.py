@@ -50,6 +50,11 @@ def load_adapter(
             other way round.
     """
     adapter, config = str(adapter), read_adapter_config(adapter)
+    if not _fits(model, adapter):
+        raise ValueError(
+            f"The adapter {adapter} does not fit the model {model.config.name_or_path}: its weights have other sizes. "
+            f"It was trained on {config.base_model_name_or_path}; take that one."
+        )
     processor = _load_own_processor(adapter) or _replace_tokenizer(processor, adapter) or processor
     named = max(processor.tokenizer.get_vocab().values()) + 1
     rows, base_rows = _count_rows(model, adapter), model.config.vocab_size
@@ -74,13 +79,7 @@ def load_adapter(
         with torch.random.fork_rng(devices=[]):  # rows that the adapter does not hold are the same each time
             torch.manual_seed(0)
             model.resize_token_embeddings(rows)
-    try:
-        return PeftModel.from_pretrained(model, adapter), processor
-    except RuntimeError as error:  # sizes differ
-        raise ValueError(
-            f"The adapter {adapter} does not fit the model {model.config.name_or_path}: its weights have other sizes. "
-            f"It was trained on {config.base_model_name_or_path}; take that one."
-        ) from error
+    return PeftModel.from_pretrained(model, adapter), processor
 
 
 def merge(adapted: PeftModel) -> DPSForConditionalGeneration:
@@ -141,6 +140,24 @@ def _find_trained_tokens(config: PeftConfig) -> set[int]:
     indices = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or []
     lists = indices.values() if isinstance(indices, dict) else [indices]
     return {index for one in lists for index in one}
+
+
+def _fits(model: DPSForConditionalGeneration, adapter: str) -> bool:
+    """Whether the model has all layers of an adapter, in its sizes. The tables of tokens may be resized later."""
+    modules = dict(model.named_modules())
+    resized = (model.get_input_embeddings(), model.get_output_embeddings())
+    for key, weight in load_peft_weights(adapter, device="cpu").items():
+        name, found, kind = key.removeprefix("base_model.model.").partition(".lora_")
+        module = modules.get(name)
+        if not found or module in resized:
+            continue
+        if module is None:
+            return False
+        sides = {"A.weight": (1, "in_features"), "B.weight": (0, "out_features")}
+        side, size = sides.get(kind, (0, ""))
+        if size and weight.shape[side] != getattr(module, size, weight.shape[side]):
+            return False
+    return True
 
 
 def _count_rows(model: DPSForConditionalGeneration, adapter: str) -> int | None:

@@ -10,10 +10,9 @@ it from the last checkpoint with the same losses.
 
 from dataclasses import dataclass, field
 
-import torch
 from trl import DPOConfig, DPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.command_line import run_script
+from dps_hf.command_line import run_script, set_training_defaults
 from dps_hf.preferences.datasets import PreferenceArguments, make_preference_data
 from dps_hf.training.curves import Curves
 from dps_hf.training.last_norm import make_norm_optimizer
@@ -84,5 +83,5 @@ def main(script: ScriptArguments, training: DPOConfig, arguments: ModelConfig) -
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, DPOConfig, ModelConfig))
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    set_training_defaults(parser)
     run_script(main, parser)

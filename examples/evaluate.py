@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from trl import TrlParser
 
 from dps_hf import NANO
-from dps_hf.command_line import run_script
+from dps_hf.command_line import SEED, run_script
 from dps_hf.data.rows import read_settings
 from dps_hf.data.sources import LazyRecords, compute_fingerprint, read_records, split_off
 from dps_hf.evaluation.held_out import HeldOut, choose_records
@@ -47,8 +47,9 @@ class ScriptArguments:
     seed: chooses the items and the random numbers of sampling.
     fresh: runs evaluations again that the output already holds.
     dataset: held-out records, in any form that the training scripts take. Captioned pictures are described and drawn.
-    evaluation_share: the share of `dataset` that a training with the seed `training_seed` held out, if that is to be
-        measured; by default everything is.
+    evaluation_share: the share of `dataset` that the training held out, if that is to be measured; by default
+        everything is.
+    training_seed: the seed of that training; the default is that of the training scripts and of most recipes.
     answers: what answers about pictures are, "captions" or "questions"; by default it is guessed and printed.
     judge: name or dotted path of a judge that scores what the model answers to the data set, as in
         `build_preferences.py`.
@@ -68,7 +69,7 @@ class ScriptArguments:
     fresh: bool = False
     dataset: str | None = None  # or what a recipe says, a mapping or a list
     evaluation_share: float | None = None
-    training_seed: int = 42
+    training_seed: int = SEED
     answers: str | None = None
     judge: str | None = None
     judge_options: dict = field(default_factory=dict)

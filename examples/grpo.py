@@ -15,12 +15,12 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, TrlParser
 
-from dps_hf.command_line import run_script
+from dps_hf.command_line import run_script, set_training_defaults
 from dps_hf.data.formats import BadRow
 from dps_hf.data.record import get_text, record
 from dps_hf.inference import load
 from dps_hf.judges.resolve import find_judge, make_judge
-from dps_hf.judges.verdict import NO_REPLY, Case, Judge, read_counts, read_fault
+from dps_hf.judges.verdict import NO_REPLY, Case, Judge, ask_judge, read_counts, read_fault
 from dps_hf.preferences.prompts import Prompt, read_prompts, sample_prompts
 from dps_hf.training.checks import RecordCheck
 from dps_hf.training.curves import Curves
@@ -98,7 +98,7 @@ class JudgeReward:
             Case(words, response, tuple(pictures or ()), tuple(right))
             for words, response, pictures, right in zip(text, responses, shown, answers, strict=True)
         ]
-        before, verdicts = read_counts(self.judge)[NO_REPLY], self.judge(cases)
+        before, verdicts = read_counts(self.judge)[NO_REPLY], ask_judge(self.judge, cases)
         if not any(verdicts) and read_counts(self.judge)[NO_REPLY] > before:
             raise RuntimeError(
                 f"The judge replies no more: {read_fault(self.judge) or 'see the warning above'}. The same command "
@@ -201,5 +201,5 @@ def main(script: ScriptArguments, training: GRPOConfig, arguments: ModelConfig) 
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    set_training_defaults(parser)
     run_script(main, parser)

@@ -3,17 +3,17 @@
 python examples/kto.py --config examples/recipes/nano/kto.yaml
 accelerate launch examples/kto.py --config examples/recipes/nano/kto.yaml
 
-https://huggingface.co/papers/2402.01306. `examples/build_preferences.py` makes the data, for example from votes. If
-the training is interrupted, the same command resumes it from the last checkpoint with the same losses.
+https://huggingface.co/papers/2402.01306. `examples/build_preferences.py` makes the data, for example from votes. In a
+data set of pairs, each pair becomes a good and a bad answer. If the training is interrupted, the same command resumes
+it from the last checkpoint with the same losses.
 """
 
 from dataclasses import dataclass, field
 
-import torch
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer, ModelConfig, TrlParser
 
-from dps_hf.command_line import run_script
+from dps_hf.command_line import run_script, set_training_defaults
 from dps_hf.data.record import get_text
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.preferences.datasets import PreferenceArguments, make_preference_data
@@ -131,5 +131,5 @@ def main(script: ScriptArguments, training: KTOConfig, arguments: ModelConfig) -
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, KTOConfig, ModelConfig))
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    set_training_defaults(parser)
     run_script(main, parser)

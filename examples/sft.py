@@ -9,10 +9,9 @@ If the training is interrupted, the same command resumes it from the last checkp
 
 from dataclasses import dataclass, field
 
-import torch
 from trl import ModelConfig, SFTConfig, TrlParser
 
-from dps_hf.command_line import run_script
+from dps_hf.command_line import run_script, set_training_defaults
 from dps_hf.training.collator import RecordCollator
 from dps_hf.training.curves import Curves
 from dps_hf.training.datasets import DataArguments, as_dataset, make_evaluation_data, make_training_data
@@ -89,5 +88,5 @@ def main(script: ScriptArguments, training: SFTConfig, arguments: ModelConfig) -
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig))
     parser.set_defaults(assistant_only_loss=True)
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    set_training_defaults(parser)
     run_script(main, parser)

@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import TrlParser
 
 from dps_hf import DPSForConditionalGeneration, DPSProcessor, from_components
-from dps_hf.command_line import run_script
+from dps_hf.command_line import run_script, set_training_defaults
 from dps_hf.components import replace_image_tokenizer
 from dps_hf.data.guidance import Schedule
 from dps_hf.data.mixture import Mixture, ShuffledWords, name_of
@@ -176,5 +176,5 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, TrainingArguments))
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    set_training_defaults(parser)
     run_script(main, parser)

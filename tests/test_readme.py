@@ -11,6 +11,7 @@ import pkgutil
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -224,3 +225,12 @@ def test_recipes_have_only_fields_of_the_script_that_their_page_names(folder):
 @pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md", "model_cards/dps-nano.md"])
 def test_pages_name_no_commit_and_no_weights(page):
     assert not re.search(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b", read(page))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_install_installs_what_the_scripts_need_and_runs_nothing():
+    command = ["make", "--dry-run", "install", "VENV=nowhere"]
+    written = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "--editable '.[train]'" in written and "examples/" not in written and "pytest" not in written
+    helped = subprocess.run(["make", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "make install" in helped

@@ -46,6 +46,7 @@ EXTRA_FIELDS = ("task", "hint", "steps", "more", "codes", "num_prompt_messages",
 EXAMPLES = {
     "record": 'columns: {messages: my_chats}, or columns: {prompt: my_questions, completion: my_answers}, or columns: '
     "{images: my_pictures, caption: my_captions}, or columns: {text: my_texts}",
+    "picture": "columns: {images: my_pictures}",
     "preference": "columns: {prompt: my_questions, chosen: better_answers, rejected: worse_answers}, or columns: "
     "{prompt: my_questions, completion: my_answers, label: is_good}",
 }  # fmt: skip
@@ -178,6 +179,8 @@ class Form:
             BadRow: nothing can be learned from this row.
         """
         pictures = self.list_pictures(row)
+        if {*self.columns} == {"images"}:
+            return _make_record([], pictures)
         if "messages" in self.columns:
             example = self._map_conversation(row, pictures)
         elif "caption" in self.columns:
@@ -313,6 +316,26 @@ def guess_form(
     if wants("text") and (leading or not images):
         return form("text", "text")
     raise _cannot_guess(columns, source, "record")
+
+
+def guess_pictures(
+    columns: Sequence[str],
+    features: Mapping[str, Any] | None = None,
+    given: Mapping[str, str] | None = None,
+    source: str = "the data set",
+    kind: str = "",
+) -> Form:
+    """Finds the column of pictures. Without one, the rows may be conversations with pictures in them.
+
+    Raises:
+        ValueError: there is neither, or `given` names columns or fields that do not exist.
+    """
+    find = _Finder(columns, features, _read_given_columns(columns, given, source, "picture"))
+    if images := find("images"):
+        return Form(kind or "pictures", {"images": images})
+    if messages := find("messages"):
+        return Form("messages", {"messages": messages})
+    raise _cannot_guess(columns, source, "picture")
 
 
 def guess_preferences(

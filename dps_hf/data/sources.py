@@ -30,6 +30,7 @@ from dps_hf.data.formats import (
     BadRow,
     Form,
     guess_form,
+    guess_pictures,
     holds_pictures,
 )
 from dps_hf.data.record import Record, get_pictures, split_pictures, validate
@@ -75,6 +76,7 @@ def read_records(
     skipped: str | Path | None = None,
     max_skipped: float = 0.1,
     check: "Check | None" = None,
+    pictures_only: bool = False,
 ) -> "LazyRecords | IterableDataset":
     """Reads records for training. A row is mapped, and its pictures are opened, when its record is requested.
 
@@ -87,6 +89,7 @@ def read_records(
             rows are only counted, and saved records (`messages`, `images`) are all checked at once.
         max_skipped: the share of bad rows above which reading stops.
         check: decides whether a model can learn from a record.
+        pictures_only: whether only pictures are needed, so that rows may lack texts.
 
     Returns:
         Records, or a `datasets.IterableDataset` of records if a data set is streamed. A bad row is replaced by the
@@ -97,13 +100,14 @@ def read_records(
         ValueError: a setting is wrong, the rows cannot be read, their format cannot be guessed, or there are none.
             When records are requested: too many rows are bad.
     """
-    sources = [replace(_open_source(setting, seed), check=check) for setting in read_settings(dataset)]
+    settings = read_settings(dataset)
+    sources = [replace(_open_source(one, seed, pictures_only=pictures_only), check=check) for one in settings]
     skips = Skips(skipped, max_skipped)
     for source in sources:
-        if skipped is None:
+        if skipped is None and not pictures_only:
             source.check_saved()
         say(str(source))
-    weights = normalize_weights([source.setting for source in sources])
+    weights = normalize_weights(settings)
     if any(isinstance(source.rows, IterableDataset) for source in sources):
         stream = interleave_streams([source.stream(skips) for source in sources], weights, seed)
         return check_stream(stream, sources, skips)
@@ -175,6 +179,7 @@ def split_off(records: "LazyRecords", share: float, seed: int = 0) -> tuple["Laz
     held_out = max(1, round(share * len(rows)))
     if held_out >= len(rows):
         raise ValueError(f"evaluation_share {share} leaves no rows for training; there are {len(rows)}.")
+    say(f"{len(rows):,} rows: {len(rows) - held_out:,} for training, {held_out:,} held out with the seed {seed}.")
     chosen = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:held_out])]
     numbers = np.array([int(rows[:, 1].max()) + 1, 1])
     is_held_out = np.isin(records.table[:, :2] @ numbers, chosen @ numbers)
@@ -498,7 +503,7 @@ class _MapOne:
         return {name: [record[name] for record in records] for name in records[0]}  # type: ignore[literal-required]
 
 
-def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
+def _open_source(setting: Setting, seed: int, answered: bool = True, pictures_only: bool = False) -> Source:
     rows = read_rows(setting)
     fingerprint = fingerprint_rows(setting, rows)
     features = rows.features
@@ -510,7 +515,10 @@ def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
         raise ValueError(f"dataset must name a set with records; {setting.path} has none.")
     first = unpack(row)
     columns = [name for name in first if not name.startswith("__")]
-    form = guess_form(columns, features, setting.columns, setting.captions, setting.title, kind, answered)
+    if pictures_only:
+        form = guess_pictures(columns, features, setting.columns, setting.title, kind)
+    else:
+        form = guess_form(columns, features, setting.columns, setting.captions, setting.title, kind, answered)
     source = Source(
         setting,
         rows,
@@ -520,7 +528,7 @@ def _open_source(setting: Setting, seed: int, answered: bool = True) -> Source:
         frozenset(name for name, kind in (features or {}).items() if holds_pictures(kind)),
         find_folder(setting),
         fingerprint,
-        answered,
+        answered and not pictures_only,
     )
     return replace(source, folder=find_pictures(source))
 

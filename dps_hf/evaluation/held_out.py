@@ -28,7 +28,7 @@ from dps_hf.evaluation.turns import (
     write_drawing,
     write_messages,
 )
-from dps_hf.judges.verdict import Case, Judge
+from dps_hf.judges.verdict import Case, Judge, ask_judge
 
 
 RANKS = (1, 5)  # of R@1 and R@5
@@ -161,7 +161,7 @@ class HeldOut:
                 for turn, response in zip(turns, self._respond(subject, kind))
             ]
             assert self.judge is not None
-            verdicts = [verdict for verdict in self.judge(cases) if verdict is not None]
+            verdicts = [verdict for verdict in ask_judge(self.judge, cases) if verdict is not None]
             print(f"The judge has a verdict on {len(verdicts)} of {len(cases)} {kind}.")
             if verdicts:
                 figures[kind] = mean(verdict.score for verdict in verdicts)

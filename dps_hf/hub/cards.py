@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import DatasetCard, EvalResult, ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from jinja2 import meta
 
 
 PARTS = {"decoder": "text_config", "vision tower": "vision_config", "image tokenizer": "image_tokenizer_config"}
@@ -89,13 +90,14 @@ def model_card(
         parts: what [`find_parts`] cannot know, such as `{"decoder": {"licence": "mit"}}`.
         trained: `output_dir` of its training, for the number of steps and the settings.
         samples: pictures to show, such as the page of `examples/evaluate.py`. Push them with `beside`.
-        fields: values for the other fields of the template. Without `license`, it is that of the parts if they have
-            one, and "apache-2.0" without `folder` and `parts`.
+        fields: values for the other fields of the template, such as `language=["en"]`. Without `license`, it is that
+            of the parts if they have one, and "apache-2.0" without `folder` and `parts`.
 
     Raises:
-        ValueError: there are no results, a field of the template is missing, nobody knows the name or the licence of
-            a part, or `base_model` is a path.
+        ValueError: there are no results, a field of the template is missing, a field is given that it has not, nobody
+            knows the name or the licence of a part, or `base_model` is a path.
     """
+    _check_fields(template, fields)
     report = _read_report(results)
     before = _read_report(base_results) if base_results else None
     if folder is not None or parts:
@@ -256,8 +258,9 @@ def dataset_card(template: str | PathLike, repo_id: str, folder: str | PathLike,
     """Makes the card of a data set that `save_to_disk` wrote, with its splits, its columns and counts of its values.
 
     Raises:
-        ValueError: a field of the template is missing.
+        ValueError: a field of the template is missing, or it has no such field.
     """
+    _check_fields(template, fields)
     splits = load_splits(folder)
     counts: dict[str, Counter[str]] = {
         column: Counter() for column in COUNTED if column in next(iter(splits.values())).column_names
@@ -357,6 +360,29 @@ def _write_table(after: Mapping[str, dict], before: Mapping[str, dict] | None) -
         rows.append(row)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
+
+
+def _check_fields(template: str | PathLike, fields: Mapping[str, Any]) -> None:
+    """Refuses fields that no template in the folder has. A field of another template there is ignored."""
+    path = Path(template)
+    unknown = set(fields).difference(_find_fields(path), *map(_find_fields, path.parent.glob("*.md")))
+    if unknown and path.is_file():
+        raise ValueError(
+            f"The card {path.name} has no field {', '.join(sorted(unknown))}; its fields are "
+            f"{', '.join(sorted(_find_fields(path)))}. Correct the name, or leave it out."
+        )
+
+
+def _find_fields(template: Path) -> set[str]:
+    """The fields of a template and of those that it extends."""
+    try:
+        tree = jinja2.Environment().parse(template.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, jinja2.TemplateSyntaxError):  # rendering tells, if it is the one that is rendered
+        return set()
+    names = filter(None, meta.find_referenced_templates(tree))
+    return meta.find_undeclared_variables(tree).union(*(_find_fields(template.parent / name) for name in names)) - {
+        "super", "self",
+    }  # fmt: skip
 
 
 def _render(template: str | PathLike, **fields: Any) -> str:

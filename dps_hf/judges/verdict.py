@@ -107,6 +107,25 @@ class ComparingJudge(Judge, Protocol):
         ...
 
 
+def ask_judge(judge: Judge, cases: Sequence[Case]) -> list[Verdict | None]:
+    """`judge(cases)`, with an error that explains itself if the judge takes a text for a drawing.
+
+    Raises:
+        ValueError: the judge looked for a method of a picture in a response that is text.
+    """
+    try:
+        return judge(cases)
+    except AttributeError as error:
+        if not isinstance(error.obj, str) or all(error.obj is not case.response for case in cases):
+            raise
+        function = getattr(judge, "func", judge)
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        raise ValueError(
+            f"The judge {getattr(function, '__module__', '')}.{name} takes every response for a drawing: {error}. "
+            "A response may be text. Give None for responses that it cannot judge, or let it see drawings only."
+        ) from error
+
+
 NO_REPLY = "no reply"
 """Name of the count of cases that were asked in vain. They can be asked again."""
 

@@ -1,12 +1,15 @@
 """The data of an alignment: pairs of answers or labelled answers, and what is held out of them."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value
 from transformers import TrainingArguments
+from trl import extract_prompt, unpair_preference_dataset
 
-from dps_hf.data.preferences import read_preferences
+from dps_hf.data.preferences import ORIGIN, OpenPairs, read_preferences
+from dps_hf.data.sources import say
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.preferences.drawings import write_drawings
@@ -46,19 +49,20 @@ def make_preference_data(
     """The preferences of a training as trl takes them, and those that are held out, if `training` evaluates.
 
     Args:
-        wanted: "chosen" for pairs of answers, "label" for labelled ones.
+        wanted: "chosen" for pairs of answers, "label" for labelled ones. Pairs become labelled answers if these are
+            wanted, see [`unpair`].
 
     Raises:
         FileNotFoundError, ValueError: as for [`~dps_hf.data.preferences.read_preferences`]; or preferences are
             streamed, and `max_steps` or an evaluation set is missing, or `precompute_ref_log_probs` is set; or they
             are not of the kind that is wanted.
     """
-    pairs = _read(data.dataset, data, training, model, processor)
+    pairs = _read(data.dataset, data, training, model, processor, wanted)
     columns = pairs.column_names or [*next(iter(pairs))]
     if wanted not in columns:
-        kinds = [("pairs", "dpo"), ("labelled answers", "kto")]
-        (need, _), (got, script) = kinds if wanted == "chosen" else kinds[::-1]
-        raise ValueError(f"dataset must hold {need}; {data.dataset} holds {got}. Train with examples/{script}.py.")
+        raise ValueError(
+            f"dataset must hold pairs; {data.dataset} holds labelled answers. Train with examples/kto.py."
+        )
     if isinstance(pairs, IterableDataset) and training.max_steps < 1:
         raise ValueError(
             f"A data set that is streamed needs max_steps; got {training.max_steps}. Or set streaming to false."
@@ -70,11 +74,13 @@ def make_preference_data(
     if training.eval_strategy == "no":
         return pairs, None
     if data.evaluation_dataset:
-        return pairs, _read(data.evaluation_dataset, data, training, model, processor)
+        return pairs, _read(data.evaluation_dataset, data, training, model, processor, wanted)
     if isinstance(pairs, IterableDataset):
         raise ValueError("evaluation_share needs a data set that is not streamed. Give an evaluation_dataset.")
-    # Pairs of one prompt are neighbours. Without shuffling they stay on one side.
-    split = pairs.train_test_split(data.evaluation_share, shuffle=False)
+    # Pairs of one prompt are neighbours. Without shuffling they stay on one side, and so do both answers of a pair.
+    held_out = math.ceil(data.evaluation_share * len(pairs))
+    held_out += held_out % 2 if wanted == "label" and len(pairs) > held_out + 1 else 0
+    split = pairs.train_test_split(held_out, shuffle=False)
     return split["train"], split["test"]
 
 
@@ -84,10 +90,40 @@ def _read(
     training: TrainingArguments,
     model: DPSForConditionalGeneration,
     processor: DPSProcessor,
+    wanted: str,
 ) -> Dataset | IterableDataset:
     skipped, check = Path(training.output_dir) / SKIPPED, RecordCheck(model, processor)
     with training.main_process_first():
         pairs = read_preferences(dataset, training.seed, skipped, data.max_skipped, check)
+    pairs = write_drawings(pairs, model, processor, skipped=skipped, max_skipped=data.max_skipped)
+    if wanted == "label":
+        with training.main_process_first():
+            pairs = unpair(pairs)
     if isinstance(pairs, IterableDataset):
         pairs = pairs.shuffle(training.seed, buffer_size=SHUFFLED_AT_A_TIME)
-    return write_drawings(pairs, model, processor, skipped=skipped, max_skipped=data.max_skipped)
+    return pairs
+
+
+def unpair(preferences: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Makes two labelled answers of each pair, the good one first. Answers that are labelled already stay as they are.
+
+    trl does so itself, but not if prompts have pictures. Pictures stay unopened until a row is requested.
+    """
+    columns = preferences.column_names or [*next(iter(preferences), {})]
+    if "chosen" not in columns:
+        return preferences
+    say("dataset holds pairs: each becomes a good and a bad answer.")
+    if "prompt" not in columns:
+        preferences = preferences.map(extract_prompt)
+    if isinstance(preferences, IterableDataset):
+        return unpair_preference_dataset(preferences, batch_size=1)
+    opener = preferences.format["format_kwargs"].get("transform")
+    rows = opener.rows if isinstance(opener, OpenPairs) else preferences
+    features = rows.features.copy()
+    features |= {"completion": features.pop("chosen"), "label": Value("bool")}
+    del features["rejected"]
+    # By one, because the function puts the good answers of a batch before the bad ones.
+    answers = unpair_preference_dataset(rows, batch_size=1, features=Features(features), desc="Unpairing")
+    if not isinstance(opener, OpenPairs):
+        return answers
+    return answers.remove_columns([*ORIGIN]).with_transform(replace(opener, rows=answers))

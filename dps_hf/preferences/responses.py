@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dps_hf.inference import complete, encode_drawing, make_conversation
-from dps_hf.judges.verdict import Case, ComparingJudge, Judge, RewritingJudge, Verdict, apply_rewrite
+from dps_hf.judges.verdict import Case, ComparingJudge, Judge, RewritingJudge, Verdict, apply_rewrite, ask_judge
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 from dps_hf.preferences.prompts import Prompt
@@ -105,7 +105,7 @@ def judge_responses(
     """
     cases = [_make_case(prompt, response) for prompt, group in zip(prompts, responses) for response in group]
     if refine_margin is None:
-        verdicts = judge(cases)
+        verdicts = ask_judge(judge, cases)
     elif isinstance(judge, RewritingJudge):
         verdicts = judge.refine(cases, refine_margin)
     else:

@@ -9,12 +9,11 @@ import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_model, save_model
 from transformers import SiglipVisionConfig, SiglipVisionModel, TrainingArguments, set_seed
 from trl import TrlParser
 
-from dps_hf.command_line import run_script
+from dps_hf.command_line import run_script, set_training_defaults
 from dps_hf.nano.vision_tower import Student, Teacher, fit
 from dps_hf.training.precision import choose_precision
 from dps_hf.training.resuming import is_finished
@@ -66,5 +65,5 @@ def main(script: ScriptArguments, training: TrainingArguments) -> None:
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, TrainingArguments))
-    parser.set_defaults(use_cpu=not torch.accelerator.is_available())  # or `bf16` is taken for a mistake there
+    set_training_defaults(parser)
     run_script(main, parser)

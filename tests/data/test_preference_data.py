@@ -12,6 +12,7 @@ from PIL import Image
 from trl.data_utils import prepare_multimodal_messages
 
 from dps_hf.data.preferences import TEXTS, read_preferences
+from dps_hf.preferences.datasets import unpair
 from dps_hf.preferences.drawings import write_drawings
 
 
@@ -306,6 +307,27 @@ def test_streamed_preferences_are_those_that_are_read_at_once(
         assert [list(image.get_flattened_data()) for image in one.get("images", [])] == [
             list(image.get_flattened_data()) for image in other.get("images", [])
         ]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("make", [rlaif, pick_a_pic])
+def test_each_pair_becomes_a_good_and_a_bad_answer_about_the_same_pictures(
+    tmp_path, tiny_model, tiny_processor, codes_of_colours, make, streams
+):
+    setting = {"path": make(tmp_path), "streaming": streams}
+    pairs = write_drawings(read_preferences(setting, skipped=tmp_path / "skipped.jsonl"), tiny_model, tiny_processor)
+    answers = list(unpair(pairs))
+    assert [answer["label"] for answer in answers] == [True, False] * (len(answers) // 2)
+    for i, pair in enumerate(pairs):
+        for answer, name in zip(answers[2 * i : 2 * i + 2], ("chosen", "rejected"), strict=True):
+            assert answer["completion"] == pair[name] and answer["prompt"] == pair["prompt"]
+            assert [list(image.get_flattened_data()) for image in answer.get("images", [])] == [
+                list(image.get_flattened_data()) for image in pair.get("images", [])
+            ]
+    assert unpair(read_preferences(lines(tmp_path / "own.jsonl", [LABELLED]))).column_names == [*LABELLED]
+
+
+LABELLED = {"prompt": "Is it?", "completion": "Yes.", "label": True}
 
 
 def test_streamed_labels_are_true_or_false(tmp_path):

@@ -160,10 +160,17 @@ def test_what_else_an_adapter_trains_keeps_its_rate(train, data, saved_model):
         assert (trained[name] - before[name.removeprefix("base_model.model.")]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name, given, other", [("dpo", "unpaired", "kto"), ("kto", "pairs", "dpo")])
-def test_preferences_of_the_other_kind_are_refused(train, data, name, given, other):
-    with pytest.raises(ValueError, match=f"dataset must hold .* Train with examples/{other}.py"):
-        train(name, script={"dataset": data[given]})
+def test_dpo_refuses_labelled_answers(train, data):
+    with pytest.raises(ValueError, match=r"dataset must hold .* Train with examples/kto.py"):
+        train("dpo", script={"dataset": data["unpaired"]})
+
+
+@pytest.mark.parametrize("kind", ["pairs", "mixed"])
+def test_kto_makes_a_good_and_a_bad_answer_of_each_pair(train, data, kind, capsys):
+    output = train("kto", script={"dataset": data[kind], "evaluation_share": 0.1}, eval_strategy="steps", eval_steps=2)
+    printed = capsys.readouterr().out
+    assert "dataset holds pairs: each becomes a good and a bad answer." in printed and "14 good, 14 bad" in printed
+    assert len(losses(output)) == 2 and len(losses(output, "eval_loss")) == 1
 
 
 def test_a_rate_for_the_norm_without_an_adapter_is_an_error(train, data):

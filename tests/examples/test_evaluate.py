@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from PIL import Image
+from transformers import TrainingArguments
 from trl import TrlParser
 
+from dps_hf.command_line import set_training_defaults
 from dps_hf.nano import emoji
 from dps_hf.nano.evaluation import EVALUATIONS
 
@@ -170,7 +174,23 @@ def test_what_a_training_held_out_can_be_measured(evaluate, saved_model, folder,
     output = folder.parent / "part.json"
     options = {"model": saved_model, "output": output, "dataset": {"path": str(folder)}, "evaluation_share": 0.34}
     evaluate.main(evaluate.ScriptArguments(**options))
-    assert "The records hold 2 captions, 2 drawings." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "The records hold 2 captions, 2 drawings." in printed
+    assert "6 rows: 4 for training, 2 held out with the seed 0." in printed
+
+
+def test_the_training_scripts_and_recipes_have_the_seed_that_is_supposed(evaluate):
+    examples, seed = Path(evaluate.__file__).parent, evaluate.ScriptArguments().training_seed
+    for script in ("train", "train_image_tokenizer", "sft", "dpo", "kto", "grpo"):
+        assert "set_training_defaults(parser)" in (examples / f"{script}.py").read_text(), script
+    parser = TrlParser(TrainingArguments)
+    set_training_defaults(parser)
+    [training] = parser.parse_args_and_config([])
+    assert training.seed == seed and training.dataloader_pin_memory == torch.accelerator.is_available()
+    for path in examples.glob("recipes/**/*.yaml"):
+        recipe = yaml.safe_load(path.read_text())
+        if "evaluation_share" in recipe:
+            assert recipe["seed"] == seed, path
 
 
 def test_a_data_set_is_named_on_the_command_line_or_described_in_a_recipe(evaluate, tmp_path):

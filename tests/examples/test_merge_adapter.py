@@ -5,6 +5,7 @@ import torch
 from peft import TrainableTokensConfig
 from trl import ModelConfig
 
+from dps_hf.merging import load_adapter
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration
 from dps_hf.model.processing_dps import DPSProcessor
 
@@ -161,3 +162,14 @@ def test_an_adapter_of_another_model_is_named_with_its_own(
     save_adapter(saved_model, tmp_path / "adapter")
     with pytest.raises(ValueError, match=rf"does not fit the model .*other: .* It was trained on {saved_model}"):
         merged(model_name_or_path=str(tmp_path / "other"))
+
+
+def test_an_adapter_of_a_larger_model_is_refused_before_the_embeddings_are_resized(
+    make_model, make_config, make_text_config, tiny_processor, saved_model, save_adapter, tmp_path
+):
+    save_adapter(saved_model, tmp_path / "adapter")
+    model = make_model(make_config(text_config=make_text_config(num_hidden_layers=1)))
+    rows = model.config.vocab_size
+    with pytest.raises(ValueError, match="does not fit the model"):
+        load_adapter(model, tiny_processor, tmp_path / "adapter")
+    assert model.config.vocab_size == len(model.get_input_embeddings().weight) == rows

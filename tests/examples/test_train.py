@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from transformers import AutoTokenizer, SiglipVisionConfig, SiglipVisionModel, TrainingArguments
 from trl import TrlParser
 from two_processes import launch
@@ -231,6 +232,45 @@ def test_an_image_tokenizer_trains_from_its_recipe(tmp_path, call_again):
     run("train_image_tokenizer.py", tmp_path / "codes.yaml")
     assert DPSImageTokenizer.from_pretrained(tmp_path / "codes").config.codebook_size == 4096
     call_again("train_image_tokenizer.py", tmp_path / "codes.yaml")
+
+
+@pytest.fixture
+def class_folders(tmp_path) -> Path:
+    """Pictures of several shapes in folders of classes, without captions; one is no picture."""
+    for i in range(12):
+        (tmp_path / "pictures" / f"class_{i % 3}").mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", (24 + 4 * i, 40), (20 * i, 100, 50))
+        picture.save(tmp_path / "pictures" / f"class_{i % 3}" / f"{i}.png")
+    (tmp_path / "pictures" / "class_0" / "broken.png").write_bytes(b"no picture")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_image_tokenizer_trains_on_a_folder_of_pictures(streams, class_folders, tmp_path, example, capsys):
+    module = example("train_image_tokenizer.py")
+    fields = {"image_size": 32, "patch_size": 4, "hidden_sizes": [8, 8], "num_res_blocks": 1, "levels": [4, 4]}
+    fields = {**TRAINING, "output_dir": str(tmp_path / "codes"), "model": fields, "drawing_fit": "stretch"}
+    fields |= {"dataset": str(class_folders), "evaluation_share": 0.25, "max_skipped": 0.2}
+    if streams:
+        held_out = str(class_folders / "class_1")
+        fields |= {"dataset": {"path": str(class_folders), "streaming": True}, "evaluation_dataset": held_out}
+    (tmp_path / "codes.yaml").write_text(yaml.safe_dump(fields))
+    parser = TrlParser((module.ScriptArguments, TrainingArguments))
+    module.main(*parser.parse_args_and_config(["--config", str(tmp_path / "codes.yaml")]))
+    assert DPSImageTokenizer.from_pretrained(tmp_path / "codes").config.image_size == 32
+    printed = capsys.readouterr().out
+    assert "pictures (images: image)" in printed and "eval_psnr_db" in printed
+    assert f"1 rows without a readable picture are listed in {tmp_path / 'codes' / 'skipped.jsonl'}" in printed
+    assert "unreadable picture" in (tmp_path / "codes" / "skipped.jsonl").read_text()
+
+
+def test_an_image_tokenizer_needs_pictures_from_one_place(example):
+    arguments = example("train_image_tokenizer.py").ScriptArguments
+    for fields, got in (({}, "neither"), ({"dataset": "mine", "tasks": {"a.b": 1}}, "both")):
+        with pytest.raises(ValueError, match=f"Either dataset or tasks must be given; got {got}"):
+            arguments(**fields)
+    with pytest.raises(ValueError, match=r"drawing_fit must be one of .*; got 'zoom'"):
+        arguments(dataset="mine", drawing_fit="zoom")
 
 
 def test_a_vision_tower_trains_from_its_recipe(tmp_path, call_again):

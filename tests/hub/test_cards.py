@@ -200,3 +200,21 @@ def test_a_dataset_card_counts_rows_and_judges(tmp_path):
         assert line in card.text
     train.save_to_disk(tmp_path / "one")
     assert "| `train` | 3 |" in dataset_card(CARDS / "preferences.md", "me/pairs", tmp_path / "one", **fields).text
+
+
+def test_a_field_that_no_template_shows_is_refused_by_name(results, tmp_path):
+    with pytest.raises(ValueError, match=r"fine-tuned.md has no field lisence; its fields are .*license, limits"):
+        names = {"base_model": "me/base", "lisence": "mit"}
+        model_card(CARDS / "fine-tuned.md", "me/sums", results(0.5), **names, **FIELDS)
+    with pytest.raises(ValueError, match=r"preferences.md has no field descripton; its fields are columns"):
+        dataset_card(CARDS / "preferences.md", "me/pairs", tmp_path, descripton="Pairs.")
+
+
+@pytest.mark.parametrize("template", ["base", "fine-tuned", "adapter"])
+def test_a_card_says_the_language_that_is_given_or_none(results, template):
+    def make(**fields):
+        return model_card(
+            CARDS / f"{template}.md", "me/sums", results(0.5), base_model="me/base", **FIELDS, **fields
+        ).data.to_dict()
+
+    assert "language" not in make() and make(language=["de", "fr"])["language"] == ["de", "fr"]

@@ -114,6 +114,21 @@ def test_text_logits_over_the_old_vocabulary_are_those_of_the_decoder(save, toke
     assert torch.equal(source(ids).logits, expected) and len(tokenizer) == len(WORDS)
 
 
+def test_a_drawing_must_fit_into_learned_positions(tokenizer):
+    config = GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=35)
+    wanted = r"max_position_embeddings must be at least 36, for a drawing of 4 codes .*; got 35. Take a decoder with"
+    with pytest.raises(ValueError, match=wanted):
+        dps_hf.from_components(config, VISION, IMAGE_TOKENIZER, tokenizer)
+    config.n_positions = 36
+    dps_hf.from_components(config, VISION, IMAGE_TOKENIZER, tokenizer)
+
+
+def test_computed_positions_that_a_drawing_exceeds_give_a_warning(tokenizer):
+    config = LlamaConfig(**(LLAMA.to_dict() | {"max_position_embeddings": 35}))
+    with pytest.warns(UserWarning, match="must be at least 36, .*; got 35"):
+        dps_hf.from_components(config, VISION, IMAGE_TOKENIZER, tokenizer)
+
+
 def test_decoder_without_head_gets_one(save, tokenizer):
     source, _ = save(LLAMA)
     decoder: LlamaModel = source.model

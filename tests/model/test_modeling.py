@@ -8,6 +8,7 @@ from transformers import JanusVQVAEConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from dps_hf.model import modeling_dps
+from dps_hf.model.library_dps import CACHE
 from dps_hf.model.modeling_dps import DPSForConditionalGeneration, DPSModel
 
 
@@ -610,3 +611,11 @@ def test_no_picture_at_all_is_as_none_given(tiny_model, text_ids, pictures):
     expected = tiny_model(input_ids=text_ids)
     found = tiny_model(input_ids=text_ids, pixel_values=pictures[:0])
     assert torch.equal(found.logits, expected.logits) and found.image_hidden_states is None
+
+
+def test_a_training_step_keeps_no_cache(make_model, text_ids):
+    model = make_model()
+    assert model(text_ids, labels=text_ids)[CACHE] is not None
+    model.train()
+    assert model(text_ids, labels=text_ids).get(CACHE) is None
+    assert model(text_ids, labels=text_ids, use_cache=True)[CACHE] is not None

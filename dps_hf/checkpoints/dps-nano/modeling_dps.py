@@ -461,8 +461,10 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         guidance_scale: if not 1, gives the logits of the first half of the batch, guided away from the second half.
         text_only: gives the codes logits of -inf without computing them, and no loss.
         skip_logits: gives a loss without logits, which is faster and takes less memory; by default in training mode
-        with labels. loss_weights: `(batch, sequence)`, of each label in the mean; by default 1.
+        with labels. loss_weights: `(batch, sequence)`, of each label in the mean; by default 1. use_cache: by default
+        false in training mode with labels, since nothing follows and gradient checkpointing would warn of it.
         """
+        learns = self.training and labels is not None
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -470,7 +472,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
             position_ids=position_ids,
             cache=cache,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
+            use_cache=False if use_cache is None and learns else use_cache,
             past_key_values=past_key_values,
             **kwargs,
         )
@@ -482,7 +484,7 @@ class DPSForConditionalGeneration(DPSPreTrainedModel, DPSGenerationMixin):
         # A loss function of the user's own needs logits, and a compiled graph cannot select positions by their labels.
         simple = not hasattr(self, "_loss_function") and not torch.compiler.is_compiling()
         if skip_logits is None:
-            skip_logits = self.training and labels is not None
+            skip_logits = learns
         logits = loss = None
         if codes_only:
             logits = self._code_logits(hidden_states)
