@@ -16,8 +16,10 @@ FILES = {
     "image_processing_dps.py",
     "image_tokenizer_dps.py",
     "library_dps.py",
+    "loss_dps.py",
     "modeling_dps.py",
     "processing_dps.py",
+    "windows_dps.py",
 }
 
 # Loads a folder through every Auto class, lets it write and draw, saves it anew, and does all that from there again.
