@@ -234,9 +234,12 @@ def keep_settings(folder: Path, settings: dict, field: str) -> None:
 
 
 def _check_settings(folder: Path, settings: dict[str, str], kept: dict[str, str], field: str) -> None:
-    """Raises the error of [`keep_settings`]. The length and the checkpoint to resume from may change."""
+    """Raises the error of [`keep_settings`]. The length and the checkpoint to resume from may change.
+
+    A setting that is not kept came with a later version of a script, so the work before was without it.
+    """
     free = (*LENGTH, "resume_from_checkpoint")
-    if changed := [name for name in settings if name not in free and kept.get(name) != settings[name]]:
+    if changed := [name for name in settings if name not in free and kept.get(name, settings[name]) != settings[name]]:
         now = "; ".join(f"{name} was {kept.get(name)} and is {settings[name]}" for name in changed)
         raise ValueError(
             f"{field} must be a folder of its own: {folder} holds work with other {', '.join(changed)} ({now}). "

@@ -34,15 +34,21 @@ FIGURES = {
     "scenes_edit": {"exact", "direct"},
     "scenes_edit_unguided": {"exact", "direct"},
     "emoji_i2t": {f"{way}{name}" for way in ("", "direct_") for name in (*emoji.QUESTIONS, "mean")},
-    "emoji_t2i": {"nn50"},
-    "emoji_t2i_unguided": {"nn50"},
-    "emoji_t2i_guided_by_3": {"nn50"},
+    "emoji_t2i": {"nn50", "drawn"},
+    "emoji_t2i_unguided": {"nn50", "drawn"},
+    "emoji_t2i_guided_by_3": {"nn50", "drawn"},
     "facts": {"en", "de", "es", "zh"},
     "image_tokenizer": {"psnr_db"},
     "right_vs_shuffled_words": {"right", "shuffled", "gap"},
     "features": {"image_r1", "text_r1"},
     "reference": {"emoji_art_nn50"},
+    "everyday_wishes": {"people", "held_out_wording"},
+    "everyday_questions": {"people", "held_out_wording", "think_people", "think_held_out_wording"},
+    "everyday_descriptions": {"one_object", "exact", "sized"},
+    "talk": {"direct", "think"},
 }
+# Figures of some of the items: which ones there are depends on the items.
+PARTS = ("unseen_pair_", "new_picture", "people_", "think_people_")
 
 NANO_TASKS = "dps_hf.nano.evaluation"
 
@@ -65,11 +71,11 @@ def test_every_task_gives_its_figures(output):
     report = json.loads(output.read_text())
     assert set(FIGURES) == {evaluation.__name__ for evaluation in EVALUATIONS}
     for task, names in FIGURES.items():
-        assert {name for name in report[task] if not name.startswith(("unseen_pair_", "new_picture"))} == names, task
+        assert {name for name in report[task] if not name.startswith(PARTS)} == names, task
         for name, figure in report[task].items():
             assert set(figure) == {"value", "n", "ci95"}, f"{task}.{name}"
             assert figure["ci95"][0] <= figure["value"] <= figure["ci95"][1], f"{task}.{name}"
-            assert figure["n"] == 4 or name.startswith(("answer_", "unseen_pair_", "new_picture")), f"{task}.{name}"
+            assert figure["n"] == 4 or name.startswith(("answer_", *PARTS)), f"{task}.{name}"
 
 
 def test_report_says_how_it_came_about(output):

@@ -209,4 +209,4 @@ def test_features_of_pictures_that_do_not_repeat_are_refused(train, captions):
     with pytest.raises(ValueError, match="vision_features must be 'ahead' or 'live'; got 'once'"):
         train("sft.py", dataset=captions, vision_features="once")
     with pytest.raises(ValueError, match="needs a frozen vision tower"):
-        train("sft.py", dataset=captions, vision_features="ahead", vision_tower=True)
+        train("sft.py", dataset=captions, vision_features="ahead", train={"vision_tower": 1e-4})
