@@ -55,7 +55,7 @@ demo: $(VENV)/.extra-data ## dps-nano describes IMAGE="picture.png", draws PROMP
 nano align smol: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
 
 .PHONY: nano
-nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in about 2 hours on 2 cores with AMX, and measure it
+nano: $(VENV)/.extra-train ## train a dps-nano from nothing into runs/nano, in about 8 hours on 2 cores, and measure it
 	$(MAKE) --jobs=2 --file=examples/nano/nano.mk python=$(python)
 	$(python) examples/evaluate.py --config examples/recipes/nano/evaluate.yaml --model runs/nano --output runs/nano/figures.json
 

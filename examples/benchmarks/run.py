@@ -33,7 +33,7 @@ class ScriptArguments:
 
     output: Path = Path("outputs/benchmarks")
     only: list[str] = field(default_factory=list)
-    rounds: int = 5
+    rounds: int = 3
 
 
 def plot_ratios(comparisons: list[dict], file: Path) -> None:

@@ -70,7 +70,7 @@ class ScriptArguments:
     output: Path = Path("outputs/benchmarks/training.json")
     rounds: int = 3
     layers: int = 30
-    batch_size: int = 16
+    batch_size: int = 8
     packed_length: int = 512
     precisions: list[str] = field(default_factory=lambda: ["bf16", "fp32"])
     peers: list[str] = field(default_factory=lambda: ["smolvlm", "nanovlm", "dpo"])
