@@ -228,10 +228,10 @@ def snapshot():
 
 
 @pytest.fixture(scope="session")
-def saved_model(make_model, tiny_processor, tmp_path_factory) -> str:
-    """A folder with a random model that answers in a few bytes."""
+def saved_model(make_model, make_config, make_text_config, tiny_processor, tmp_path_factory) -> str:
+    """A folder with a random model that answers in a few bytes, and has room for the longest records of the tasks."""
     folder = tmp_path_factory.mktemp("tiny")
-    model = make_model()
+    model = make_model(make_config(text_config=make_text_config(max_position_embeddings=1024)))
     model.generation_config = GenerationConfig(
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,

@@ -353,11 +353,11 @@ def test_a_row_whose_picture_is_missing_is_left_out_and_listed(train, data, tmp_
 
 
 def test_grpo_leaves_out_prompts_that_are_too_long(train, tmp_path, capsys):
-    (tmp_path / "mine.txt").write_text("a red square\n" + "a red square and " * 30 + "\n")
+    (tmp_path / "mine.txt").write_text("a red square\n" + "a red square and " * 80 + "\n")
     fields = {"max_completion_length": 6, "max_steps": 1}
     train("grpo", script={"prompts": tmp_path / "mine.txt", "judge": f"{__name__}.judge_all"}, **fields)
-    assert "1 prompts are left out. With max_completion_length, the last is too long: 5" in capsys.readouterr().out
-    (tmp_path / "long.txt").write_text("a red square and " * 30)
+    assert "1 prompts are left out. With max_completion_length, the last is too long: 1" in capsys.readouterr().out
+    (tmp_path / "long.txt").write_text("a red square and " * 80)
     with pytest.raises(ValueError, match=r"No prompt can be used\. With max_completion_length, the last is too long"):
         train("grpo", "long", script={"prompts": tmp_path / "long.txt", "judge": f"{__name__}.judge_all"}, **fields)
 

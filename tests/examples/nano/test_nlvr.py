@@ -103,4 +103,4 @@ def test_the_recipe_is_understood(example, tmp_path):
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump({**fields, "output_dir": str(tmp_path)}))
     parser = TrlParser((sft.ScriptArguments, SFTConfig, ModelConfig))
     script, training, _ = parser.parse_args_and_config(["--config", str(tmp_path / "sft.yaml"), "--use_cpu"])
-    assert script.vision_tower and training.num_train_epochs == fields["num_train_epochs"]
+    assert script.train == {"vision_tower": 3e-4} and training.num_train_epochs == fields["num_train_epochs"]
