@@ -107,7 +107,7 @@ def main(script: ScriptArguments) -> None:
                 name = f"drawing, {kind}, batch {batch}"
                 torch.manual_seed(0)
                 comparisons.append(compare(name, ours, peer, script.rounds, goal=goal, peer_name=peer_name))
-    write_report(script.output, comparisons, model=str(script.model), guidance=GUIDANCE)
+    write_report(script.output, comparisons, model=Path(script.model).name, guidance=GUIDANCE)
 
 
 if __name__ == "__main__":

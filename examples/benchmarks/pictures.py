@@ -50,7 +50,7 @@ def main(script: ScriptArguments) -> None:
                     lambda pictures=pictures: janus(pictures, return_tensors="pt"),
                     script.rounds,
                     goal=1.0,
-                    peer_name="Janus' image processor",
+                    peer_name=f"Janus' image processor on {janus.backend}",
                 )
             )
     model = make_models(layers=1, dtype=torch.float32)[0]
