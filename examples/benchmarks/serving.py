@@ -146,7 +146,7 @@ def main(script: ScriptArguments) -> None:
                 comparisons += compare_server(name, *clients, script)
     if not comparisons:
         print("No server is installed. Run examples/serve/llama_server.sh or vllm.sh first.", file=sys.stderr)
-    write_report(script.output, comparisons, model=script.model, speculation=SPECULATION)
+    write_report(script.output, comparisons, model=Path(script.model).name, speculation=SPECULATION)
 
 
 if __name__ == "__main__":
