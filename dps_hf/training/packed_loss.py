@@ -15,7 +15,6 @@ def packed_loss(
     model: torch.nn.Module,
     bare: DPSForConditionalGeneration,
     batch: dict[str, torch.Tensor],
-    codes_alone: bool,
     code_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """The loss of a [`~dps_hf.training.packing.PackingCollator`]'s batch. Logits are computed only for answers.
@@ -25,14 +24,13 @@ def packed_loss(
     Args:
         model: as the trainer wraps it.
         bare: the same model, unwrapped.
-        codes_alone: whether image codes compete only with image codes, and text tokens only with text tokens.
         code_smoothing: share of the target that goes from each digit of a code to each of its two neighbours. This is
             label smoothing (https://huggingface.co/papers/1512.00567, section 7) along the lattice of finite scalar
             quantisation. Codes that look alike are learned together, so a code can be drawn where training never
             showed it.
 
     Raises:
-        ValueError: codes_alone or code_smoothing, and the head is sharded over several processes.
+        ValueError: code_smoothing, and the head is sharded over several processes.
     """
     inputs = {name: value for name, value in batch.items() if name in ("input_ids", "position_ids", "pixel_values")}
     if takes_masks(bare):
@@ -41,7 +39,7 @@ def packed_loss(
         # Its kernels find records by their positions in one row only.
         batch = {name: value.view(1, -1) if value.dim() == 2 else value for name, value in batch.items()}
         inputs = {name: batch[name] for name in inputs}
-    if not codes_alone and not code_smoothing:
+    if not code_smoothing:
         # Within the model's own forward, where FSDP and ZeRO have gathered the weights.
         learned = {"labels": batch["labels"], "loss_weights": batch["loss_weights"]}
         return model(**inputs, **learned, skip_logits=True, use_cache=False).loss
@@ -58,25 +56,13 @@ def packed_loss(
     first, end = bare.config.image_code_start_id, bare.config.image_code_start_id + bare.config.codebook_size
     is_code = (labels >= first) & (labels < end)
     due = labels != -100
-    if not codes_alone:
-        total = SumOfNats.apply(hidden[due], rows, labels[due], weights[due])
-    else:
-        is_text = due & ~is_code
-        text = torch.where(
-            labels >= end, labels - bare.config.codebook_size, labels
-        )  # tokens may have been added after the codes
-        others = torch.cat([rows[:first], rows[end:]])
-        total = SumOfNats.apply(hidden[is_code], rows[first:end], labels[is_code] - first, weights[is_code])
-        total = total + SumOfNats.apply(hidden[is_text], others, text[is_text], weights[is_text])
-    if code_smoothing:
-        # The cross-entropy above has the code's own row as its target. This adds the difference to the smoothed
-        # target.
-        codebooks = bare.config.image_tokenizer_geometry.levels
-        parts = rows[first:end].split([math.prod(levels) for levels in codebooks])
-        smoothed = [_smooth(part, levels, code_smoothing) for part, levels in zip(parts, codebooks, strict=True)]
-        away = rows[first:end] - torch.cat(smoothed)
-        away = F.embedding(labels[is_code] - first, away)
-        total = total + ((hidden[is_code] * away).sum(-1) * weights[is_code]).sum()
+    total = SumOfNats.apply(hidden[due], rows, labels[due], weights[due])
+    # The cross-entropy above has the code's own row as its target. This adds the difference to the smoothed target.
+    codebooks = bare.config.image_tokenizer_geometry.levels
+    parts = rows[first:end].split([math.prod(levels) for levels in codebooks])
+    smoothed = [_smooth(part, levels, code_smoothing) for part, levels in zip(parts, codebooks, strict=True)]
+    away = F.embedding(labels[is_code] - first, rows[first:end] - torch.cat(smoothed))
+    total = total + ((hidden[is_code] * away).sum(-1) * weights[is_code]).sum()
     return total / weights.sum()
 
 

@@ -36,5 +36,5 @@ class PackingSFTTrainer(SFTTrainer):
         bare = self.accelerator.unwrap_model(model)
         bare = bare.get_base_model() if hasattr(bare, "get_base_model") else bare  # without the adapter's wrapper
         with self.accelerator.autocast():
-            loss = packed_loss(model, bare, inputs, codes_alone=False)
+            loss = packed_loss(model, bare, inputs)
         return (loss, {"loss": loss}) if return_outputs else loss

@@ -57,13 +57,7 @@ class DPSTrainer(Trainer):
         smooths = model.training and step < SMOOTHED * self.args.max_steps
         code_smoothing = self.code_smoothing if smooths else 0.0
         with self.accelerator.autocast():
-            loss = packed_loss(
-                model,
-                bare,
-                inputs,
-                codes_alone=False,
-                code_smoothing=code_smoothing,
-            )
+            loss = packed_loss(model, bare, inputs, code_smoothing=code_smoothing)
             if model.training and self.extra_loss and step % self.extra_loss_steps == 0:
                 loss = loss + self.extra_loss(bare, self.processing_class, step)
         return (loss, {"loss": loss}) if return_outputs else loss

@@ -74,7 +74,7 @@ def main(script: ScriptArguments) -> None:
 
     packed = compare(
         "training on packed rows",
-        lambda: run(lambda batch: packed_loss(model, model, move(pack(batch)), codes_alone=False)),
+        lambda: run(lambda batch: packed_loss(model, model, move(pack(batch)))),
         lambda: run(lambda batch: model(**move(pad(batch))).loss),
         script.rounds,
         peer_name="padded batches",

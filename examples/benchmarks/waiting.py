@@ -52,7 +52,7 @@ def measure(rank: int, script: ScriptArguments) -> None:
         torch.distributed.barrier()
         start = time.perf_counter()
         with nullcontext() if exchanges else parallel.no_sync():
-            packed_loss(parallel, model, batch, codes_alone=False).backward()
+            packed_loss(parallel, model, batch).backward()
         taken = time.perf_counter() - start
         model.zero_grad()
         return taken
@@ -66,7 +66,7 @@ def measure(rank: int, script: ScriptArguments) -> None:
                 torch.distributed.barrier()
                 if rank == 0:
                     start = time.perf_counter()
-                    packed_loss(model, model, batch, codes_alone=False).backward()
+                    packed_loss(model, model, batch).backward()
                     taken = time.perf_counter() - start
                     model.zero_grad()
                 torch.distributed.barrier()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import PartialState
 from PIL import Image
 from two_processes import run_on_two
 
@@ -19,7 +20,8 @@ def encode_on(rank: int, checkpoint: str, cache: str) -> tuple:
 
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in places.items()}
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    PartialState._reset_state()  # loading a model may have made one, before there were two processes
+    assert PartialState(cpu=True).num_processes == 2
     datasets.config.HF_DATASETS_CACHE = Path(cache)
     model, processor = load(checkpoint, device="cpu")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)

@@ -61,7 +61,7 @@ def test_the_loss_and_the_connectors_gradient_are_those_of_pictures(featured, fr
             batch = collate([some[i] for i in range(4)])
             frozen.train().zero_grad()
             packed = "examples" in batch
-            loss = packed_loss(frozen, frozen, batch, codes_alone=False) if packed else frozen(**batch).loss
+            loss = packed_loss(frozen, frozen, batch) if packed else frozen(**batch).loss
             loss.backward()
             losses.append(loss)
             gradients.append(frozen.model.connector.linear_1.weight.grad.clone())

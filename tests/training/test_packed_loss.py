@@ -26,27 +26,20 @@ RECORDS = [
 ]
 
 
-def test_codes_are_compared_with_codes_and_text_with_text(make_model, tiny_processor):
+def test_the_loss_is_the_weighted_mean_over_the_whole_vocabulary(make_model, tiny_processor):
     model = make_model()
     batch = PackingCollator(model, tiny_processor)(RECORDS)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "pixel_values")}
     inputs["attention_mask"] = make_attention_mask(batch["examples"], batch["branches"])
     logits = model(**inputs).logits[:, :-1]
     labels, weights = batch["labels"][:, 1:], batch["loss_weights"][:, 1:]
-    first = model.config.image_code_start_id
-    is_code = (labels >= first) & (labels < first + model.config.codebook_size)
-    is_text_row = torch.arange(logits.shape[-1]) < first
-    logits = logits.masked_fill(is_code[..., None] == is_text_row, torch.finfo(torch.float32).min)
     nats = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
-    torch.testing.assert_close(
-        packed_loss(model, model, batch, codes_alone=True), (nats * weights).sum() / weights.sum()
-    )
+    torch.testing.assert_close(packed_loss(model, model, batch), (nats * weights).sum() / weights.sum())
 
 
 @pytest.mark.parametrize("tables", [[(4, 4)], [(4, 2), (2, 4)]])
-@pytest.mark.parametrize("codes_alone", [True, False])
 def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(
-    make_model, make_config, tiny_processor, codes_alone, tables
+    make_model, make_config, tiny_processor, tables
 ):
     codes = make_config().image_tokenizer_config.to_dict() | dict(zip(("levels", "colour_levels"), tables))
     model = make_model(make_config(image_tokenizer_config=codes))
@@ -59,9 +52,6 @@ def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(
     labels, weights = batch["labels"][0, 1:], batch["loss_weights"][0, 1:]
     is_code = (labels >= first) & (labels < first + model.config.codebook_size)
     logits = model(**inputs).logits[0, :-1]
-    if codes_alone:
-        logits = logits.clone()
-        logits[is_code, :first] = logits[~is_code, first:] = torch.finfo(torch.float32).min
     nats, expected = -logits.log_softmax(-1), 0.0
     for i in (labels != -100).nonzero().flatten().tolist():
         aims = {int(labels[i]): 1.0}
@@ -77,30 +67,13 @@ def test_a_smoothed_code_is_aimed_at_with_its_neighbours_digit_by_digit(
                 aims[code] = aims.get(code, 0.0) + float(np.prod([share if step else 1 - 2 * share for step in steps]))
             assert sum(aims.values()) == pytest.approx(1)
         expected += weights[i] * sum(odds * nats[i, token] for token, odds in aims.items())
-    loss = packed_loss(model, model, batch, codes_alone, code_smoothing=share)
+    loss = packed_loss(model, model, batch, code_smoothing=share)
     torch.testing.assert_close(loss, expected / weights.sum())
 
 
 def test_the_mean_of_neighbours_counts_a_code_twice_at_the_end_of_a_digit():
     line = torch.tensor([[8.0], [0.0], [0.0], [4.0]])
     torch.testing.assert_close(_smooth(line, [4], 0.25), torch.tensor([[6.0], [2.0], [1.0], [3.0]]))
-
-
-def test_tokens_that_come_after_the_codes_are_text(make_model, tiny_processor):
-    model = make_model()
-    end = model.config.image_code_start_id + model.config.codebook_size
-    model.resize_token_embeddings(end + 2, mean_resizing=False)
-    batch = PackingCollator(model, tiny_processor)([record("t", ["a red square"], [RED])])
-    place = (batch["labels"] == model.config.eoi_token_id).nonzero()[0]
-    batch["labels"][tuple(place)] = end + 1
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
-    inputs["attention_mask"] = make_attention_mask(batch["examples"], batch["branches"])
-    logits = model(**inputs).logits[0, place[1] - 1]
-    logits[model.config.image_code_start_id : end] = float("-inf")
-    batch["loss_weights"][:] = 0.0
-    batch["loss_weights"][tuple(place)] = 1.0
-    loss = packed_loss(model, model, batch, codes_alone=True)
-    torch.testing.assert_close(loss, -logits.log_softmax(-1)[end + 1])
 
 
 def test_in_bfloat16_the_loss_by_blocks_is_that_of_the_library():

@@ -62,7 +62,7 @@ def test_every_answer_is_learned_and_nothing_else(make_model, tiny_processor, re
 
 def test_the_loss_is_that_of_the_questions_one_by_one(make_model, tiny_processor, records):
     model = make_model()
-    packed = packed_loss(model, model, PackingCollator(model, tiny_processor)(records), codes_alone=False)
+    packed = packed_loss(model, model, PackingCollator(model, tiny_processor)(records))
     collate, total, weight = RecordCollator(model, tiny_processor), 0.0, 0.0
     for one in alone(records):
         batch = collate([one])
@@ -75,7 +75,7 @@ def test_a_question_that_is_asked_twice_has_each_of_its_answers_learned_from_the
     model = make_model()
     twice = {**record("t", [RED, "What is it?"], ["a square"]), "more": [("What is it?", "red")]}
     collate = PackingCollator(model, tiny_processor)
-    losses = [packed_loss(model, model, collate(some), codes_alone=False) for some in ([twice], alone([twice]))]
+    losses = [packed_loss(model, model, collate(some)) for some in ([twice], alone([twice]))]
     torch.testing.assert_close(*losses)
 
 
@@ -83,7 +83,7 @@ def test_each_record_gets_the_gradient_of_its_own(make_model, tiny_processor, as
     gradients = []
     for examples in ([asked], alone([asked])):
         model = make_model()
-        packed_loss(model, model, PackingCollator(model, tiny_processor)(examples), codes_alone=False).backward()
+        packed_loss(model, model, PackingCollator(model, tiny_processor)(examples)).backward()
         gradients.append(model.model.connector.linear_1.weight.grad)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
 
@@ -109,7 +109,7 @@ def test_a_dropped_prompt_leaves_begin_of_image_and_the_drawing(make_model, tiny
     begins = (row == token_ids["<begin_of_image>"]).nonzero().flatten().tolist()
     assert begins[0] == 0 and len(begins) == 2
     assert batch["position_ids"][0, begins[1]] == 0
-    assert torch.isfinite(packed_loss(model, model, batch, codes_alone=True))
+    assert torch.isfinite(packed_loss(model, model, batch))
 
 
 def test_hidden_codes_are_still_learned_and_the_words_stay(make_model, tiny_processor):
@@ -236,7 +236,7 @@ def test_the_loss_of_any_decoder_is_that_of_its_conversations_one_by_one(
         for run in runs[due].unique():
             count = int((due & (runs == run)).sum())
             total, weight = total + nats[due & (runs == run)].mean() * count**0.5, weight + count**0.5
-    torch.testing.assert_close(packed_loss(model, model, batch, codes_alone=False), total / weight)
+    torch.testing.assert_close(packed_loss(model, model, batch), total / weight)
 
 
 def test_a_decoder_that_cannot_be_packed_is_refused(tiny_processor, make_model):
@@ -261,7 +261,7 @@ def test_one_long_row_gives_the_loss_of_several_rows(make_model, tiny_processor,
     model = make_model()
     batch = PackingCollator(model, tiny_processor, packed_length=100)(alone(records))
     assert len(batch["input_ids"]) > 1
-    expected = packed_loss(model, model, batch, codes_alone=False)
+    expected = packed_loss(model, model, batch)
     model.model.language_model.config._attn_implementation = "flash"
     seen = []
     forward = model.forward
@@ -272,5 +272,5 @@ def test_one_long_row_gives_the_loss_of_several_rows(make_model, tiny_processor,
         model.model.language_model.config._attn_implementation = "sdpa"
         return forward(**inputs)
 
-    torch.testing.assert_close(packed_loss(run, model, batch, codes_alone=False), expected)
+    torch.testing.assert_close(packed_loss(run, model, batch), expected)
     assert seen == [(1, batch["input_ids"].numel())]

@@ -24,7 +24,7 @@ def test_sft_on_packed_rows_trains_and_logs_the_packed_loss(make_model, tiny_pro
     model = make_model()
     model.model.image_tokenizer.requires_grad_(False)
     collate = PackingCollator(model, tiny_processor)
-    expected = packed_loss(model, model, collate(RECORDS), codes_alone=False).item()
+    expected = packed_loss(model, model, collate(RECORDS)).item()
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.1}
     dataset = make_lazy_dataset(RECORDS)
     trainer = PackingSFTTrainer(
@@ -52,7 +52,7 @@ def test_a_sharded_head_is_refused_where_codes_are_smoothed(make_model, tiny_pro
     model.get_output_embeddings().weight.ds_id = 0  # as ZeRO-3 marks it
     batch = PackingCollator(model, tiny_processor)(RECORDS)
     with pytest.raises(ValueError, match=r"ZeRO-3 shards it. Set it to 0"), torch.no_grad():
-        packed_loss(model, model, batch, codes_alone=False, code_smoothing=0.1)
+        packed_loss(model, model, batch, code_smoothing=0.1)
 
 
 @pytest.mark.parametrize("options", [{}, {"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])

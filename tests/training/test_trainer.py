@@ -36,39 +36,19 @@ def test_an_extra_loss_is_added_in_every_so_many_steps_and_in_no_evaluation(
         DPSTrainer(model=model, args=arguments, extra_loss=extra_loss, extra_loss_steps=0)
 
 
-def test_codes_are_smoothed_in_the_first_steps_and_in_no_evaluation_and_compete_with_all_tokens_in_each(
-    make_model, tiny_processor, tmp_path, monkeypatch
-):
-    smoothing, alone = [], []
-
-    def seen(*_, codes_alone, code_smoothing):
-        smoothing.append(code_smoothing)
-        alone.append(codes_alone)
-
-    monkeypatch.setattr("dps_hf.training.trainer.packed_loss", seen)
+def test_codes_are_smoothed_in_the_first_steps_and_in_no_evaluation(make_model, tiny_processor, tmp_path, monkeypatch):
+    smoothing = []
+    loss = "dps_hf.training.trainer.packed_loss"
+    monkeypatch.setattr(loss, lambda *_, code_smoothing: smoothing.append(code_smoothing))
     model = make_model().train()
     args = TrainingArguments(output_dir=str(tmp_path), max_steps=10, use_cpu=True, report_to="none")
     trainer = DPSTrainer(model=model, args=args, processing_class=tiny_processor, code_smoothing=0.1)
     for trainer.state.global_step in range(10):
         trainer.compute_loss(model, {})
     assert smoothing == [0.1] * 6 + [0.0] * 4
-    assert alone == [False] * 10
     trainer.state.global_step = 1
     trainer.compute_loss(model.eval(), {})
-    assert (smoothing[-1], alone[-1]) == (0.0, False)
-
-
-def test_without_smoothing_codes_and_words_are_told_apart_in_every_step(
-    make_model, tiny_processor, tmp_path, monkeypatch
-):
-    alone = []
-    monkeypatch.setattr("dps_hf.training.trainer.packed_loss", lambda *_, codes_alone, **__: alone.append(codes_alone))
-    model = make_model().train()
-    args = TrainingArguments(output_dir=str(tmp_path), max_steps=4, use_cpu=True, report_to="none")
-    trainer = DPSTrainer(model=model, args=args, processing_class=tiny_processor)
-    for trainer.state.global_step in range(4):
-        trainer.compute_loss(model, {})
-    assert alone == [False] * 4
+    assert smoothing[-1] == 0.0
 
 
 def test_smoothing_that_cannot_be_is_refused(make_model, tmp_path):
